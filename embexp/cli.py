@@ -1,0 +1,69 @@
+"""The command: `python -m embexp` and `embexp`. Checks the arguments, then hands over to Hydra."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+
+from embexp import launcher
+from embexp.arguments import checked_arguments
+from embexp.config import CONFIG_FOLDER
+from embexp.errors import UserError
+from embexp.job import Job, explained
+
+
+def main() -> None:
+    """Run the command line; exits with 0 when every run completed, else with 1."""
+    try:
+        arguments = _arguments(sys.argv[1:])
+        if _runs_or_shows(arguments):
+            checked = checked_arguments(
+                arguments.overrides,
+                config_name=arguments.config_name or "config",
+                config_dir=arguments.config_dir,
+                sweep=arguments.multirun,
+            )
+            flags = [argument for argument in sys.argv[1:] if argument not in arguments.overrides]
+            sys.argv[1:] = [*flags, *checked]
+        codes = _run_hydra()
+    except UserError as error:
+        print(explained(error), file=sys.stderr)
+        sys.exit(1)
+    except (HydraException, ValueError) as error:  # flags that exclude each other, a plugin that is not there
+        print(f"embexp: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("embexp: interrupted", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(1 if any(codes) else 0)
+
+
+def _arguments(words: Sequence[str]) -> argparse.Namespace:
+    try:
+        return get_args_parser().parse_intermixed_args(list(words))
+    except SystemExit as end:
+        sys.exit(1 if end.code else 0)  # argparse has said what is wrong
+
+
+def _runs_or_shows(arguments: argparse.Namespace) -> bool:
+    """Whether this call composes the experiment's config: not for help, information or completion."""
+    elsewhere = (arguments.help, arguments.hydra_help, arguments.info, arguments.shell_completion)
+    return not any(elsewhere) and arguments.experimental_rerun is None and arguments.config_path is None
+
+
+def _run_hydra() -> list[int]:
+    """Let Hydra compose and run; returns the exit code of each run."""
+    codes: list[int] = []
+
+    @hydra.main(config_path=str(CONFIG_FOLDER), config_name="config", version_base="1.3")
+    def task(config: DictConfig) -> None:
+        codes.append(Job.current(config).run())
+
+    task()
+    return codes + launcher.exit_codes

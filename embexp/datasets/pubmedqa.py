@@ -1,0 +1,67 @@
+"""PubMedQA (Jin et al., EMNLP 2019): each article's question is a query, each section of its abstract a passage.
+
+Read from the Hub or from a local copy in the same layout: `<path>/<name>/*.parquet`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from embexp.errors import UserError
+from embexp.hub import snapshot
+from embexp.retrieval_set import RetrievalSet, Splits
+from embexp.splits import Shares, cut
+
+COLUMNS = ["pubid", "question", "context"]  # the others (long_answer, final_decision) are not read
+
+
+def load(*, path: str, name: str, split: Shares, revision: str | None = None) -> Splits:
+    """Read one configuration (`name`: pqa_labeled, pqa_artificial, pqa_unlabeled), cut by article.
+
+    path: a Hub data set or a local folder. Articles without a question or context are dropped and counted.
+    """
+    import pyarrow
+    import pyarrow.parquet  # slow to import; only this source and `pairs` read Parquet
+
+    folder, commit = Path(path).expanduser(), None
+    if not folder.is_dir():
+        if path.startswith((".", "/", "~")):
+            raise UserError(f"dataset.path={path} is not a folder; name a local copy of PubMedQA or a Hub data set")
+        fix = "Set dataset.path= to a local copy in the same layout (<path>/pqa_labeled/*.parquet)"
+        folder, commit = snapshot(path, revision=revision, kind="dataset", files=[f"{name}/*.parquet"], instead=fix)
+    parts = sorted((folder / name).glob("*.parquet"))
+    if not parts:
+        found = sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+        raise UserError(
+            f"dataset.name={name}: {folder} has no {name}/*.parquet; it has {', '.join(found) or 'no folder'}"
+        )
+
+    queries: dict[str, str] = {}
+    corpus: dict[str, str] = {}
+    qrels: dict[str, dict[str, int]] = {}
+    documents: dict[str, str] = {}
+    dropped = 0
+    for part in parts:
+        try:
+            missing = set(COLUMNS) - set(pyarrow.parquet.read_schema(part).names)
+        except pyarrow.ArrowInvalid as error:  # most often a Git LFS pointer in its place
+            raise UserError(f"{part} is not a Parquet file: {error}") from error
+        if missing:
+            raise UserError(f"{part} has no column {', '.join(sorted(missing))}; PubMedQA has {', '.join(COLUMNS)}")
+        for row in pyarrow.parquet.read_table(part, columns=COLUMNS).to_pylist():
+            article, question = str(row["pubid"]), (row["question"] or "").strip()
+            contexts = (row["context"] or {}).get("contexts") or []
+            sections = [text.strip() for text in contexts if text and text.strip()]
+            if not question or not sections:
+                dropped += 1
+                continue
+            if article in queries:
+                raise UserError(f"{part}: article {article} is there twice; keep one copy of each Parquet file")
+            queries[article] = question
+            qrels[article] = {f"{article}-{index}": 1 for index in range(len(sections))}
+            corpus.update({f"{article}-{index}": text for index, text in enumerate(sections)})
+            documents.update(dict.fromkeys(qrels[article], article))
+    whole = RetrievalSet(queries, corpus, qrels, documents)
+    splits = cut(whole, split, notes={"articles without a question or context": dropped})
+    return replace(splits, origin={"path": path, "name": name, "commit": commit})

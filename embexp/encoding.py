@@ -1,0 +1,98 @@
+"""Texts to unit vectors with an EmbeddingModel, fast and checked. Called by `search` and `evaluators`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from embexp.errors import UserError
+from embexp.models import EmbeddingModel
+from embexp.retrieval_set import RetrievalSet
+
+Embeddings = np.ndarray  # (texts, dimensions) float32, each row of length 1
+
+
+class Encoder:
+    """Embeds with one state of a model and remembers what it embedded; make a new one when the weights change."""
+
+    def __init__(self, model: EmbeddingModel, *, batch_size: int = 64, progress: str | None = None) -> None:
+        """progress: what to call the work in a progress bar; None shows none."""
+        self._model = model
+        self._batch_size = batch_size
+        self._progress = progress
+        self._known: dict[tuple[str, str], np.ndarray] = {}
+
+    def queries(self, texts: Sequence[str]) -> Embeddings:
+        """One row per text, with the model's query prompt. Raises UserError for NaN or collapsed embeddings."""
+        return self._embedded(texts, self._model.query_prompt)
+
+    def passages(self, texts: Sequence[str]) -> Embeddings:
+        """One row per text, with the model's passage prompt. Raises UserError for NaN or collapsed embeddings."""
+        return self._embedded(texts, self._model.passage_prompt)
+
+    def _embedded(self, texts: Sequence[str], prompt: str) -> Embeddings:
+        new = list(dict.fromkeys(text for text in texts if (prompt, text) not in self._known))
+        if new:
+            rows = _encode(self._model, new, prompt, self._batch_size, self._progress)
+            _refuse_unusable(rows, beside=next(iter(self._known.values()), rows[0]))
+            self._known.update(((prompt, text), row) for text, row in zip(new, rows, strict=True))
+        return np.stack([self._known[prompt, text] for text in texts])
+
+
+def _encode(
+    embedding_model: EmbeddingModel, texts: Sequence[str], prompt: str, batch_size: int, progress: str | None
+) -> Embeddings:
+    model = embedding_model.model
+    was_training = model.training
+    model.eval()
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]), reverse=True)  # like lengths, less padding
+    rows = np.empty((len(texts), model.get_embedding_dimension()), dtype=np.float32)
+    bar = tqdm(total=len(texts), desc=progress, unit="text", disable=None if progress else True, leave=False)
+    autocast = torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=embedding_model.bfloat16)
+    with torch.no_grad(), autocast, bar:
+        for start in range(0, len(order), batch_size):
+            part = order[start : start + batch_size]
+            features = model.preprocess([texts[index] for index in part], prompt=prompt or None)
+            features = {
+                key: value.to(model.device) if torch.is_tensor(value) else value for key, value in features.items()
+            }
+            vectors = model(features)["sentence_embedding"].float()
+            rows[part] = torch.nn.functional.normalize(vectors, dim=1).cpu().numpy()
+            bar.update(len(part))
+    model.train(was_training)
+    return rows
+
+
+def token_lengths(embedding_model: EmbeddingModel, texts: Sequence[str], prompt: str) -> list[int]:
+    """The length of each text in tokens, prompt and special tokens included, before truncation."""
+    tokenizer = embedding_model.model.tokenizer
+    prompted = [prompt + text for text in texts]
+    if isinstance(tokenizer, Tokenizer):
+        return [len(encoding.ids) for encoding in tokenizer.encode_batch(prompted, add_special_tokens=False)]
+    return [len(ids) for ids in tokenizer(prompted, truncation=False, verbose=False)["input_ids"]] if prompted else []
+
+
+def count_truncated(embedding_model: EmbeddingModel, data: RetrievalSet) -> int:
+    """How many passages are longer than what the model reads, and so are cut."""
+    longest = getattr(embedding_model.model, "max_seq_length", None)
+    if longest is None:
+        return 0
+    lengths = token_lengths(embedding_model, list(data.corpus.values()), embedding_model.passage_prompt)
+    return sum(length > longest for length in lengths)
+
+
+def _refuse_unusable(rows: Embeddings, *, beside: np.ndarray) -> None:
+    if not np.isfinite(rows).all():
+        bad = int((~np.isfinite(rows).all(axis=1)).sum())
+        raise UserError(
+            f"the model gives NaN or infinite embeddings for {bad} of {len(rows)} texts; it can't be scored"
+        )
+    # beside an earlier text's row, since a few new texts may rightly be equal ("Red apple?" and "red apple?")
+    if len(rows) > 1 and float(np.abs(rows - beside).max()) < 1e-6:
+        raise UserError(
+            f"the model gives all {len(rows)} texts the same embedding; it has collapsed and can't be scored"
+        )

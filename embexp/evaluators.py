@@ -1,0 +1,172 @@
+"""What is measured: retrieval metrics per query, or a sentence-transformers evaluator on pairs.
+
+Named by the files in conf/evaluator. Each takes an arm (something that ranks) and a RetrievalSet and returns an
+Evaluation. Called by `experiment`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import ChainMap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from embexp.encoding import Embeddings, Encoder
+from embexp.metrics import MEASURES
+from embexp.negatives import Negatives
+from embexp.retrieval_set import RetrievalSet
+from embexp.search import Arm, Ranking
+from embexp.shapes import to_rows
+from embexp.significance import DRAWS_OF_STATISTICS, Scores
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores by metric name, and the ranking they come from where there is one."""
+
+    scores: Mapping[str, Scores]
+    ranking: Ranking | None = None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Metric name -> score."""
+        return {name: scores.score for name, scores in self.scores.items()}
+
+
+def evaluate(
+    evaluators: Sequence[Evaluator], arm: Arm, data: RetrievalSet, *, negatives: Negatives, seed: int
+) -> Evaluation:
+    """Everything that the evaluators measure of one arm on one split, as one Evaluation."""
+    parts = [evaluator(arm, data, negatives=negatives, seed=seed) for evaluator in evaluators]
+    scores = {name: scores for part in parts for name, scores in part.scores.items()}
+    return Evaluation(scores, next((part.ranking for part in parts if part.ranking is not None), None))
+
+
+class Evaluator(Protocol):
+    """What the files in conf/evaluator name."""
+
+    def __call__(self, arm: Arm, data: RetrievalSet, *, negatives: Negatives, seed: int) -> Evaluation:
+        """Measure one arm on one split."""
+
+    def during_training(self, base: Evaluation, data: RetrievalSet) -> RetrievalSet:
+        """What to measure dev on while training; `base` is the base model's evaluation on all of dev."""
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Recall, precision, accuracy, MRR, MAP and nDCG at each k, per query, by exact search over the whole corpus.
+
+    training_distractors: during training dev is searched in its relevant passages and this many more per query, the
+    base model's nearest, instead of the whole corpus, which would be encoded at every evaluation; null searches all.
+    """
+
+    k_values: list[int]
+    training_distractors: int | None = 10
+
+    def __call__(self, arm: Arm, data: RetrievalSet, *, negatives: Negatives, seed: int) -> Evaluation:
+        """Rank, then measure every query; one whose relevant passages are missing scores 0."""
+        del negatives, seed
+        return self.measured(arm.search(data, top=max(self.k_values)), data)
+
+    def measured(self, ranking: Ranking, data: RetrievalSet) -> Evaluation:
+        """The metrics of a ranking."""
+        ranked = {query: [passage for passage, _ in ranking.get(query, ())] for query in data.queries}
+        scores = {}
+        for name, measure in MEASURES.items():
+            for k in self.k_values:
+                values = [measure(ranked[query], data.qrels[query], k) for query in data.queries]
+                scores[f"{name}@{k}"] = Scores(list(data.queries), np.asarray(values))
+        return Evaluation(scores, ranking)
+
+    def during_training(self, base: Evaluation, data: RetrievalSet) -> RetrievalSet:
+        """Dev with the relevant passages and the base model's nearest others as its corpus."""
+        if self.training_distractors is None:
+            return data
+        assert base.ranking is not None
+        kept = {passage for query in data.queries for passage in data.relevant(query)}
+        for query in data.queries:
+            relevant = set(data.relevant(query))
+            others = [passage for passage, _ in base.ranking[query] if passage not in relevant]
+            kept.update(others[: self.training_distractors])
+        return data.with_passages(kept)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Any sentence-transformers evaluator that reads a shape's columns in order.
+
+    evaluator: a callable that takes those columns and returns the evaluator. metrics: the names it returns that are
+    reported, as `name.metric`. BM25 has no embeddings and is not measured.
+    """
+
+    name: str
+    shape: str
+    metrics: list[str]
+    evaluator: Callable[..., Any]
+
+    def __call__(self, arm: Arm, data: RetrievalSet, *, negatives: Negatives, seed: int) -> Evaluation:
+        """Measure on the split's rows of the shape; negatives are drawn where it needs them."""
+        if arm.encoder is None:
+            return Evaluation({})
+        rows = to_rows(data, self.shape, negatives=negatives, seed=seed)
+        columns = {column: np.asarray(values, dtype=object) for column, values in rows.columns.items()}
+        embedded = _Embedded(arm.encoder, columns[rows.text_columns[0]].tolist(), columns, rows.text_columns[1:])
+
+        @functools.lru_cache(maxsize=DRAWS_OF_STATISTICS + 1)  # the metrics are asked for the same draws in turn
+        def measured(items: bytes) -> Mapping[str, float]:
+            positions = np.frombuffer(items, dtype=np.int64)
+            part = [values[positions].tolist() for values in columns.values()]
+            return self.evaluator(*part)(embedded)
+
+        def statistic(metric: str) -> Callable[[np.ndarray], float]:
+            return lambda items: float(measured(items.astype(np.int64).tobytes())[metric])
+
+        return Evaluation(
+            {f"{self.name}.{metric}": Scores(rows.query_ids, statistic=statistic(metric)) for metric in self.metrics}
+        )
+
+    def during_training(self, base: Evaluation, data: RetrievalSet) -> RetrievalSet:
+        """All of dev."""
+        del base
+        return data
+
+
+class _Embedded:
+    """Stands for the model in a sentence-transformers evaluator: gives embeddings made once, with the right prompts."""
+
+    similarity_fn_name = "cosine"
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        queries: Sequence[str],
+        columns: Mapping[str, np.ndarray],
+        passage_columns: Sequence[str],
+    ) -> None:
+        passages = [text for column in passage_columns for text in columns[column].tolist()]
+        self._queries = dict(zip(queries, encoder.queries(queries), strict=True))
+        self._passages = dict(zip(passages, encoder.passages(passages), strict=True))
+
+    def encode(self, sentences: Sequence[str], **_: Any) -> Embeddings:
+        """The embeddings of texts given at the start, (texts, dimensions); one in both roles counts as a query."""
+        either = ChainMap(self._queries, self._passages)
+        return np.stack([either[text] for text in sentences])
+
+    def encode_query(self, sentences: Sequence[str], **_: Any) -> Embeddings:
+        """The same for an evaluator that says which texts are queries."""
+        return np.stack([self._queries[text] for text in sentences])
+
+    def encode_document(self, sentences: Sequence[str], **_: Any) -> Embeddings:
+        """The same for an evaluator that says which texts are passages."""
+        return np.stack([self._passages[text] for text in sentences])
+
+    @property
+    def model_card_data(self) -> _Embedded:
+        """Evaluators also write their scores to the model's card; here there is none."""
+        return self
+
+    def set_evaluation_metrics(self, *_: Any) -> None:
+        """Take the scores for a model card and forget them."""

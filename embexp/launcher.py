@@ -1,0 +1,137 @@
+"""Hydra's multirun with a process per job: a crash fails that job alone, and the imports are done once.
+
+Hydra loads it through `hydra_plugins/embexp_launcher.py`. Jobs run one after the other, each forked from a server
+process that has imported everything; a table ranked by dev ends the multirun.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, configure_log, filter_overrides, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from embexp import config as configs
+from embexp import report as reports
+from embexp.errors import UserError
+from embexp.job import Job, explained
+
+log = logging.getLogger("embexp")
+
+exit_codes: list[int] = []  # of the jobs that this process launched; Hydra keeps no return value of a multirun
+
+
+class ProcessLauncher(Launcher):
+    """Runs each job of a multirun in a process of its own."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra; the task function is not needed, since a job is made from its config alone."""
+        self._context = hydra_context
+        self._config = config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Check every job's config, then run them in order; one that fails does not stop the others."""
+        setup_globals()
+        configure_log(self._config.hydra.hydra_logging, self._config.hydra.verbose)
+        jobs = [self._composed(overrides, initial_job_idx + place) for place, overrides in enumerate(job_overrides)]
+        mistakes = {problem for job in jobs for problem in self._mistakes(job)}
+        if mistakes:
+            log.error("%s", explained(UserError(*sorted(mistakes))))
+            exit_codes.append(1)
+            return []
+        sweep_folder = Path(str(self._config.hydra.sweep.dir))
+        sweep_folder.mkdir(parents=True, exist_ok=True)
+
+        server = multiprocessing.get_context("forkserver")
+        server.set_forkserver_preload(["embexp.experiment"])  # imports only: a matrix product there hangs its children
+        rows: list[tuple[str, str, dict[str, Any] | None, str]] = []
+        returns = []
+        common = set.intersection(*(set(overrides) for overrides in job_overrides)) if len(jobs) > 1 else set()
+        for place, (overrides, job_config) in enumerate(zip(job_overrides, jobs, strict=True), start=1):
+            words = " ".join(word for word in filter_overrides(overrides) if word not in common) or "(as configured)"
+            log.info("\n#%s (%d of %d): %s", job_config.hydra.job.num, place, len(jobs), words)
+            returns.append(
+                run_job(
+                    hydra_context=self._context,
+                    task_function=lambda config: _in_process(server, Job.current(config)),
+                    config=job_config,
+                    job_dir_key="hydra.sweep.dir",
+                    job_subdir_key="hydra.sweep.subdir",
+                )
+            )
+            configure_log(self._config.hydra.hydra_logging, self._config.hydra.verbose)
+            code, folder = returns[-1].return_value
+            exit_codes.append(code)
+            rows.append((str(job_config.hydra.job.num), words, _result(folder), _state(code, folder)))
+            if code == INTERRUPTED:
+                break
+        table = reports.ranked_runs(rows)
+        (sweep_folder / "summary.md").write_text(table + "\n", encoding="utf-8")
+        log.info("\n%s\n\ntable: %s", table, sweep_folder / "summary.md")
+        return returns
+
+    def _composed(self, overrides: Sequence[str], number: int) -> DictConfig:
+        config = self._context.config_loader.load_sweep_config(self._config, list(overrides))
+        with open_dict(config):
+            config.hydra.job.id = number
+            config.hydra.job.num = number
+        return config
+
+    def _mistakes(self, job: DictConfig) -> list[str]:
+        task = OmegaConf.masked_copy(job, [key for key in job if key != "hydra"])  # type: ignore[misc]
+        return configs.mistakes_in(configs.plain(task))
+
+
+INTERRUPTED = -signal.SIGINT
+
+
+def _in_process(server: Any, job: Job) -> tuple[int, Path]:
+    """Run the job in a process forked by the server; returns its exit code (negative: the signal that ended it)."""
+    process = server.Process(target=_child, args=(job,), name=f"embexp-{job.folder.name}")
+    process.start()
+    try:
+        process.join()
+    except KeyboardInterrupt:  # the terminal has sent it to the job as well
+        process.join(timeout=30)
+        if process.is_alive():
+            process.kill()
+        return INTERRUPTED, job.folder
+    return process.exitcode, job.folder
+
+
+def _child(job: Job) -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)  # the parent was killed: nobody waits for this job
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    job.run_elsewhere()
+
+
+def _result(folder: Path) -> dict[str, Any] | None:
+    file = folder / "result.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def _state(code: int, folder: Path) -> str:
+    if code == INTERRUPTED:
+        return "interrupted"
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    result = _result(folder)
+    if result is None:
+        return f"no result, exit code {code}"
+    return str(result["status"]) if code == 0 else f"failed: {str(result['error']).splitlines()[0][:60]}"

@@ -1,0 +1,218 @@
+"""Loads the base model that a file in conf/model names, with its prompts, precision and origin.
+
+Called by `experiment`. Weights come from a local folder, an installed package or the Hub; only safetensors are read and
+no code that comes with a model is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+from embexp.errors import UserError
+from embexp.hub import snapshot
+
+log = logging.getLogger(__name__)
+
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+INSTEAD = "Set model.path= to a local folder that holds the model, or use model=minilm, which needs no Hub"
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class EmbeddingModel:
+    """A sentence-transformers model with all that its use depends on.
+
+    query_prompt and passage_prompt are put before every query and passage, in training and evaluation alike.
+    bfloat16: whether matrix products run in bfloat16 (weights stay float32). eager_training: whether attention is
+    switched to plain matrix products while training. origin: path, commit and the SHA-256 of the weights, for the
+    record.
+    """
+
+    model: SentenceTransformer
+    query_prompt: str
+    passage_prompt: str
+    bfloat16: bool
+    eager_training: bool
+    origin: Mapping[str, str | None]
+
+
+class Transformer:
+    """A sentence-transformers model from a local folder, an installed package or the Hub.
+
+    It is found, and downloaded if need be, when this is made, so that a run fails at once where it can't be had.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        revision: str | None = None,
+        packaged: dict[str, str] | None = None,
+        prompts: dict[str, str] | None = None,
+        max_seq_length: int | None = None,
+        dropout: float | None = None,
+        dtype: Precision = "auto",
+        attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto",
+    ) -> None:
+        """Find the model; raises UserError when it can't be had or is not one.
+
+        | parameter      | meaning                                                                              |
+        |----------------|--------------------------------------------------------------------------------------|
+        | path           | a local folder or a Hub id, the latter at `revision`                                 |
+        | packaged       | `module`: an installed Python package that holds the weights of `path` at `revision` |
+        |                | in model/, with the SHA-256 `sha256`; used instead of a download of just these       |
+        | prompts        | `query` and `passage`, put before every text; null keeps the model's own             |
+        | max_seq_length | in tokens; null keeps the model's own                                                |
+        | dropout        | while training; null keeps the model's own. On a CPU 0 nearly halves the time            |
+        | dtype          | auto: bfloat16 where the hardware has it                                             |
+        | attention      | auto: the library's choice, but eager while training on a CPU, where torch's fused   |
+        |                | attention with dropout is slower and takes twice the memory                          |
+        """
+        self._path, self._prompts, self._dtype, self._attention = path, prompts, dtype, attention
+        self._max_seq_length, self._dropout = max_seq_length, dropout
+        if dropout is not None and not 0 <= dropout < 1:
+            raise UserError(f"model.dropout={dropout}; it must be from 0 up to, not including, 1")
+        self._folder, self._commit = _find(path, revision, packaged)
+        if not any((self._folder / name).is_file() for name in ("modules.json", "config.json")):
+            raise UserError(
+                f"model.path={path}: {self._folder} is not a model (no modules.json or config.json). {INSTEAD}"
+            )
+        if not any(self._folder.rglob("*.safetensors")):
+            raise UserError(
+                f"model.path={path}: {self._folder} has no *.safetensors; other formats can run code and are not read. "
+                "Save the model with SentenceTransformer.save_pretrained"
+            )
+
+    def load(self, texts: Iterable[str]) -> EmbeddingModel:
+        """Load it; `texts` is not needed here."""
+        del texts
+        chosen = {} if self._attention == "auto" else {"attn_implementation": self._attention}
+        try:
+            model = SentenceTransformer(
+                str(self._folder), local_files_only=True, model_kwargs={"dtype": torch.float32, **chosen}
+            )
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+            raise UserError(
+                f"model.path={self._path}: {self._folder} can't be loaded as a model ({error}). {INSTEAD}"
+            ) from error
+        if self._max_seq_length is not None:
+            positions = getattr(getattr(model[0], "config", None), "max_position_embeddings", None)
+            if positions is not None and self._max_seq_length > positions:
+                raise UserError(
+                    f"model.max_seq_length={self._max_seq_length}: this model reads at most {positions} tokens"
+                )
+            model.max_seq_length = self._max_seq_length
+        if self._dropout is not None:
+            for module in model.modules():
+                if isinstance(module, torch.nn.Dropout):
+                    module.p = self._dropout
+        log.info("model %s, %s tokens at most", self._path, getattr(model, "max_seq_length", None))
+        on_cpu = model.device.type == "cpu" and model.transformers_model is not None
+        origin = {"path": self._path, "commit": self._commit, "weights": _weights_hash(self._folder)}
+        eager_training = on_cpu and self._attention == "auto"
+        return _embedding_model(model, self._prompts, self._dtype, origin, eager_training=eager_training)
+
+
+class Static:
+    """A StaticEmbedding with random vectors and a BPE tokenizer trained on the data.
+
+    Trains in seconds on a CPU. Its base is random, so "better than base" says little: compare it with BM25.
+    """
+
+    def __init__(self, *, dimension: int = 256, vocabulary: int = 16000, seed: int = 0) -> None:
+        if dimension < 1 or vocabulary < 100:
+            raise UserError(f"model.dimension={dimension}, vocabulary={vocabulary}; they must be at least 1 and 100")
+        self._dimension, self._vocabulary, self._seed = dimension, vocabulary, seed
+
+    def load(self, texts: Iterable[str]) -> EmbeddingModel:
+        """Train the tokenizer on `texts` (the corpus and train's queries) and draw the vectors."""
+        tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))  # WordPiece training differs from run to run
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        trainer = trainers.BpeTrainer(vocab_size=self._vocabulary, special_tokens=["[UNK]"], show_progress=False)
+        tokenizer.train_from_iterator(texts, trainer)
+        generator = torch.Generator().manual_seed(self._seed)
+        weights = torch.randn(tokenizer.get_vocab_size(), self._dimension, generator=generator) / self._dimension**0.5
+        model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=weights)])
+        digest = hashlib.sha256(weights.numpy().tobytes() + tokenizer.to_str().encode()).hexdigest()
+        return _embedding_model(model, None, "float32", {"path": "static", "commit": None, "weights": digest})
+
+
+def _embedding_model(
+    model: SentenceTransformer,
+    prompts: Mapping[str, str] | None,
+    dtype: Precision,
+    origin: Mapping[str, str | None],
+    *,
+    eager_training: bool = False,
+) -> EmbeddingModel:
+    if prompts is not None:
+        unknown = set(prompts) - {"query", "passage"}
+        if unknown:
+            raise UserError(f"model.prompts has {', '.join(sorted(unknown))}; it takes query and passage")
+        # saved with the model, so that encode_query and encode_document use them without embexp
+        model.prompts = {"query": prompts.get("query", ""), "document": prompts.get("passage", "")}
+    own = model.prompts
+    passage_prompt = own.get("document") or own.get("passage") or own.get("corpus") or ""
+    wanted = _has_fast_bfloat16(model.device) if dtype == "auto" else dtype == "bfloat16"
+    return EmbeddingModel(model, own.get("query") or "", passage_prompt, wanted, eager_training, origin)
+
+
+def _find(path: str, revision: str | None, packaged: Mapping[str, str] | None) -> tuple[Path, str | None]:
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not any(folder.iterdir()):
+            raise UserError(f"model.path={path} is an empty folder. {INSTEAD}")
+        return folder, None
+    if folder.is_file() or path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise UserError(f"model.path={path} is not a folder. {INSTEAD}")
+    if packaged is not None and (path, revision) == (packaged["path"], packaged["revision"]):
+        installed = _installed(packaged)
+        if installed is not None:
+            return installed, revision
+    return snapshot(path, revision=revision, kind="model", files=HUB_FILES, instead=INSTEAD)
+
+
+def _installed(packaged: Mapping[str, str]) -> Path | None:
+    """The model folder of an installed package, once its weights are the expected ones."""
+    spec = importlib.util.find_spec(packaged["module"])
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(spec.submodule_search_locations[0], "model")
+    found = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    if found != packaged["sha256"]:
+        raise UserError(
+            f"the package {packaged['module']} holds other weights than {packaged['path']} (SHA-256 {found}, expected "
+            f"{packaged['sha256']}); reinstall it, or set model.packaged=null to use the Hub"
+        )
+    return folder
+
+
+def _weights_hash(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.safetensors")):
+        with file.open("rb") as data:
+            digest.update(hashlib.file_digest(data, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware multiplies in bfloat16 itself; emulation is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        found = torch.cpu.get_capabilities()
+        return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    return False

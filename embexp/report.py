@@ -1,0 +1,172 @@
+"""What a person reads: report.md and the same table at the end of a run. Called by `experiment`.
+
+Reads a result (the content of result.json) and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+HEADLINE = ["recall@1", "recall@3", "recall@5", "recall@10", "ndcg@10", "mrr@10"]
+ADVICE = (
+    "What to try: a lower learning rate (trainer.learning_rate=1e-5), another loss (loss=mnrl), a stronger or less "
+    "specialised base (model=mpnet), more or cleaner questions, and a look at retrieval/per_query.parquet for what got "
+    "worse. The base model stays the better choice until dev says otherwise."
+)
+
+
+def report(result: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    """The whole report as Markdown."""
+    title = f"# {names['model']} on {names['dataset']}" + (f", {names['loss']}" if result["tuned"] else "")
+    parts = [title]
+    if result["status"] != "completed":
+        parts.append(f"This run {result['status']}: {result['error']}")
+    warning = regression(result)
+    if warning:
+        parts.append(warning)
+    if result["status"] == "completed":
+        parts += [verdict_line(result), table(result), _slices(result)]
+    parts.append(_details(result))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """What the terminal shows at the end of a run: a regression first, the verdict, the table."""
+    parts = [regression(result), verdict_line(result), table(result), _slices(result)]
+    return "\n\n".join(part for part in parts if part).replace("**", "")
+
+
+def regression(result: Mapping[str, Any]) -> str:
+    """What to say first when the tuned model is worse than the base on dev; else empty."""
+    if not result["tuned"]:
+        return ""
+    metric = result["metric"]
+    base, tuned = result["base"]["dev"][metric], result["tuned"]["dev"][metric]
+    if tuned >= base:
+        return ""
+    return f"**The tuned model is worse than the base on dev**: {metric} {base:.3f} -> {tuned:.3f}. {ADVICE}"
+
+
+def verdict_line(result: Mapping[str, Any]) -> str:
+    """The verdict in a sentence, with its numbers and their denominator."""
+    metric, base = result["metric"], result["base"]["test"]
+    queries = result["counts"]["queries"]["test"]
+    if result["delta"] is None:
+        return f"Base model only: {metric} {base[metric]:.3f} on test ({queries} queries). No training was asked for."
+    delta = result["delta"][metric]
+    line = (
+        f"**Verdict: {result['verdict']}.** {metric} {base[metric]:.3f} -> {result['tuned']['test'][metric]:.3f} "
+        f"on test ({queries} queries): {_signed(delta)}, 95 % interval {_interval(delta)}, p = {delta['p_value']:.4f}."
+    )
+    if delta["documents"] < 10:
+        line += f" Test has only {delta['documents']} documents: too few for an interval to be trusted."
+    keyword = result["bm25"]["test"].get(metric)
+    if keyword is not None and keyword >= result["tuned"]["test"][metric]:
+        compared = "better" if keyword > result["tuned"]["test"][metric] else "as good"
+        line += f" Note that BM25, plain keyword search, is {compared}: {keyword:.3f}."
+    if result["counts"]["steps"] < 10:
+        line += f" Training made only {result['counts']['steps']} steps, too few to learn much."
+    return line
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """BM25, base and tuned at the headline metrics, with delta, interval and wins/ties/losses, as a Markdown table."""
+    base = result["base"]["test"]
+    shown = [metric for metric in dict.fromkeys([*HEADLINE, result["metric"]]) if metric in base]
+    shown += [metric for metric in base if "." in metric and metric not in shown]
+    header = ["test", "BM25", "base"] + (
+        ["tuned", "delta", "95 % interval", "wins/ties/losses"] if result["tuned"] else []
+    )
+    lines = []
+    for metric in shown:
+        line = [metric, _number(result["bm25"]["test"].get(metric)), _number(base[metric])]
+        if result["tuned"]:
+            line += _compared(result["tuned"]["test"][metric], result["delta"][metric])
+        lines.append(line)
+    return _aligned(header, lines)
+
+
+def _slices(result: Mapping[str, Any]) -> str:
+    if not result["delta"] or not result["slices"]:
+        return ""
+    metric = result["metric"]
+    lines = []
+    for name, part in result["slices"].items():
+        scores = [_number(part["bm25"].get(metric)), _number(part["base"][metric])]
+        lines.append(
+            [f"{name} ({part['queries']} queries)", *scores, *_compared(part["tuned"][metric], part["delta"][metric])]
+        )
+    header = [f"{metric} by slice", "BM25", "base", "tuned", "delta", "95 % interval", "wins/ties/losses"]
+    return _aligned(header, lines) + (
+        "\n\nseen: new questions on documents that training questions came from; unseen: on documents held out whole."
+    )
+
+
+def _compared(tuned: float, delta: Mapping[str, Any]) -> list[str]:
+    counts = "-" if delta["wins"] is None else f"{delta['wins']}/{delta['ties']}/{delta['losses']}"
+    return [_number(tuned), _signed(delta), _interval(delta), counts]
+
+
+def _details(result: Mapping[str, Any]) -> str:
+    def flat(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+        lines = []
+        for key, value in values.items():
+            if isinstance(value, Mapping):
+                lines += flat(value, f"{prefix}{key}, ")
+            else:
+                lines.append(f"- {prefix}{key}: {value}")
+        return lines
+
+    sections = {"Counts": result["counts"], "Seconds": result["seconds"], "Versions": result["versions"]}
+    return "\n\n".join(f"## {name}\n\n" + "\n".join(flat(values)) for name, values in sections.items() if values)
+
+
+def ranked_runs(results: Sequence[tuple[str, str, Mapping[str, Any] | None, str]]) -> str:
+    """One table over many runs, the best on dev first; each is (number, overrides, result or None, what happened)."""
+
+    def dev(result: Mapping[str, Any] | None) -> float | None:
+        if not result or result["status"] != "completed":
+            return None
+        arm = result["tuned"] or result["base"]
+        return arm["dev"][result["metric"]]
+
+    scored = sorted((run for run in results if dev(run[2]) is not None), key=lambda run: -(dev(run[2]) or 0.0))
+    failed = [run for run in results if dev(run[2]) is None]
+    lines = []
+    for number, overrides, result, state in [*scored, *failed]:
+        if dev(result) is None or result is None:
+            lines.append([number, overrides, "-", "-", "-", "-", state])
+            continue
+        metric = result["metric"]
+        delta = result["delta"][metric] if result["delta"] else None
+        test = (result["tuned"] or result["base"])["test"][metric]
+        comparison = f"{_signed(delta)} {_interval(delta)}" if delta else "-"
+        verdict = result["verdict"] or "base only"
+        lines.append([number, overrides, _number(dev(result)), _number(test), comparison, verdict, state])
+    metrics = {run[2]["metric"] for run in scored if run[2]}
+    name = metrics.pop() if len(metrics) == 1 else "metric"
+    return _aligned(["run", "overrides", f"dev {name}", "test", "delta on test", "verdict", "status"], lines)
+
+
+def _aligned(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in [header, *lines]) for column in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = "|" + "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths)) + "|"
+    return "\n".join([line(header), rule, *(line(cells) for cells in lines)])
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _signed(delta: Mapping[str, Any]) -> str:
+    return f"{delta['absolute']:+.3f}"
+
+
+def _interval(delta: Mapping[str, Any]) -> str:
+    return f"{delta['ci_low']:+.3f} to {delta['ci_high']:+.3f}"

@@ -1,0 +1,204 @@
+"""A run's result: what was measured, as result.json and the files under retrieval/. Called by `experiment`."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from embexp.evaluators import Evaluation
+from embexp.retrieval_set import RetrievalSet, Splits
+from embexp.search import Ranking
+from embexp.significance import Delta, Scores, compare
+
+PACKAGES = [
+    "embexp",
+    "sentence-transformers",
+    "transformers",
+    "torch",
+    "datasets",
+    "hydra-core",
+    "numpy",
+    "bm25s",
+    "wandb",
+]
+KEYS = [
+    "status", "error", "metric", "base", "tuned", "bm25", "delta", "slices", "verdict", "counts", "seconds",
+    "fingerprint", "versions", "seed", "git", "config",
+]  # fmt: skip
+BY_SPLIT = Mapping[str, Evaluation]  # "dev" and "test" -> what was measured on it
+
+
+def empty(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A result with every key, as a failed run leaves it where it got no further."""
+    return dict.fromkeys(KEYS) | {
+        "metric": config["metric"],
+        "seed": config["seed"],
+        "config": dict(config),
+        "versions": _versions(),
+        "git": _git(),
+        "counts": {},
+        "seconds": {},
+        "fingerprint": {},
+    }
+
+
+def metrics_of(evaluations: BY_SPLIT) -> dict[str, dict[str, float]]:
+    """Split -> metric -> score."""
+    return {split: evaluation.metrics for split, evaluation in evaluations.items()}
+
+
+def compared(arms: Mapping[str, Evaluation], splits: Splits, *, metric: str) -> dict[str, Any]:
+    """The keys delta, slices and verdict: tuned against base on test with intervals, as a whole and by slice.
+
+    arms: base and bm25, and tuned unless nothing was trained; then delta and verdict are null. By slice a statistic
+    that is no mean has an interval only when it is the primary `metric`: each takes seconds.
+    """
+    document_of = {query: splits.test.document_of(query) for query in splits.test.queries}
+
+    def delta(part: Mapping[str, Mapping[str, Scores]], metrics: Iterable[str]) -> dict[str, Any] | None:
+        if "tuned" not in part:
+            return None
+        base = {name: part["base"][name] for name in metrics}
+        return {name: asdict(each) for name, each in compare(base, part["tuned"], document_of=document_of).items()}
+
+    slices = {}
+    for name, queries in splits.slices.items():
+        kept = set(queries)
+        part = {arm: {m: s.of_queries(kept) for m, s in evaluation.scores.items()} for arm, evaluation in arms.items()}
+        quick = [m for m, scores in part["base"].items() if scores.values is not None or m == metric]
+        slices[name] = {
+            **dict.fromkeys(("base", "tuned", "bm25")),
+            **{arm: Evaluation(scores).metrics for arm, scores in part.items()},
+            "delta": delta(part, quick),
+            "queries": len(queries),
+        }
+    whole = {arm: evaluation.scores for arm, evaluation in arms.items()}
+    deltas = delta(whole, whole["base"])
+    return {"delta": deltas, "slices": slices, "verdict": Delta(**deltas[metric]).verdict if deltas else None}
+
+
+def fingerprint(splits: Splits, origin: Mapping[str, str | None]) -> dict[str, Any]:
+    """What a score depends on, by content: each split's queries and qrels, the corpus, the base weights."""
+    corpus = _digest(splits.test.corpus)
+    sides = {"train": splits.train, "dev": splits.dev, "test": splits.test}
+    data = {
+        name: _digest({"queries": dict(s.queries), "qrels": dict(s.qrels), "corpus": corpus})
+        for name, s in sides.items()
+    }
+    return {**data, "corpus": corpus, "dataset": dict(splits.origin), "model": dict(origin)}
+
+
+def counts(splits: Splits) -> dict[str, Any]:
+    """Queries, relevant passages and passages searched per split; test queries per slice; what the source left out."""
+    sides = {"train": splits.train, "dev": splits.dev, "test": splits.test}
+    return {
+        "queries": {name: len(side.queries) for name, side in sides.items()},
+        "relevant": {name: sum(len(side.relevant(query)) for query in side.queries) for name, side in sides.items()},
+        "passages": {name: len(side.corpus) for name, side in sides.items()},
+        "slices": {name: len(queries) for name, queries in splits.slices.items()},
+        "left_out": dict(splits.notes),
+        "truncated": None,
+        "train_rows": None,
+        "masked_conflicts": None,
+        "steps": None,
+        "best_step": None,
+    }
+
+
+def write(result: Mapping[str, Any], folder: Path) -> None:
+    """Write result.json so that it is whole or not there."""
+    partial = folder / "result.json.partial"
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump({**result, "peak_memory_mib": _peak_memory()}, file, indent=2, default=str)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(folder / "result.json")
+
+
+def write_retrieval(arms: Mapping[str, Evaluation], splits: Splits, folder: Path) -> None:
+    """Write test's rankings and qrels as TREC files and the scores per query as Parquet; nothing without rankings.
+
+    | file                | holds                                                                |
+    |---------------------|----------------------------------------------------------------------|
+    | <arm>.test.trec     | query-id Q0 passage-id rank score arm                                |
+    | qrels.test.tsv      | query-id, corpus-id, score, with a header, as BEIR                   |
+    | per_query.parquet   | a row per query: text, document, slice and <arm>.<metric>            |
+    """
+    ranked = {name: evaluation for name, evaluation in arms.items() if evaluation.ranking is not None}
+    if not ranked:
+        return
+    folder.mkdir(exist_ok=True)
+    test = splits.test
+    for name, evaluation in ranked.items():
+        assert evaluation.ranking is not None
+        (folder / f"{name}.test.trec").write_text(_trec(evaluation.ranking, name), encoding="utf-8")
+    lines = ["query-id\tcorpus-id\tscore"]
+    lines += [f"{query}\t{passage}\t{grade}" for query in test.queries for passage, grade in test.qrels[query].items()]
+    (folder / "qrels.test.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _per_query(ranked, test, splits.slices).to_parquet(folder / "per_query.parquet", index=False)
+
+
+def _trec(ranking: Ranking, tag: str) -> str:
+    return "".join(
+        f"{query} Q0 {passage} {rank} {score:.9g} {tag}\n"
+        for query, hits in ranking.items()
+        for rank, (passage, score) in enumerate(hits, start=1)
+    )
+
+
+def _per_query(arms: Mapping[str, Evaluation], test: RetrievalSet, slices: Mapping[str, Any]) -> pd.DataFrame:
+    slice_of = {query: name for name, queries in slices.items() for query in queries}
+    frame: dict[str, Any] = {
+        "query_id": list(test.queries),
+        "query": list(test.queries.values()),
+        "document": [test.document_of(query) for query in test.queries],
+        "slice": [slice_of.get(query) for query in test.queries],
+    }
+    for arm, evaluation in arms.items():
+        for metric, scores in evaluation.scores.items():
+            if scores.values is not None:
+                frame[f"{arm}.{metric}"] = scores.values
+    return pd.DataFrame(frame)
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value if not isinstance(value, Mapping) else dict(value), sort_keys=True, default=dict)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _git() -> dict[str, Any] | None:
+    """The commit of the folder that the run was started in, if it is in a repository."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+        status = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit.stdout.strip(), "changed": bool(status.stdout.strip())}
+
+
+def _peak_memory() -> int:
+    """Peak resident memory of this process in MiB."""
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 2**20

@@ -1,0 +1,137 @@
+"""Turns a RetrievalSet into the rows that a loss or an evaluator reads. The one place that knows columns.
+
+Called by `evaluators` and `training`; knows nothing of models. The library reads columns by order, so each shape lists
+them in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from embexp.errors import UserError
+from embexp.negatives import Negatives
+from embexp.retrieval_set import RetrievalSet
+
+LABEL_COLUMNS = ("label", "score")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one shape. `columns` maps a column to its values, in the order that the loss reads them.
+
+    For each row `query_ids` names its query and `passage_ids` the passages it shows, positives and negatives alike, so
+    that batches can avoid false negatives and scores can be grouped by document.
+    """
+
+    columns: Mapping[str, Sequence[Any]]
+    query_ids: Sequence[str]
+    passage_ids: Sequence[tuple[str, ...]]
+
+    def __len__(self) -> int:
+        return len(self.query_ids)
+
+    @property
+    def text_columns(self) -> list[str]:
+        """The columns that hold texts; the first is the query's, the others are passages'."""
+        return [column for column in self.columns if column not in LABEL_COLUMNS]
+
+
+def to_rows(retrieval_set: RetrievalSet, shape: str, *, negatives: Negatives, seed: int) -> Rows:
+    """Convert to the named shape, drawing negatives where it needs them.
+
+    | shape         | columns                                  | rows                                              |
+    |---------------|------------------------------------------|---------------------------------------------------|
+    | pair          | anchor, positive                         | one per relevant passage                          |
+    | triplet       | anchor, positive, negative               | one per relevant passage and negative             |
+    | n_tuple       | anchor, positive, negative_1, ...        | one per relevant passage, with all its negatives  |
+    | labelled_pair | text_a, text_b, label                    | 1 per relevant passage, 0 per judged or drawn one |
+    | scored_pair   | text_a, text_b, score                    | grade / highest grade, and 0.0 per negative       |
+
+    Raises UserError for a shape that the data cannot be turned into.
+    """
+    if shape not in SHAPES:
+        raise UserError(f"shape {shape!r} is not one that data can be turned into; there are {', '.join(SHAPES)}")
+    rows = SHAPES[shape](retrieval_set, lambda: negatives(retrieval_set, seed=seed))
+    if not len(rows):
+        raise UserError(f"no rows of shape {shape} could be made from {len(retrieval_set.queries)} queries")
+    return rows
+
+
+DrawNegatives = Callable[[], dict[str, list[str]]]
+
+
+def _positives(retrieval_set: RetrievalSet) -> list[tuple[str, str]]:
+    """(query id, relevant passage id) pairs; a passage whose text the query has already is left out."""
+    pairs = []
+    for query in retrieval_set.queries:
+        texts = set()
+        for passage in retrieval_set.relevant(query):
+            text = retrieval_set.corpus.get(passage)
+            if text is not None and text not in texts:
+                texts.add(text)
+                pairs.append((query, passage))
+    return pairs
+
+
+def _pair(data: RetrievalSet, _draw: DrawNegatives) -> Rows:
+    pairs = _positives(data)
+    columns = {
+        "anchor": [data.queries[query] for query, _ in pairs],
+        "positive": [data.corpus[passage] for _, passage in pairs],
+    }
+    return Rows(columns, [query for query, _ in pairs], [(passage,) for _, passage in pairs])
+
+
+def _triplet(data: RetrievalSet, draw: DrawNegatives) -> Rows:
+    drawn = draw()
+    triples = [(query, passage, negative) for query, passage in _positives(data) for negative in drawn[query]]
+    columns = {
+        "anchor": [data.queries[query] for query, _, _ in triples],
+        "positive": [data.corpus[passage] for _, passage, _ in triples],
+        "negative": [data.corpus[negative] for _, _, negative in triples],
+    }
+    shown = [(passage, negative) for _, passage, negative in triples]
+    return Rows(columns, [query for query, _, _ in triples], shown)
+
+
+def _n_tuple(data: RetrievalSet, draw: DrawNegatives) -> Rows:
+    pairs, drawn = _positives(data), draw()
+    columns = dict(_pair(data, draw).columns)
+    for place in range(min((len(negatives) for negatives in drawn.values()), default=0)):
+        columns[f"negative_{place + 1}"] = [data.corpus[drawn[query][place]] for query, _ in pairs]
+    return Rows(columns, [query for query, _ in pairs], [(passage, *drawn[query]) for query, passage in pairs])
+
+
+def _two_texts(data: RetrievalSet, draw: DrawNegatives, label: str, value: Callable[[int], float]) -> Rows:
+    pairs = _positives(data)
+    for query, passages in draw().items():
+        judged = sorted(
+            passage for passage, grade in data.qrels[query].items() if grade <= 0 and passage in data.corpus
+        )
+        pairs += [(query, passage) for passage in dict.fromkeys([*judged, *passages])]
+    columns: dict[str, Sequence[Any]] = {
+        "text_a": [data.queries[query] for query, _ in pairs],
+        "text_b": [data.corpus[passage] for _, passage in pairs],
+        label: [value(data.qrels[query].get(passage, 0)) for query, passage in pairs],
+    }
+    return Rows(columns, [query for query, _ in pairs], [(passage,) for _, passage in pairs])
+
+
+def _labelled_pair(data: RetrievalSet, draw: DrawNegatives) -> Rows:
+    return _two_texts(data, draw, "label", lambda grade: int(grade > 0))
+
+
+def _scored_pair(data: RetrievalSet, draw: DrawNegatives) -> Rows:
+    highest = max(grade for grades in data.qrels.values() for grade in grades.values())
+    return _two_texts(data, draw, "score", lambda grade: max(0, grade) / highest)
+
+
+SHAPES: dict[str, Callable[[RetrievalSet, DrawNegatives], Rows]] = {
+    "pair": _pair,
+    "triplet": _triplet,
+    "n_tuple": _n_tuple,
+    "labelled_pair": _labelled_pair,
+    "scored_pair": _scored_pair,
+}

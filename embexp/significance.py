@@ -1,0 +1,166 @@
+"""Is the difference between two models real? Paired bootstrap over documents. Called by `experiment`.
+
+Questions on one document are not independent, so whole documents are drawn (a cluster bootstrap; Cameron, Gelbach and
+Miller, 2008), always the same for both models, which pairs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from embexp.errors import UserError
+
+Verdict = Literal["better", "worse", "no difference"]
+FEWEST_DOCUMENTS = 10  # with fewer to draw from the bootstrap interval is far too narrow
+DRAWS_OF_MEANS = 10_000
+DRAWS_OF_STATISTICS = 300  # statistics that are no means (a correlation, say) are computed anew for every draw
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One metric over items (queries, or rows of a pair evaluator).
+
+    query_ids: the query of each item. values: the metric per item when it is their mean, else None, and then
+    `statistic` computes it from the positions of the items to use.
+    """
+
+    query_ids: Sequence[str]
+    values: np.ndarray | None = None
+    statistic: Callable[[np.ndarray], float] | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.values is None) != (self.statistic is None), "a metric is a mean of values or a statistic"
+
+    @property
+    def score(self) -> float:
+        """The metric over all items."""
+        return self.over(np.arange(len(self.query_ids)))
+
+    def over(self, items: np.ndarray) -> float:
+        """The metric over the items at these positions, which may repeat."""
+        if self.values is not None:
+            return float(self.values[items].mean())
+        assert self.statistic is not None
+        return self.statistic(items)
+
+    def of_queries(self, query_ids: Collection[str]) -> Scores:
+        """The same metric over the items of these queries only."""
+        kept = np.flatnonzero([query in query_ids for query in self.query_ids])
+        names = [self.query_ids[item] for item in kept.tolist()]
+        if self.values is not None:
+            return Scores(names, values=self.values[kept])
+        return Scores(names, statistic=lambda items: self.over(kept[items]))
+
+
+@dataclass(frozen=True)
+class Delta:
+    """Tuned minus base on the same queries; the interval holds 95 %. wins, ties and losses count queries (null for
+    metrics that have no value per query)."""
+
+    absolute: float
+    relative: float | None
+    ci_low: float
+    ci_high: float
+    p_value: float
+    wins: int | None
+    ties: int | None
+    losses: int | None
+    queries: int
+    documents: int
+
+    @property
+    def verdict(self) -> Verdict:
+        """`better` or `worse` when the interval excludes zero and comes from enough documents to be trusted."""
+        if self.documents < FEWEST_DOCUMENTS:
+            return "no difference"
+        if self.ci_low > 0:
+            return "better"
+        return "worse" if self.ci_high < 0 else "no difference"
+
+
+def compare(
+    base: Mapping[str, Scores], tuned: Mapping[str, Scores], *, document_of: Mapping[str, str], seed: int = 0
+) -> dict[str, Delta]:
+    """The delta of two models for every metric, on the same items.
+
+    document_of: query id -> document, the unit that is drawn. The interval is the bootstrap's percentiles; the
+    p-value is two-sided, the share of draws on the far side of zero, doubled.
+    """
+    deltas = {}
+    for items, metrics in _by_items(base).items():
+        assert all(tuple(tuned[metric].query_ids) == items for metric in metrics), (
+            "base and tuned differ in their items"
+        )
+        _, cluster_of = np.unique([document_of[query] for query in items], return_inverse=True)
+        means = [metric for metric in metrics if base[metric].values is not None]
+        differences = [tuned[metric].values - base[metric].values for metric in means]  # type: ignore[operator]
+        draws = dict(zip(means, _draws_of_means(differences, cluster_of, np.random.default_rng(seed)), strict=True))
+        for metric in metrics:
+            if metric not in draws:
+                rng = np.random.default_rng(seed)
+                draws[metric] = _draws_of_statistic(base[metric], tuned[metric], cluster_of, rng)
+            deltas[metric] = _delta(base[metric], tuned[metric], draws[metric], int(cluster_of.max()) + 1)
+    return {metric: deltas[metric] for metric in base}
+
+
+def _by_items(scores: Mapping[str, Scores]) -> dict[tuple[str, ...], list[str]]:
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for metric, each in scores.items():
+        groups.setdefault(tuple(each.query_ids), []).append(metric)
+    return groups
+
+
+def _delta(base: Scores, tuned: Scores, draws: np.ndarray, documents: int) -> Delta:
+    before, after = base.score, tuned.score
+    if not np.isfinite([before, after]).all():
+        raise UserError(f"a metric is {before} for the base and {after} for the tuned model; it can't be compared")
+    draws = draws[np.isfinite(draws)]  # a draw may leave a correlation undefined
+    low, high = np.quantile(draws, [0.025, 0.975])
+    far = min((draws <= 0).mean(), (draws >= 0).mean())
+    wins = ties = losses = None
+    if base.values is not None and tuned.values is not None:
+        difference = tuned.values - base.values
+        wins, losses = int((difference > 1e-12).sum()), int((difference < -1e-12).sum())
+        ties = len(difference) - wins - losses
+    return Delta(
+        absolute=after - before,
+        relative=(after - before) / before if before else None,
+        ci_low=float(low),
+        ci_high=float(high),
+        p_value=float(min(1.0, max(2 * far, 1 / len(draws)))),
+        wins=wins,
+        ties=ties,
+        losses=losses,
+        queries=len(set(base.query_ids)),
+        documents=documents,
+    )
+
+
+def _draws_of_means(
+    differences: Sequence[np.ndarray], cluster_of: np.ndarray, rng: np.random.Generator
+) -> Sequence[np.ndarray]:
+    """One array of draws per metric; all metrics see the same drawn documents."""
+    if not differences:
+        return []
+    clusters = int(cluster_of.max()) + 1
+    sizes = np.bincount(cluster_of)
+    sums = np.stack([np.bincount(cluster_of, weights=difference) for difference in differences], axis=1)
+    blocks = []
+    for _ in range(DRAWS_OF_MEANS // 500):  # in pieces, so that memory stays flat
+        times = rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=500).astype(np.float64)
+        blocks.append((times @ sums) / (times @ sizes)[:, None])
+    return list(np.concatenate(blocks).T)
+
+
+def _draws_of_statistic(base: Scores, tuned: Scores, cluster_of: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    clusters = int(cluster_of.max()) + 1
+    members = [np.flatnonzero(cluster_of == cluster) for cluster in range(clusters)]
+    draws = []
+    for _ in range(DRAWS_OF_STATISTICS):
+        items = np.concatenate([members[cluster] for cluster in rng.integers(clusters, size=clusters)])
+        draws.append(tuned.over(items) - base.over(items))
+    return np.asarray(draws)

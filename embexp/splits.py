@@ -1,0 +1,280 @@
+"""Cuts a RetrievalSet into train, dev and test by document, and refuses splits that leak.
+
+Called by the loaders in `datasets` (cutting) and by `experiment` (refusing). Knows nothing of models or files.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from embexp.errors import UserError, listed
+from embexp.retrieval_set import RetrievalSet, Splits, validated
+
+NEAR_COPIES = "queries dropped as near copies of test or dev"  # the note that counts them
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How a source without splits of its own is cut; shares are parts of all queries.
+
+    test and dev: from documents held out whole. seen: new questions on documents that stay in train, for a test slice
+    of their own. seed: of the cut alone, so that runs with other training seeds share one test set.
+    """
+
+    test: float = 0.2
+    dev: float = 0.1
+    seen: float = 0.0
+    near_duplicate: float = 0.9
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        shares = {"test": self.test, "dev": self.dev, "seen": self.seen}
+        wrong = {name: share for name, share in shares.items() if not 0 <= share < 1}
+        if wrong or not self.test or not self.dev or self.test + self.dev + self.seen >= 1:
+            raise UserError(
+                f"split shares are {shares}; test and dev must be above 0, each below 1 and their sum with seen below 1"
+            )
+        if not 0 < self.near_duplicate <= 1:  # above 1 even equal queries would pass
+            raise UserError(f"near_duplicate is {self.near_duplicate}; it must be above 0 and at most 1")
+
+
+def cut(retrieval_set: RetrievalSet, shares: Shares, *, notes: Mapping[str, int] | None = None) -> Splits:
+    """Cut by document; then drop from train what stands nearly the same in dev or test, and from dev what is in test.
+
+    Documents that one query joins stay on one side. Raises UserError when there are too few documents.
+    """
+    whole = unified(validated(retrieval_set))
+    groups = _groups_of_queries(whole)
+    if len(groups) < 3:
+        raise UserError(
+            f"too little to split: {len(whole.queries)} queries on {len(groups)} independent documents; "
+            "train, dev and test need at least one document each. Name a finer group, or add documents"
+        )
+    rng = random.Random(shares.seed)
+    test, dev, train = _deal(groups, [shares.test, shares.dev], rng)
+    seen = _questions_on_kept_documents(whole, train, round(shares.seen * len(whole.queries)), rng)
+    train = [query for query in train if query not in seen]
+    return _finished(whole, train, dev, [*test, *sorted(seen)], shares, dict(notes or {}))
+
+
+def cut_dev(train: RetrievalSet, test: RetrievalSet, shares: Shares) -> Splits:
+    """For sources that bring train and test: take dev out of train, by document, and from train what is near dev."""
+    whole = unified(validated(train))
+    groups = _groups_of_queries(whole)
+    if len(groups) < 2:
+        raise UserError("too little to split: train has one independent document, and dev needs one of its own")
+    dev, rest = _deal(groups, [shares.dev], random.Random(shares.seed))
+    kept = _without_near_copies(whole, rest, dev, shares)
+    if not kept:
+        raise UserError(
+            "too little to split: every train query is a near copy of a dev query. "
+            f"Raise dataset.split.near_duplicate (now {shares.near_duplicate}) or add data"
+        )
+    splits = given(whole.with_queries(kept), whole.with_queries(dev), test)
+    return replace(splits, notes={NEAR_COPIES: len(rest) - len(kept)})
+
+
+def given(train: RetrievalSet, dev: RetrievalSet, test: RetrievalSet) -> Splits:
+    """Splits as the source gives them; the slices follow from the documents. Leaks are left for `refuse_leaks`."""
+    sides = [unified(validated(side)) for side in (train, dev, test)]
+    return Splits(sides[0], sides[1], sides[2], _slices(sides[0], sides[2]))
+
+
+def limited(splits: Splits, most: int) -> Splits:
+    """A small copy for trying things out: at most `most` queries per split, and the passages they need plus as many."""
+    sides = [
+        side.with_queries(list(side.queries)[:most] if name != "test" else _spread(splits, most))
+        for name, side in (("train", splits.train), ("dev", splits.dev), ("test", splits.test))
+    ]
+    needed = {passage for side in sides for query in side.queries for passage in side.qrels[query]}
+    spare = [passage for passage in splits.train.corpus if passage not in needed][: len(needed)]
+    train, dev, test = (side.with_passages([*needed, *spare]) for side in sides)
+    return Splits(train, dev, test, _slices(train, test), splits.notes, splits.origin)
+
+
+def trainable(splits: Splits) -> RetrievalSet:
+    """Train over the passages that training may see: negatives too must not come from documents held out whole."""
+    unseen = splits.slices.get("unseen", ())
+    held_out = {document for query in splits.dev.queries for document in splits.dev.documents_of(query)}
+    held_out |= {document for query in unseen for document in splits.test.documents_of(query)}
+    held_out -= {document for query in splits.train.queries for document in splits.train.documents_of(query)}
+    train = splits.train
+    return train.with_passages(passage for passage in train.corpus if train.documents.get(passage) not in held_out)
+
+
+def unified(retrieval_set: RetrievalSet) -> RetrievalSet:
+    """Join queries with the same text, and give passages with the same text the same judgements.
+
+    Queries are compared without case and end punctuation; other signs count, as in C and C++.
+    A copy of a relevant passage is relevant: otherwise finding it counts as an error and it serves as a negative.
+    """
+    first: dict[str, str] = {}
+    qrels: dict[str, dict[str, int]] = {}
+    for query, text in retrieval_set.queries.items():
+        grades = qrels.setdefault(first.setdefault(" ".join(text.casefold().split()).rstrip(" .?!"), query), {})
+        for passage, grade in retrieval_set.qrels.get(query, {}).items():
+            grades[passage] = max(grade, grades.get(passage, grade))
+    copies: dict[str, list[str]] = defaultdict(list)
+    for passage, text in retrieval_set.corpus.items():
+        copies[text.strip()].append(passage)
+    for grades in qrels.values():
+        for passage, grade in list(grades.items()):
+            for copy in copies.get(retrieval_set.corpus.get(passage, "").strip(), ()):
+                grades[copy] = max(grade, grades.get(copy, grade))
+    queries = {query: retrieval_set.queries[query] for query in first.values()}
+    return replace(retrieval_set, queries=queries, qrels=qrels)
+
+
+def refuse_leaks(splits: Splits, *, near_duplicate: float) -> None:
+    """Raise UserError, with ids, when a query stands nearly the same on two sides or an `unseen` one's document is in
+    train."""
+    problems = []
+    sides = {"train": splits.train, "dev": splits.dev, "test": splits.test}
+    for left, right in (("train", "test"), ("dev", "test"), ("train", "dev")):
+        pairs = list(near_duplicates(sides[left].queries, sides[right].queries, threshold=near_duplicate))
+        if pairs:
+            shown = listed([f"{a} = {b} ({sides[left].queries[a][:60]!r})" for a, b in pairs], most=3)
+            problems.append(
+                f"leak: {len(pairs)} queries stand, exactly or nearly, in {left} and in {right}: {shown}. "
+                f"Remove them from {left}, or leave out the split column so that embexp cuts by document"
+            )
+    trained = {document for query in splits.train.queries for document in splits.train.documents_of(query)}
+    unseen = splits.slices.get("unseen", ())
+    shared = [query for query in unseen if splits.test.documents_of(query) & trained]
+    if shared:
+        problems.append(
+            f"leak: {len(shared)} test queries called unseen are about documents that training saw: {listed(shared)}. "
+            "Move them to the slice seen, or hold their documents out"
+        )
+    if problems:
+        raise UserError(*problems)
+
+
+def near_duplicates(
+    left: Mapping[str, str], right: Mapping[str, str], *, threshold: float
+) -> Iterator[tuple[str, str]]:
+    """Pairs of ids (left, right) whose texts are the same but for small changes.
+
+    Texts are compared without case and punctuation by the cosine of their counts of character n-grams (3 to 5), which
+    for two texts does not depend on any third; threshold 1 finds the same words, in any order.
+    """
+    from sklearn.feature_extraction.text import HashingVectorizer  # slow to import; needed only with data at hand
+
+    if not left or not right:
+        return
+    left_ids, right_ids = list(left), list(right)
+    left_texts = [_normal(left[key]) or " " for key in left_ids]
+    right_texts = [_normal(right[key]) or " " for key in right_ids]
+    vectorizer = HashingVectorizer(analyzer="char_wb", ngram_range=(3, 5), alternate_sign=False)
+    right_vectors = vectorizer.transform(right_texts).T.tocsr()
+    for start in range(0, len(left_ids), 1000):  # in pieces, so that memory stays flat
+        block = (vectorizer.transform(left_texts[start : start + 1000]) @ right_vectors).tocoo()
+        near = block.data >= threshold - 1e-6
+        for row, column in sorted(zip(block.row[near].tolist(), block.col[near].tolist(), strict=True)):
+            yield left_ids[start + row], right_ids[column]
+
+
+def _normal(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.casefold())) or text.strip()
+
+
+def _groups_of_queries(retrieval_set: RetrievalSet) -> list[list[str]]:
+    """Queries that must stay together since their documents are joined."""
+    parent: dict[Hashable, Hashable] = {}
+
+    def root(item: Hashable) -> Hashable:
+        while parent.setdefault(item, item) != item:
+            parent[item] = parent[parent[item]]
+            item = parent[item]
+        return item
+
+    for query in retrieval_set.queries:
+        for document in retrieval_set.documents_of(query):
+            parent[root(("document", document))] = root(("query", query))
+    groups: dict[Hashable, list[str]] = defaultdict(list)
+    for query in retrieval_set.queries:
+        groups[root(("query", query))].append(query)
+    return list(groups.values())
+
+
+def _deal(groups: Sequence[list[str]], shares: Sequence[float], rng: random.Random) -> list[list[str]]:
+    """Deal groups at random to sides of the given shares; what is left over is the last side. No side stays empty."""
+    groups = sorted(groups, key=lambda group: group[0])
+    rng.shuffle(groups)
+    total = sum(map(len, groups))
+    sides: list[list[list[str]]] = [[] for _ in shares]
+    rest: list[list[str]] = []
+    for group in groups:
+        open_sides = (s for s, share in enumerate(shares) if len(group) + sum(map(len, sides[s])) <= share * total)
+        side = next(open_sides, None)
+        (rest if side is None else sides[side]).append(group)
+    for side_groups in sides:
+        if not side_groups:  # no group was small enough: the smallest left, never the last of a side
+            giver = rest if len(rest) > 1 else max(sides, key=len)
+            giver.sort(key=len, reverse=True)
+            side_groups.append(giver.pop())
+    return [[query for group in side_groups for query in group] for side_groups in [*sides, rest]]
+
+
+def _questions_on_kept_documents(whole: RetrievalSet, train: Sequence[str], count: int, rng: random.Random) -> set[str]:
+    """Up to `count` queries of train whose every document keeps another query in train."""
+    left: dict[str, int] = defaultdict(int)
+    for query in train:
+        for document in whole.documents_of(query):
+            left[document] += 1
+    taken: set[str] = set()
+    for query in rng.sample(sorted(train), len(train)):
+        documents = whole.documents_of(query)
+        if len(taken) < count and all(left[document] > 1 for document in documents):
+            taken.add(query)
+            for document in documents:
+                left[document] -= 1
+    return taken
+
+
+def _finished(
+    whole: RetrievalSet,
+    train: Sequence[str],
+    dev: Sequence[str],
+    test: Sequence[str],
+    shares: Shares,
+    notes: dict[str, int],
+) -> Splits:
+    clean_dev = _without_near_copies(whole, dev, test, shares)
+    clean_train = _without_near_copies(whole, train, [*clean_dev, *test], shares)
+    notes[NEAR_COPIES] = len(train) + len(dev) - len(clean_train) - len(clean_dev)
+    if not clean_train or not clean_dev:
+        raise UserError(
+            f"too little to split: near copies of test queries left train with {len(clean_train)} and dev with "
+            f"{len(clean_dev)} queries. Raise dataset.split.near_duplicate (now {shares.near_duplicate}) or add data"
+        )
+    sides = [whole.with_queries(queries) for queries in (clean_train, clean_dev, test)]
+    return Splits(sides[0], sides[1], sides[2], _slices(sides[0], sides[2]), notes)
+
+
+def _without_near_copies(whole: RetrievalSet, kept: Sequence[str], others: Iterable[str], shares: Shares) -> list[str]:
+    pairs = near_duplicates(
+        {query: whole.queries[query] for query in kept},
+        {query: whole.queries[query] for query in others},
+        threshold=shares.near_duplicate,
+    )
+    copies = {left for left, _ in pairs}
+    return [query for query in kept if query not in copies]
+
+
+def _slices(train: RetrievalSet, test: RetrievalSet) -> dict[str, tuple[str, ...]]:
+    trained = {document for query in train.queries for document in train.documents_of(query)}
+    seen = tuple(query for query in test.queries if test.documents_of(query) & trained)
+    unseen = tuple(query for query in test.queries if not test.documents_of(query) & trained)
+    return {name: queries for name, queries in (("seen", seen), ("unseen", unseen)) if queries}
+
+
+def _spread(splits: Splits, most: int) -> list[str]:
+    """Some test queries of every slice, so that a limited run still shows each."""
+    share = max(1, most // max(1, len(splits.slices)))
+    chosen = [query for queries in splits.slices.values() for query in queries[:share]]
+    return [query for query in splits.test.queries if query in set(chosen)]

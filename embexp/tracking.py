@@ -1,0 +1,151 @@
+"""Where numbers go while a run is going on: metrics.jsonl is the record of truth, wandb a mirror that may fail.
+
+Called by `training` and `experiment`. Nothing here can stop or slow a run: wandb gets a few seconds to start and to
+end, and an error in it is logged once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+log = logging.getLogger(__name__)
+
+
+class Mirror(Protocol):
+    """A second place that gets what is logged."""
+
+    def log(self, values: Mapping[str, float], *, step: int) -> None:
+        """Take one step's values."""
+
+    def finish(self, summary: Mapping[str, Any], *, exit_code: int) -> None:
+        """Take the summary and close with the run's exit code."""
+
+
+class Tracker:
+    """Writes metrics.jsonl and hands the same to the mirror, if there is one."""
+
+    def __init__(self, folder: Path, mirror: Mirror | None) -> None:
+        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._start = time.time()
+        self._mirror = mirror
+
+    def log(self, values: Mapping[str, float], *, step: int) -> None:
+        """Append one line, flushed to disk before this returns. step: optimiser steps done."""
+        line = {"step": step, "seconds": round(time.time() - self._start, 2), **values}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._mirrored(lambda mirror: mirror.log(values, step=step))
+
+    def finish(self, summary: Mapping[str, Any], *, exit_code: int) -> None:
+        """Close the file and the mirror. exit_code: 0 for a completed run."""
+        self._file.close()
+        self._mirrored(lambda mirror: mirror.finish(summary, exit_code=exit_code))
+        self._mirror = None
+
+    def _mirrored(self, action: Callable[[Mirror], None]) -> None:
+        if self._mirror is None:
+            return
+        try:
+            action(self._mirror)
+        except Exception as error:  # whatever goes wrong there must not end the run
+            log.warning("tracking stopped, the run goes on: %s", _first_line(error))
+            self._mirror = None
+
+
+class WandbMirror:
+    """One wandb run for one experiment, in the run's folder; online when a key is configured, else offline."""
+
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        config: Mapping[str, Any],
+        names: Mapping[str, str],
+        project: str = "embexp",
+        entity: str | None = None,
+        group: str | None = None,
+        name: str | None = None,
+        tags: list[str] | None = None,
+        mode: str = "auto",
+        timeout: float = 5,
+    ) -> None:
+        """names: loss, model and dataset by name, which become flat config keys and tags. timeout: seconds that wandb
+        may take to start online, and again to upload at the end."""
+        import wandb  # only where this mirror is chosen
+
+        self._offline = mode == "offline" or (mode == "auto" and not _has_key())
+        self._folder = folder
+        settings = {
+            "console": "off",  # output and arguments stay here
+            "x_disable_meta": True,
+            "save_code": False,
+            "disable_git": True,
+            "silent": True,
+            "init_timeout": timeout,
+            "finish_timeout": timeout,
+            "reinit": "create_new",
+        }
+        arguments: dict[str, Any] = {
+            "dir": str(folder),
+            "project": project,
+            "entity": entity,
+            "group": group,
+            "name": name,
+            "tags": [*names.values(), *(tags or [])],
+            # loss, model and dataset are names here, so that runs group by them; all keys are under settings
+            "config": {**names, "seed": config.get("seed"), "metric": config.get("metric"), "settings": dict(config)},
+        }
+        try:
+            self._run = wandb.init(
+                **arguments, mode="offline" if self._offline else "online", settings=wandb.Settings(**settings)
+            )
+        except Exception as error:
+            if self._offline:
+                raise
+            log.warning("wandb can't be reached (%s); this run is kept offline", _first_line(error))
+            for attempt in (folder / "wandb").glob("run-*"):
+                shutil.rmtree(attempt, ignore_errors=True)  # one experiment, one wandb run
+            self._offline = True
+            self._run = wandb.init(**arguments, mode="offline", settings=wandb.Settings(**settings))
+
+    def log(self, values: Mapping[str, float], *, step: int) -> None:
+        """Log at the optimiser step."""
+        self._run.log(dict(values), step=step)
+
+    def finish(self, summary: Mapping[str, Any], *, exit_code: int) -> None:
+        """Write the summary and end the run."""
+        self._run.summary.update(dict(summary))
+        self._run.finish(exit_code=exit_code)
+        if self._offline:
+            for written in sorted((self._folder / "wandb").glob("offline-run-*")):
+                log.info("to upload this run: wandb sync %s", written)
+
+
+def open_mirror(make: Callable[[], Mirror] | None) -> Mirror | None:
+    """The mirror, or None when none is configured or it can't start, which is said."""
+    if make is None:
+        return None
+    try:
+        return make()
+    except Exception as error:  # a missing package, a full disk, a wrong key: the run matters more
+        log.warning("tracking is off, the run goes on: %s", _first_line(error))
+        return None
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def _has_key() -> bool:
+    import wandb
+
+    wandb.setup(wandb.Settings(silent=True))  # else login asks the server for the user's name, to print it
+    return bool(wandb.login(prompt=False, verify=False))  # reads the environment, settings and .netrc; no request

@@ -1,0 +1,60 @@
+"""Runs the real command line: in this process, where the imports are paid once, or in one of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+QUICK = ["model=static", "model.dimension=16", "trainer=smoke", "logger=none"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended: exit code, all it printed, and the folder of its run if it made one."""
+
+    code: int
+    output: str
+    folder: Path | None
+
+    @property
+    def result(self) -> dict[str, Any]:
+        assert self.folder is not None, self.output
+        return json.loads((self.folder / "result.json").read_text())
+
+
+class Command:
+    """`embexp` in a folder of the test's own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], folder: Path) -> None:
+        monkeypatch.chdir(folder)
+        self._monkeypatch, self._capfd, self._folder, self._runs = monkeypatch, capfd, folder, 0
+
+    def __call__(self, *arguments: str) -> Outcome:
+        """Run in this process; a single run writes to run1, run2, ..."""
+        from embexp import cli, launcher
+
+        self._runs += 1
+        folder = self._folder / f"run{self._runs}"
+        own = [] if "-m" in arguments or "--cfg" in arguments else [f"hydra.run.dir={folder}"]
+        self._monkeypatch.setattr(sys, "argv", ["embexp", *arguments, *own])
+        launcher.exit_codes.clear()
+        self._capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        output = "".join(self._capfd.readouterr())
+        return Outcome(int(end.value.code or 0), output, folder if folder.exists() else None)
+
+
+def separate(*arguments: str, folder: Path, timeout: float = 120, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run `python -m embexp` in a process of its own, in `folder`."""
+    return subprocess.run(
+        [sys.executable, "-m", "embexp", *arguments],
+        cwd=folder, capture_output=True, text=True, timeout=timeout, check=False, **options,
+    )  # fmt: skip

@@ -1,0 +1,62 @@
+"""What several test files share: tiny data, a tiny model, and a run of the real command line in this process."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", TOKENIZERS_PARALLELISM="true")  # before any import of them
+
+import pytest
+
+from embexp.retrieval_set import RetrievalSet
+from tests.command import Command
+
+TOPICS = ["apple", "bread", "chair", "daisy", "eagle", "flute", "grape", "horse", "igloo", "jelly"]
+
+
+def toy_set(documents: int = 10, questions: int = 2) -> RetrievalSet:
+    """Ten (or fewer) documents of one passage each, with questions whose words are in the passage."""
+    corpus = {f"p{i}": f"the {TOPICS[i]} is known for its {TOPICS[i]} colour and size" for i in range(documents)}
+    queries = {f"q{i}.{j}": f"question {j} about the {TOPICS[i]}" for i in range(documents) for j in range(questions)}
+    qrels = {query: {f"p{query[1:].split('.')[0]}": 1} for query in queries}
+    return RetrievalSet(queries, corpus, qrels, {passage: f"d{passage[1:]}" for passage in corpus})
+
+
+@pytest.fixture
+def toy() -> RetrievalSet:
+    return toy_set()
+
+
+@pytest.fixture
+def embexp(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Command]:
+    """The command line, in this process and a folder of its own; the logging that it sets up is undone."""
+    root, own = logging.getLogger(), logging.getLogger("embexp")
+    before = (list(root.handlers), root.level, own.level)
+    yield Command(monkeypatch, capfd, tmp_path)
+    root.handlers[:], level, own_level = before
+    root.setLevel(level)
+    own.setLevel(own_level)
+
+
+@pytest.fixture
+def pairs_file(tmp_path: Path) -> Path:
+    """A small JSONL of pairs: 30 documents with two questions each."""
+    words = [f"word{chr(97 + i)}{chr(97 + i)}" for i in range(26)] + ["lemon", "mango", "olive", "peach"]
+    lines = [
+        json.dumps(
+            {
+                "query": f"{kind} {word}",
+                "passage": f"All about {word}: it is a {word} and nothing else",
+                "group": f"doc-{word}",
+            }
+        )
+        for word in words
+        for kind in ("what is", "please explain to me the meaning of")
+    ]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("\n".join(lines) + "\n")
+    return file

@@ -1,0 +1,141 @@
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.command import QUICK, separate
+
+
+def pairs(file):
+    return ["dataset=pairs", f"dataset.path={file}", "dataset.columns.group=group"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["loss=mnlr", "model=minlm"]])
+def test_help_config_and_mistakes_answer_at_once(tmp_path, arguments):
+    def seconds() -> float:  # of the processor, which others on the machine do not change
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        separate(*arguments, folder=tmp_path)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(3)) < 1.5
+
+
+def test_help_names_the_choices_and_does_not_import_torch(tmp_path):
+    code = "import sys; sys.argv = ['embexp', '--help']\n"
+    code += "from embexp.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    ended = subprocess.run(
+        [sys.executable, "-c", code + "print('torch' in sys.modules)"], capture_output=True, text=True, cwd=tmp_path,
+        check=False,
+    )  # fmt: skip
+    assert "loss: contrastive, mnrl, triplet" in ended.stdout
+    assert ended.stdout.endswith("False\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--nonsense"], "--nonsense"),
+        (["--config-dir", "nowhere"], "--config-dir nowhere is not a folder"),
+        (["--config-name", "other"], "other"),
+        (["-m", "--cfg", "job"], "Only one of"),
+        (["hydra.nothing=1"], "nothing"),
+        (["hydra.run.dir=file/run"], "file is not a folder that can be written"),
+        (["evaluator=[]"], "evaluator"),
+    ],
+)
+def test_a_wrong_option_exits_with_one_and_no_traceback(tmp_path, arguments, words):
+    (tmp_path / "file").write_text("not a folder")
+    ended = separate(*arguments, folder=tmp_path)
+    assert ended.returncode == 1
+    assert words in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_options_may_stand_anywhere(tmp_path):
+    ended = separate("seed=3", "--cfg", "job", "limit=5", folder=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert "seed: 3\nlimit: 5\n" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "words"),
+    [
+        ('{"query": "a", "passage": "b"}\nnot json\n', [], "line 2 is not JSON"),
+        ('{"query": "a", "text": "b"}\n', [], "no column passage; it has query, text"),
+        ("", [], "is empty"),
+        ('{"query": "a", "passage": "b"}\n', [], "too little to split"),
+        ('{"query": "a", "passage": "  "}\n', [], "must be a text that is not empty"),
+        ('{"query": "a", "passage": "b", "label": 0}\n', [], "dataset.columns.label=label"),
+        ('{"query": "a\\ud83d", "passage": "b"}\n', [], "broken characters"),
+    ],
+)
+def test_a_data_mistake_is_explained_without_a_traceback(embexp, tmp_path, content, arguments, words):
+    file = tmp_path / "bad.jsonl"
+    file.write_text(content)
+    run = embexp(*QUICK, "dataset=pairs", f"dataset.path={file}", *arguments)
+    assert run.code == 1
+    assert words in run.output
+    assert "Traceback" not in run.output
+    assert run.result["status"] == "failed"
+    assert words in run.result["error"]
+
+
+def test_debug_shows_the_traceback(embexp, tmp_path):
+    run = embexp(*QUICK, "dataset=pairs", f"dataset.path={tmp_path / 'none.jsonl'}", "debug=true")
+    assert run.code == 1
+    assert "Traceback" in run.output
+    assert "is not a file" in run.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["model=local", "model.path=/nowhere"], "is not a folder"),
+        (["model=local", "model.path={empty}"], "is an empty folder"),
+        (["model=local", "model.path={folder}"], "is not a model"),
+    ],
+)
+def test_a_model_path_that_is_not_a_model_is_explained(embexp, tmp_path, pairs_file, arguments, words):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "notes.txt").write_text("no model")
+    filled = [argument.format(empty=tmp_path / "empty", folder=tmp_path / "folder") for argument in arguments]
+    run = embexp(*filled, "trainer=smoke", "logger=none", *pairs(pairs_file))
+    assert run.code == 1
+    assert words in run.output
+    assert "model=minilm" in run.output
+
+
+def test_a_hub_model_without_the_hub_is_explained_within_20_seconds(embexp, tmp_path, pairs_file, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    start = time.perf_counter()
+    run = embexp("loss=mnrl", "model=stsb-distilbert", "logger=none", *pairs(pairs_file))
+    assert time.perf_counter() - start < 20
+    assert run.code == 1
+    for words in ("sentence-transformers/stsb-distilbert-base can't be had", "model.path=", "model=minilm"):
+        assert words in run.output
+
+
+def test_ctrl_c_ends_with_one_and_no_result(tmp_path, pairs_file):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "embexp", *QUICK, "trainer.max_steps=100000", "limit=null", *pairs(pairs_file),
+         "hydra.run.dir=run"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 90
+    while not (metrics.exists() and "train/loss" in metrics.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, output
+    assert "interrupted" in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert all(json.loads(line) for line in metrics.read_text().splitlines())

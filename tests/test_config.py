@@ -1,0 +1,141 @@
+import pytest
+from hydra import compose, initialize_config_dir
+
+from embexp import config as configs
+from embexp.arguments import checked_arguments
+from embexp.config import CONFIG_FOLDER, GROUPS, SHAPES, mistakes_in, plain
+from embexp.errors import UserError
+from tests.command import separate
+
+NEEDS = {"local": ["model.path=x"], "pairs": ["dataset.path=x"], "beir": ["dataset.path=x"],
+         "own_code": ["dataset.packages=[x]"], "similarity": ["metric=similarity.spearman_cosine"],
+         "triplet": ["metric=triplet.cosine_accuracy"],
+         "binary_classification": ["metric=binary_classification.cosine_ap"]}  # fmt: skip
+FILES = [(path.parent.name, path.stem) for group in GROUPS for path in sorted((CONFIG_FOLDER / group).glob("*.yaml"))]
+
+
+def check(*overrides, sweep=False):
+    return checked_arguments(overrides, config_name="config", config_dir=None, sweep=sweep)
+
+
+def problems(*overrides, sweep=False):
+    with pytest.raises(UserError) as error:
+        check(*overrides, sweep=sweep)
+    return error.value.problems
+
+
+def composed(*overrides):
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        return plain(compose("config", list(overrides)))
+
+
+@pytest.mark.parametrize(("group", "name"), FILES)
+def test_every_file_composes_and_has_no_mistake(group, name):
+    needs = NEEDS.get(name, []) if (group, name) != ("loss", "triplet") else []
+    assert check(f"{group}={name}", *needs) == [f"{group}={name}", *needs]
+
+
+def test_all_mistakes_are_listed_at_once_with_the_nearest_name():
+    found = problems("loss=mnlr", "trainer.learning_rat=1e-5", "trainer.num_train_epochs=many", "metric=recal@10")
+    assert len(found) == 4
+    for nearest in ("did you mean mnrl?", "did you mean trainer.learning_rate?", "did you mean recall@10?"):
+        assert any(nearest in problem for problem in found)
+    assert "trainer.num_train_epochs='many' must be a number" in found
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("trainer.learning_rate=abc", "must be a number"),
+        ("trainer.lr_scheduler_type=consine", "must be one of linear, cosine"),
+        ("trainer.per_device_train_batch_size=1", "must be at least 2"),
+        ("trainer.learning_rate=-1", "must be above 0"),
+        ("loss.scale=[1]", "must be a number"),
+        ("loss.sclae=10", "did you mean loss.scale?"),
+        ("model.dtype=fp8", "must be one of auto, float32, bfloat16"),
+        ("dataset.split.test=big", "must be a number"),
+        ("evaluator.retrieval.k_values=[0]", "must be whole numbers from 1 up"),
+        ("evaluator.retrieval.k_values=[]", "must be whole numbers from 1 up"),
+        ("seed=x", "must be a whole number"),
+        ("seed=true", "must be a whole number"),
+        ("limit=1", "must be at least 3"),
+        ("dataset=pairs", "dataset.path must be set"),
+        ("model=local", "model.path must be set"),
+        ("loss.shape=scored_pair", "this loss reads pair or triplet or n_tuple"),
+        ("loss=[mnrl,triplet]", "takes one of"),
+        ("loss=mnrl,triplet", "add -m"),
+        ("nonsense", "not of the form key=value"),
+        ("foo.bar=1", "there is no such key"),
+        ("~logger", "logger is not in the config"),
+        ("~seed", "seed is not in the config"),
+        ("~trainer.eval_steps", "trainer.eval_steps must be set"),
+        ("~loss.shape", "loss has no shape"),
+        ("trainer.early_stopping=abc", "must be a whole number or null"),
+        ("loss.accepts=pair", "must be a list of shapes"),
+        ("seed=${nothing}", "nothing"),
+        ("~loss.nothing", "there is no such key"),
+        ("loss._target_=os.system", "_target_ 'os.system'"),
+        ("loss._target_=sentence_transformers.sentence_transformer.losses.margin_mse.torch.load", "package 'torch'"),
+        ("negatives._target_=embexp.negatives.nothing", "was not found"),
+    ],
+)
+def test_a_mistake_is_found_and_explained(override, words):
+    assert any(words in problem for problem in problems(override)), problems(override)
+
+
+@pytest.mark.parametrize("key", sorted(configs.RUNNER_OWNS["trainer"]))
+def test_a_key_that_the_runner_owns_is_refused_with_the_reason(key):
+    (problem,) = problems(f"trainer.{key}=1")
+    assert problem == f"trainer.{key} is set by embexp: {configs.RUNNER_OWNS['trainer'][key]}"
+
+
+def test_an_argument_that_no_file_names_is_accepted_when_the_target_takes_it():
+    assert check("trainer.adam_beta1=0.8") == ["++trainer.adam_beta1=0.8"]
+    assert check("loss.partition_mode=joint") == ["++loss.partition_mode=joint"]
+    for choices in ("trainer=smoke,default", "trainer=default,smoke"):  # one has the key, the other not
+        assert check(choices, "trainer.max_steps=2", sweep=True) == [choices, "++trainer.max_steps=2"]
+    assert "must be a number" in problems("trainer.adam_beta1=x")[0]
+
+
+def test_a_sweep_checks_every_value():
+    assert check("loss=mnrl,triplet", "seed=1,2", sweep=True) == ["loss=mnrl,triplet", "seed=1,2"]
+    assert "loss=tripel" in problems("loss=mnrl,tripel", sweep=True)[0]
+    for values in ("1e-5,x", "x,1e-5"):
+        assert "trainer.learning_rate='x' must be a number" in problems(f"trainer.learning_rate={values}", sweep=True)
+
+
+def test_rules_that_join_keys():
+    assert "trainer=none has no keys" in problems("trainer=none", "trainer.learning_rate=1")[0]
+    assert "needs evaluations" in problems("trainer.early_stopping=1", "trainer.eval_strategy=no")[0]
+
+
+def test_interpolations_of_hydra_are_understood():
+    assert check("logger.name=${hydra:job.name}") == ["logger.name=${hydra:job.name}"]
+
+
+def test_a_package_is_allowed_only_by_the_explicit_setting():
+    foreign = "negatives._target_=random.sample"
+    assert "set allowed_packages=[random]" in problems(foreign)[0]
+    assert check(foreign, "allowed_packages=[random]") == [foreign, "allowed_packages=[random]"]
+
+
+def test_shapes_and_measures_of_the_check_are_those_of_the_code():
+    from embexp import metrics, shapes
+
+    assert list(shapes.SHAPES) == SHAPES
+    assert list(metrics.MEASURES) == configs.MEASURES
+
+
+def test_the_default_config_has_no_mistake_and_a_broken_one_has():
+    config = composed()
+    assert mistakes_in(config) == []
+    config["evaluator"]["retrieval"]["_target_"] = None
+    assert any("evaluator.retrieval must be a mapping" in problem for problem in mistakes_in(config))
+
+
+def test_config_errors_come_before_anything_heavy_is_imported(tmp_path):
+    ended = separate("loss=mnlr", folder=tmp_path)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("embexp: loss=mnlr")
+    assert "Traceback" not in ended.stderr
+    assert list(tmp_path.iterdir()) == []

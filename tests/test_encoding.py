@@ -1,0 +1,115 @@
+"""Embeddings equal the library's own, in the order asked, with prompts, and each text is embedded once."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+from embexp import encoding
+from embexp.encoding import Encoder, count_truncated, token_lengths
+from embexp.errors import UserError
+from embexp.models import Static, Transformer
+from tests.tiny import tiny_transformer
+
+PROMPTS = {"query": "query : ", "passage": "passage : "}
+TEXTS = ["the apple", "a question about the size of a very large horse and its colour", "igloo", "bread is known", "?"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_transformer(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def load(folder):
+    return lambda **options: Transformer(path=str(folder), **{"dtype": "float32", **options}).load([])
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def test_rows_equal_the_librarys_encode_in_the_order_of_the_texts(folder, load):
+    expected = SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
+    assert Encoder(load(), batch_size=2).passages(TEXTS) == pytest.approx(expected, abs=1e-5)
+
+
+def test_prompts_are_put_before_queries_and_before_passages(folder, load):
+    plain, encoder = SentenceTransformer(str(folder), device="cpu"), Encoder(load(prompts=PROMPTS))
+    assert encoder.queries(TEXTS) == pytest.approx(plain.encode([f"query : {text}" for text in TEXTS]), abs=1e-5)
+    assert encoder.passages(TEXTS) == pytest.approx(plain.encode([f"passage : {text}" for text in TEXTS]), abs=1e-5)
+    assert np.abs(encoder.queries(TEXTS) - encoder.passages(TEXTS)).max() > 1e-3
+
+
+def test_bfloat16_changes_embeddings_by_noise_only_and_leaves_unit_float32(load):
+    exact = Encoder(load()).passages(TEXTS)
+    rough = Encoder(load(dtype="bfloat16")).passages(TEXTS)
+    assert (exact * rough).sum(axis=1).min() > 0.999
+    assert np.abs(exact - rough).max() > 1e-6  # bfloat16 was in fact used
+    assert rough.dtype == np.float32
+    assert np.linalg.norm(rough, axis=1) == pytest.approx(np.ones(len(TEXTS)), abs=1e-5)
+
+
+def test_each_text_is_embedded_once_per_prompt(load, monkeypatch):
+    embedded = []
+    encode = encoding._encode
+    monkeypatch.setattr(
+        encoding, "_encode", lambda model, texts, *rest: embedded.append(texts) or encode(model, texts, *rest)
+    )
+    encoder = Encoder(load(prompts=PROMPTS))
+    first = encoder.passages(["the apple", "bread", "the apple"])
+    again = encoder.passages(["bread", "the chair", "the apple"])
+    encoder.queries(["bread"])
+    assert embedded == [["the apple", "bread"], ["the chair"], ["bread"]]
+    assert np.array_equal(first[[1, 0]], again[[0, 2]])
+
+
+def test_encoding_leaves_a_model_in_training_in_training(load):
+    model = load()
+    model.model.train()
+    first = Encoder(model).passages(TEXTS)
+    assert model.model.training
+    assert np.array_equal(first, Encoder(model).passages(TEXTS))  # dropout was off meanwhile
+
+
+def test_two_new_texts_that_read_alike_are_no_collapse(load):
+    encoder = Encoder(load())
+    encoder.passages(["the apple", "the bread"])
+    rows = encoder.queries(["Red apple?", "red apple?"])
+    assert rows[0] == pytest.approx(rows[1], abs=1e-6)
+
+
+def test_a_transformer_that_gives_one_vector_for_all_is_refused(load):
+    model = load()
+    with torch.no_grad():
+        model.model[0].auto_model.encoder.layer[-1].output.LayerNorm.weight.zero_()
+        model.model[0].auto_model.encoder.layer[-1].output.LayerNorm.bias.fill_(1.0)
+    with pytest.raises(UserError, match="all 5 texts the same embedding"):
+        Encoder(model).passages(TEXTS)
+
+
+def test_token_lengths_count_prompt_and_special_tokens_before_truncation(load, caplog):
+    model = load(prompts=PROMPTS, max_seq_length=8)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        lengths = token_lengths(model, ["the apple", "the apple " * 5], model.passage_prompt)
+    assert lengths == [6, 14]  # [CLS] passage : the apple [SEP]
+    assert not caplog.records
+    assert token_lengths(model, [], "") == []
+
+
+def test_passages_longer_than_the_model_reads_are_counted(toy, load):
+    # [CLS] the apple is known for its apple colour and size [SEP] has 12 tokens
+    assert count_truncated(load(max_seq_length=12), toy) == 0
+    assert count_truncated(load(max_seq_length=11), toy) == 10
+
+
+def test_a_static_model_has_unit_rows_and_truncates_nothing(toy):
+    model = Static(dimension=8, vocabulary=200).load(toy.corpus.values())
+    rows = Encoder(model).passages(list(toy.corpus.values()))
+    assert rows == pytest.approx(unit(model.model.encode(list(toy.corpus.values()))), abs=1e-6)
+    assert count_truncated(model, toy) == 0

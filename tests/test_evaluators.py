@@ -1,0 +1,136 @@
+"""Evaluators give what the library's own give, and a query that can't be answered counts as zero."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+from sentence_transformers.sentence_transformer.evaluation import (
+    BinaryClassificationEvaluator,
+    EmbeddingSimilarityEvaluator,
+    TripletEvaluator,
+)
+
+from embexp.encoding import Encoder
+from embexp.evaluators import Evaluation, Pairs, Retrieval, evaluate
+from embexp.models import Transformer
+from embexp.negatives import draw_random
+from embexp.retrieval_set import RetrievalSet
+from embexp.search import BM25, Dense
+from embexp.shapes import to_rows
+from tests.tiny import tiny_transformer
+
+NEGATIVES = partial(draw_random, per_query=2)
+LIBRARY = {  # shape, evaluator, metrics
+    "similarity": (
+        "scored_pair",
+        partial(EmbeddingSimilarityEvaluator, main_similarity="cosine"),
+        ["spearman_cosine", "pearson_cosine"],
+    ),
+    "binary_classification": (
+        "labelled_pair",
+        partial(BinaryClassificationEvaluator, similarity_fn_names=["cosine"]),
+        ["cosine_ap", "cosine_accuracy", "cosine_f1"],
+    ),
+    "triplet": ("triplet", partial(TripletEvaluator, main_similarity_function="cosine"), ["cosine_accuracy"]),
+}
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory):
+    folder = tiny_transformer(tmp_path_factory.mktemp("tiny"))
+    return lambda **options: Transformer(path=str(folder), dtype="float32", **options).load([])
+
+
+def pairs(name):
+    shape, evaluator, metrics = LIBRARY[name]
+    return Pairs(name, shape, metrics, evaluator)
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_pairs_equal_the_librarys_evaluator_on_the_model(toy, load, name):
+    measure = pairs(name)
+    model = load()
+    found = measure(Dense(Encoder(model)), toy, negatives=NEGATIVES, seed=3).metrics
+    columns = to_rows(toy, measure.shape, negatives=NEGATIVES, seed=3).columns.values()
+    theirs = measure.evaluator(*map(list, columns))(model.model)
+    assert found == pytest.approx({f"{name}.{metric}": theirs[metric] for metric in measure.metrics}, abs=1e-4)
+    assert all(0 < abs(value) < 1 for value in found.values())  # a random model is neither perfect nor mute
+
+
+def test_triplets_are_embedded_with_the_prompts_of_their_roles_as_the_library_does(toy, load):
+    measure = pairs("triplet")
+    prompted = load(prompts={"query": "the apple apple ", "passage": "question "})
+    found = measure(Dense(Encoder(prompted)), toy, negatives=NEGATIVES, seed=3).metrics
+    plain = measure(Dense(Encoder(load())), toy, negatives=NEGATIVES, seed=3).metrics
+    columns = to_rows(toy, "triplet", negatives=NEGATIVES, seed=3).columns.values()
+    assert found["triplet.cosine_accuracy"] == pytest.approx(
+        measure.evaluator(*columns)(prompted.model)["cosine_accuracy"]
+    )
+    assert found != plain
+
+
+def test_pairs_can_be_measured_again_on_some_rows(toy, load):
+    measure = pairs("similarity")
+    scores = measure(Dense(Encoder(load())), toy, negatives=NEGATIVES, seed=3).scores["similarity.spearman_cosine"]
+    assert len(scores.query_ids) == 20 * (1 + 2)
+    twice = np.tile(np.arange(60), 2)
+    assert scores.over(twice) == pytest.approx(scores.score)
+    assert scores.of_queries({"q0.0", "q1.0"}).score == pytest.approx(
+        scores.over(np.flatnonzero([query in ("q0.0", "q1.0") for query in scores.query_ids]))
+    )
+
+
+def test_bm25_has_no_embeddings_and_so_no_scores_on_pairs(toy):
+    measure = pairs("similarity")
+    assert measure(BM25(), toy, negatives=NEGATIVES, seed=0) == Evaluation({})
+
+
+def ranking_of(**ranked):
+    """A ranking by query, scored 1, 1/2, 1/3, ..."""
+    return {query: [(passage, 1 / (1 + place)) for place, passage in enumerate(hits)] for query, hits in ranked.items()}
+
+
+def set_of(qrels, corpus="abcde"):
+    return RetrievalSet(dict.fromkeys(qrels, "a question"), dict.fromkeys(corpus, "a text"), qrels, {})
+
+
+def test_retrieval_scores_each_query_and_one_without_its_passage_zero():
+    data = set_of({"q1": {"a": 1}, "q2": {"gone": 1}, "q3": {"b": 1, "gone": 2}})
+    measured = Retrieval([1, 2]).measured(ranking_of(q1=["c", "a"], q2=["a", "b"], q3=["b", "c"]), data)
+    assert measured.scores["recall@2"].query_ids == ["q1", "q2", "q3"]
+    assert measured.scores["recall@2"].values.tolist() == [1, 0, 1 / 2]
+    assert measured.metrics["mrr@2"] == pytest.approx((1 / 2 + 0 + 1) / 3)
+    assert measured.metrics["recall@1"] == pytest.approx((0 + 0 + 1 / 2) / 3)
+    assert len(measured.metrics) == 6 * 2
+
+
+def test_a_query_that_found_nothing_is_scored_zero_and_not_dropped():
+    measured = Retrieval([1]).measured(
+        ranking_of(q1=["a"], q2=[]), set_of({"q1": {"a": 1}, "q2": {"b": 1}, "q3": {"c": 1}})
+    )
+    assert measured.scores["accuracy@1"].values.tolist() == [1, 0, 0]
+
+
+def test_the_whole_chain_ranks_and_measures_by_keyword(toy):
+    found = evaluate([Retrieval([1, 3])], BM25(), toy, negatives=NEGATIVES, seed=0)
+    assert found.metrics["recall@1"] == 1.0  # each question names its passage's topic
+    assert found.ranking["q3.0"][0][0] == "p3"
+
+
+def test_during_training_dev_keeps_all_relevant_passages_and_the_nearest_others():
+    data = set_of({"q1": {"a": 1, "gone": 1}, "q2": {"e": 2, "b": 0}})
+    base = Evaluation({}, ranking_of(q1=["b", "a", "c"], q2=["b", "a", "d"]))
+    part = Retrieval([1], training_distractors=1).during_training(base, data)
+    assert list(part.corpus) == ["a", "b", "e"]
+    assert part.qrels == data.qrels  # a passage that is missing stays a miss
+    assert list(Retrieval([1], training_distractors=2).during_training(base, data).corpus) == ["a", "b", "c", "e"]
+    assert Retrieval([1], training_distractors=None).during_training(base, data) is data
+
+
+def test_two_evaluators_are_reported_together(toy, load):
+    measure = pairs("similarity")
+    found = evaluate([measure, Retrieval([1])], Dense(Encoder(load())), toy, negatives=NEGATIVES, seed=0)
+    assert {"similarity.spearman_cosine", "recall@1"} <= found.metrics.keys()
+    assert set(found.ranking) == set(toy.queries)

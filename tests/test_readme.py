@@ -1,0 +1,63 @@
+"""Every command in the README runs. Heavy choices are made small by overrides that come last."""
+
+import re
+import shlex
+
+import pytest
+
+from tests.command import QUICK, REPOSITORY, separate
+
+README = (REPOSITORY / "README.md").read_text()
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [
+    line.split(" #")[0].strip()
+    for block in BLOCKS
+    for line in block.splitlines()
+    if line.startswith("python -m embexp")
+]
+MAKE = sorted(set(re.findall(r"^make (\w+)", "\n".join(BLOCKS), flags=re.MULTILINE)))
+HUB = ["model=stsb-distilbert"]
+
+
+def test_the_readme_has_commands_to_check():
+    assert len(COMMANDS) >= 12
+    assert MAKE == ["demo", "test"]
+
+
+@pytest.mark.parametrize("target", MAKE)
+def test_a_make_target_of_the_readme_exists(target):
+    assert re.search(rf"^{target}:", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_the_readme_runs(embexp, tmp_path, pairs_file, command):
+    arguments = shlex.split(command)[3:]
+    small = [] if any(word in ("--help", "--cfg") for word in arguments) else list(QUICK)
+    if "-m" in arguments:
+        ended = separate(*arguments, *QUICK, "dataset.packages=[json,logging,email]", folder=tmp_path)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert len(list(tmp_path.rglob("result.json"))) == 6
+        return
+    if "trainer=none" in arguments:
+        small = [word for word in small if word != "trainer=smoke"]
+    (tmp_path / "path" / "to").mkdir(parents=True)
+    if "model=local" in arguments:
+        from tests.tiny import tiny_transformer
+
+        tiny_transformer(tmp_path / "path" / "to" / "model")
+    (tmp_path / "path" / "to" / "sources").symlink_to(REPOSITORY / "embexp")
+    own = tmp_path / "my_conf" / "loss"
+    own.mkdir(parents=True)
+    (own / "cosent.yaml").write_text(re.search(r"```yaml\n(_target_: .*?)```", README, flags=re.DOTALL)[1])
+    chosen = {word.split("=")[0] for word in arguments}
+    small = [word for word in small if word.split("=")[0] not in chosen]
+    if "model" in chosen and "model=static" not in arguments:
+        small = [word for word in small if not word.startswith("model.")]
+
+    run = embexp(*arguments, *small)
+
+    if any(word in HUB for word in arguments):
+        assert run.code == 1
+        assert "can't be had" in run.output
+    else:
+        assert run.code == 0, run.output

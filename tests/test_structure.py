@@ -1,0 +1,54 @@
+"""The shape of the code base: one direction of imports, every module and file described."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+# the flow of the design; a module imports only from those before it
+ORDER = [
+    "errors", "targets", "value_types", "retrieval_set", "splits", "hub",
+    "datasets", "datasets.docstrings", "datasets.pubmedqa", "datasets.pairs", "datasets.beir",
+    "negatives", "shapes", "models", "encoding", "search", "metrics", "significance", "evaluators",
+    "batches", "tracking", "training", "result", "report", "components", "experiment",
+    "config", "arguments", "job", "launcher", "cli", "__main__",
+]  # fmt: skip
+
+
+def modules() -> dict[str, Path]:
+    root = REPOSITORY / "embexp"
+    names = {path: ".".join(path.relative_to(root).with_suffix("").parts) for path in root.rglob("*.py")}
+    return {name.removesuffix(".__init__"): path for path, name in names.items() if name != "__init__"}
+
+
+def imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "embexp":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("embexp."):
+            found.add(node.module.removeprefix("embexp."))
+    return found
+
+
+def test_every_module_has_its_place_in_the_flow():
+    assert sorted(modules()) == sorted(ORDER)
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_a_module_imports_only_from_earlier_ones(module):
+    later = ORDER[ORDER.index(module) :]
+    assert not imported(modules()[module]) & set(later)
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_a_module_opens_with_its_job(module):
+    assert ast.get_docstring(ast.parse(modules()[module].read_text()))
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "conf").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_a_config_file_says_what_it_is_for(path):
+    lines = path.read_text().splitlines()
+    comments = [line for line in lines[:3] if line.startswith("# ") and "@package" not in line]
+    assert comments, f"{path} does not open with a comment"

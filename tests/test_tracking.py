@@ -1,0 +1,199 @@
+"""metrics.jsonl is the record of truth; wandb mirrors it, can be read back, and can neither stop nor slow a run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import struct
+import subprocess
+import sys
+
+import pytest
+
+from embexp.tracking import Tracker, WandbMirror, open_mirror
+from tests.command import REPOSITORY
+
+KEY = "0123456789abcdef" * 3
+
+
+@pytest.fixture
+def wandb():
+    return pytest.importorskip("wandb", reason="needs the extra embexp[wandb]")
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+class Recorder:
+    """A mirror that keeps what it gets and raises in the method named."""
+
+    def __init__(self, failing=None):
+        self.calls, self._failing = [], failing
+
+    def log(self, values, *, step):
+        self._take("log", values, step)
+
+    def finish(self, summary, *, exit_code):
+        self._take("finish", summary, exit_code)
+
+    def _take(self, name, *what):
+        self.calls.append((name, *what))
+        if name == self._failing:
+            raise ConnectionError("the server is gone")
+
+
+def test_each_line_is_on_disk_when_log_returns(tmp_path):
+    tracker = Tracker(tmp_path, None)
+    tracker.log({"loss": 1.5}, step=10)
+    assert [(line["step"], line["loss"], line["seconds"] >= 0) for line in lines(tmp_path)] == [(10, 1.5, True)]
+    tracker.log({"dev/recall@10": 0.25}, step=20)
+    assert lines(tmp_path)[1].items() >= {"step": 20, "dev/recall@10": 0.25}.items()
+    tracker.finish({}, exit_code=0)
+
+
+def test_a_tracker_goes_on_in_the_file_that_is_there(tmp_path):
+    for step in (1, 2):
+        tracker = Tracker(tmp_path, None)
+        tracker.log({"loss": 1.0}, step=step)
+        tracker.finish({}, exit_code=0)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+
+
+def test_the_mirror_gets_what_the_file_gets_and_the_summary(tmp_path):
+    mirror = Recorder()
+    tracker = Tracker(tmp_path, mirror)
+    tracker.log({"loss": 1.5}, step=10)
+    tracker.finish({"verdict": "better"}, exit_code=3)
+    assert mirror.calls == [("log", {"loss": 1.5}, 10), ("finish", {"verdict": "better"}, 3)]
+
+
+@pytest.mark.parametrize("failing", ["log", "finish"])
+def test_a_mirror_that_raises_is_dropped_and_the_tracker_goes_on(tmp_path, caplog, failing):
+    mirror = Recorder(failing)
+    tracker = Tracker(tmp_path, mirror)
+    for step in (1, 2, 3):
+        tracker.log({"loss": 1.0}, step=step)
+    tracker.finish({}, exit_code=0)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+    assert [call[0] for call in mirror.calls] == (["log"] if failing == "log" else ["log", "log", "log", "finish"])
+    assert [record.getMessage() for record in caplog.records] == [
+        "tracking stopped, the run goes on: ConnectionError: the server is gone"
+    ]
+
+
+def test_a_mirror_that_cannot_start_is_said_and_done_without(caplog):
+    def fail():
+        raise ImportError("No module named 'wandb'")
+
+    assert open_mirror(fail) is None
+    assert "tracking is off, the run goes on: ImportError: No module named 'wandb'" in caplog.text
+    assert open_mirror(None) is None
+
+
+def records(file):
+    """The records of a .wandb file: 7 bytes of header, then LevelDB's log format in blocks of 32 KiB."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, place, parts = file.read_bytes(), 7, b""
+    assert data[:4] == b":W&B", data[:7]
+    while place + 7 <= len(data):
+        if (left := 32768 - place % 32768) < 7:  # too short for a header: padding
+            place += left
+            continue
+        _crc, length, kind = struct.unpack("<IHB", data[place : place + 7])
+        parts += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last of several parts
+            yield Record.FromString(parts)
+            parts = b""
+
+
+def read_back(file):
+    """History rows, config, the last summary values, tags, group and exit code of an offline run."""
+    kinds = {}
+    for record in records(file):
+        kind = record.WhichOneof("record_type")
+        kinds.setdefault(kind, []).append(getattr(record, kind))
+
+    def plain(items):
+        return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+    summary = {name: value for each in kinds["summary"] for name, value in plain(each.update).items()}
+    run, end = kinds["run"][0], kinds["exit"][-1]
+    history = [plain(row.item) for row in kinds.get("history", ())]
+    return history, plain(run.config.update), summary, list(run.tags), run.run_group, end.exit_code
+
+
+def runs(folder):
+    return sorted((folder / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_an_offline_run_can_be_read_back_with_history_config_summary_and_exit_code(wandb, tmp_path, caplog):
+    names = {"loss": "mnrl", "model": "minilm", "dataset": "docstrings"}
+    config = {"seed": 3, "metric": "recall@10", "loss": {"scale": 20.0}, "notes": "x" * 40_000}  # more than one block
+    with caplog.at_level(logging.INFO, logger="embexp"):
+        mirror = WandbMirror(folder=tmp_path, config=config, names=names, group="sweep1", tags=["try"], mode="offline")
+        mirror.log({"loss": 1.5}, step=10)
+        mirror.log({"dev/recall@10": 0.25}, step=20)
+        mirror.finish({"test/delta/recall@10": 0.125, "verdict": "better"}, exit_code=0)
+    (file,) = runs(tmp_path)
+    history, kept, summary, tags, group, exit_code = read_back(file)
+    assert history[0].items() >= {"_step": 10, "loss": 1.5}.items()
+    assert history[1].items() >= {"_step": 20, "dev/recall@10": 0.25}.items()
+    assert len(kept["settings"].pop("notes")) == 40_000
+    assert kept["settings"] == {"seed": 3, "metric": "recall@10", "loss": {"scale": 20.0}}
+    assert kept.items() >= {**names, "seed": 3, "metric": "recall@10"}.items()  # flat, to group by
+    assert summary.items() >= {"test/delta/recall@10": 0.125, "verdict": "better", "dev/recall@10": 0.25}.items()
+    assert (tags, group, exit_code) == (["mnrl", "minilm", "docstrings", "try"], "sweep1", 0)
+    assert f"wandb sync {file.parent}" in caplog.text
+
+
+def test_two_runs_of_one_process_have_two_ids_and_their_own_exit_codes(wandb, tmp_path):
+    mirrors = {}
+    for name in ("first", "second"):  # the first is still open when the second starts
+        (tmp_path / name).mkdir()
+        mirrors[name] = WandbMirror(folder=tmp_path / name, config={}, names={"loss": name}, mode="offline")
+    for exit_code, mirror in enumerate(mirrors.values()):
+        mirror.log({"loss": 1.0}, step=1)
+        mirror.finish({}, exit_code=exit_code)
+    (first,), (second,) = (runs(tmp_path / name) for name in mirrors)
+    assert first.name != second.name  # run-<id>.wandb
+    for file, name, exit_code in ((first, "first", 0), (second, "second", 1)):
+        history, config, *_, ended = read_back(file)
+        assert (len(history), config["loss"], ended) == (1, name, exit_code)
+
+
+TRACK = """
+import sys, time, wandb
+from pathlib import Path
+from embexp.tracking import Tracker, WandbMirror, open_mirror
+folder, start = Path(sys.argv[1]), time.monotonic()
+tracker = Tracker(folder, open_mirror(lambda: WandbMirror(folder=folder, config={}, names={}, timeout=1)))
+tracker.log({"loss": 1.0}, step=1)
+tracker.finish({"verdict": "better"}, exit_code=0)
+print(time.monotonic() - start)
+"""
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{}, {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"}],
+    ids=["no key", "a key but no server"],
+)
+def test_without_key_or_server_the_run_is_kept_offline_soon_and_secrets_are_not(wandb, tmp_path, environment):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    environment = {**kept, "HOME": str(tmp_path), "NETRC": str(tmp_path / "none"), **environment}
+    command = [sys.executable, "-c", TRACK, str(tmp_path), "token=canary-argument"]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert float(done.stdout.splitlines()[-1]) < 6  # seconds; asking a server in vain takes five
+    (file,) = runs(tmp_path)
+    assert not list(tmp_path.glob("wandb/run-*"))  # a failed start leaves no second run
+    assert read_back(file)[0][0]["loss"] == 1.0
+    assert lines(tmp_path)[0]["loss"] == 1.0
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"canary-argument" not in written
+    assert KEY.encode() not in written
