@@ -111,7 +111,10 @@ def records(file):
 
 
 def read_back(file):
-    """History rows, config, the last summary values, tags, group and exit code of an offline run."""
+    """History rows, config, the summary that was set, tags, group and exit code of an offline run.
+
+    What wandb itself adds to the summary from the history is written some time later or, at times, not at all.
+    """
     kinds = {}
     for record in records(file):
         kind = record.WhichOneof("record_type")
@@ -120,7 +123,7 @@ def read_back(file):
     def plain(items):
         return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
 
-    summary = {name: value for each in kinds["summary"] for name, value in plain(each.update).items()}
+    summary = {name: value for each in kinds.get("summary", ()) for name, value in plain(each.update).items()}
     run, end = kinds["run"][0], kinds["exit"][-1]
     history = [plain(row.item) for row in kinds.get("history", ())]
     return history, plain(run.config.update), summary, list(run.tags), run.run_group, end.exit_code
@@ -145,7 +148,7 @@ def test_an_offline_run_can_be_read_back_with_history_config_summary_and_exit_co
     assert len(kept["settings"].pop("notes")) == 40_000
     assert kept["settings"] == {"seed": 3, "metric": "recall@10", "loss": {"scale": 20.0}}
     assert kept.items() >= {**names, "seed": 3, "metric": "recall@10"}.items()  # flat, to group by
-    assert summary.items() >= {"test/delta/recall@10": 0.125, "verdict": "better", "dev/recall@10": 0.25}.items()
+    assert summary.items() >= {"test/delta/recall@10": 0.125, "verdict": "better"}.items()
     assert (tags, group, exit_code) == (["mnrl", "minilm", "docstrings", "try"], "sweep1", 0)
     assert f"wandb sync {file.parent}" in caplog.text
 
