@@ -8,9 +8,9 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 # the flow of the design; a module imports only from those before it
 ORDER = [
-    "errors", "targets", "value_types", "retrieval_set", "splits", "hub",
+    "errors", "cache", "targets", "value_types", "retrieval_set", "splits", "hub",
     "datasets", "datasets.docstrings", "datasets.pubmedqa", "datasets.pairs", "datasets.beir",
-    "negatives", "shapes", "models", "encoding", "search", "metrics", "significance", "evaluators",
+    "models", "encoding", "search", "negatives", "shapes", "metrics", "significance", "evaluators",
     "batches", "tracking", "training", "result", "report", "components", "experiment",
     "config", "arguments", "job", "launcher", "cli", "__main__",
 ]  # fmt: skip
