@@ -28,11 +28,14 @@ from embexp.config import CONFIG_FOLDER, GROUPS, RUNNER_OWNS, TRAINING_ARGUMENTS
 from embexp.errors import UserError
 
 
-def checked_arguments(overrides: Sequence[str], *, config_name: str, config_dir: str | None, sweep: bool) -> list[str]:
+def checked_arguments(
+    overrides: Sequence[str], *, config_name: str, config_dir: str | None, sweep: bool, fresh: bool = True
+) -> list[str]:
     """The overrides as Hydra takes them, once they and the config that they make are free of mistakes.
 
     A key that no file names but its target takes gets the `+` that Hydra asks for. sweep: whether an override may hold
-    several values (-m); then each value is checked with the others' first. Raises UserError with all mistakes.
+    several values (-m); then each value is checked with the others' first. fresh: whether the run's folder must not
+    hold a run yet. Raises UserError with all mistakes.
     """
     if config_dir and not Path(config_dir).is_dir():
         raise UserError(f"--config-dir {config_dir} is not a folder; it holds groups such as loss/ with your files")
@@ -56,7 +59,12 @@ def checked_arguments(overrides: Sequence[str], *, config_name: str, config_dir:
             try:
                 config = compose(config_name, [*choice, *search_path, *hydra_own], return_hydra_config=True)
                 HydraConfig.instance().set_config(config)  # so that ${hydra:...} means something
-                problems += _unwritable(Path(str(config.hydra.sweep.dir if sweep else config.hydra.run.dir)))
+                folder = Path(str(config.hydra.sweep.dir if sweep else config.hydra.run.dir))
+                problems += _unwritable(folder)
+                if fresh and not sweep and (folder / "metrics.jsonl").exists():
+                    problems.append(
+                        f"{folder} holds another run; set hydra.run.dir to a new folder, or resume={folder}"
+                    )
                 with open_dict(config):
                     del config["hydra"]
                 written, mistakes = _set(config, values)

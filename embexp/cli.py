@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from embexp import launcher
+from embexp import launcher, resume
 from embexp.arguments import checked_arguments
 from embexp.config import CONFIG_FOLDER
 from embexp.errors import UserError
@@ -22,16 +24,24 @@ def main() -> None:
     """Run the command line; exits with 0 when every run completed, else with 1."""
     try:
         arguments = _arguments(sys.argv[1:])
+        resumed = resume.folder_to_resume(arguments.overrides)
+        if resumed is not None:
+            if arguments.multirun:
+                raise UserError("resume= goes on with one run; leave out -m")
+            overrides, flags = resume.arguments_of(resumed, arguments.overrides)
+            sys.argv[1:] = [*flags, *overrides]
+            arguments = _arguments(sys.argv[1:])
         if _runs_or_shows(arguments):
             checked = checked_arguments(
                 arguments.overrides,
                 config_name=arguments.config_name or "config",
                 config_dir=arguments.config_dir,
                 sweep=arguments.multirun,
+                fresh=resumed is None,
             )
             flags = [argument for argument in sys.argv[1:] if argument not in arguments.overrides]
             sys.argv[1:] = [*flags, *checked]
-        codes = _run_hydra()
+        codes = _run_hydra(resumed)
     except UserError as error:
         print(explained(error), file=sys.stderr)
         sys.exit(1)
@@ -57,13 +67,17 @@ def _runs_or_shows(arguments: argparse.Namespace) -> bool:
     return not any(elsewhere) and arguments.experimental_rerun is None and arguments.config_path is None
 
 
-def _run_hydra() -> list[int]:
-    """Let Hydra compose and run; returns the exit code of each run."""
+def _run_hydra(resumed: Path | None) -> list[int]:
+    """Let Hydra compose and run; returns the exit code of each run. resumed: the folder of the run to go on with."""
     codes: list[int] = []
 
     @hydra.main(config_path=str(CONFIG_FOLDER), config_name="config", version_base="1.3")
     def task(config: DictConfig) -> None:
-        codes.append(Job.current(config).run())
+        job = Job.current(config)
+        if resumed is not None:
+            resume.refuse_changes(resumed, config)
+            job = replace(job, group=resume.group_of(resumed), resume=True)
+        codes.append(job.run())
 
     task()
     return codes + launcher.exit_codes

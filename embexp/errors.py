@@ -17,3 +17,25 @@ def listed(values: object, *, most: int = 5) -> str:
     items = [str(value) for value in values]  # type: ignore[attr-defined]
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(items[:most]) + more
+
+
+FULL = ("No space left", "File too large", "Disk quota", "file write failed")
+NO_MEMORY = ("allocate memory", "out of memory", "bad_alloc")
+
+
+def described(error: Exception) -> str:
+    """An error's text, with what to try where the machine is at fault: its disk or its memory."""
+    text = str(error).strip() or type(error).__name__
+    if isinstance(error, UserError):
+        return text
+    named = text if text.startswith(type(error).__name__) else f"{type(error).__name__}: {text}"
+    if any(words in text for words in FULL):
+        return f"the disk is full ({named}). Free some space, then resume the run"
+    if isinstance(error, PermissionError) or "Read-only file system" in text:
+        return f"a file can't be written ({named}). Mend the permissions, then resume the run"
+    if isinstance(error, MemoryError) or any(words in text for words in NO_MEMORY):
+        return (
+            f"memory was refused ({named.splitlines()[0]}). Try trainer.per_device_train_batch_size=16, "
+            "model.max_seq_length=128 or a smaller model"
+        )
+    return named

@@ -16,12 +16,15 @@ from typing import Any
 
 import datasets
 import transformers
+from filelock import FileLock, Timeout
 
 from embexp import report as reports
 from embexp import result as results
+from embexp.cache import digest
+from embexp.checkpoints import last_usable
 from embexp.components import build
 from embexp.encoding import Encoder, count_truncated
-from embexp.errors import UserError
+from embexp.errors import UserError, described
 from embexp.evaluators import Evaluation, Evaluator, evaluate
 from embexp.models import EmbeddingModel
 from embexp.negatives import Negatives, draw_random
@@ -39,38 +42,53 @@ EVALUATION_NEGATIVES: dict[str, Any] = {"negatives": partial(draw_random, per_qu
 
 
 def run(
-    config: Mapping[str, Any], *, names: Mapping[str, str], folder: Path, group: str | None = None
+    config: Mapping[str, Any],
+    *,
+    names: Mapping[str, str],
+    folder: Path,
+    group: str | None = None,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Run one experiment and return the content of its result.json.
 
     config: the composed and checked config, as plain values. names: the choices of model, loss and dataset. folder: the
-    run's folder, which must exist. group: the multirun it belongs to. Every error but an interruption from outside is
-    recorded in result.json and raised again.
+    run's folder, which must exist. group: the multirun it belongs to. resume: go on with the killed or failed run in
+    the folder; one that was completed is returned as it is. Every error but an interruption from outside is recorded
+    in result.json and raised again.
     """
-    if (folder / "metrics.jsonl").exists():
-        raise UserError(f"{folder} holds another run; set hydra.run.dir to a new folder")
+    with _alone(folder):
+        before = reports.read(folder)
+        if resume and before is not None and before["status"] == "completed":
+            reports.write(before, names, folder)
+            return before
+        if (folder / "metrics.jsonl").exists() and not resume:
+            raise UserError(f"{folder} holds another run; set hydra.run.dir to a new folder, or resume={folder}")
+        (folder / "result.json").unlink(missing_ok=True)
+        return _run(config, names, folder, group)
+
+
+def _run(config: Mapping[str, Any], names: Mapping[str, str], folder: Path, group: str | None) -> dict[str, Any]:
     result = results.empty(config)
     tracker = Tracker(folder, open_mirror(_mirror(config, names, folder, group)))
     try:
         _measure(config, result, folder, tracker)
         result["status"] = "completed"
     except Exception as error:
-        result |= {"status": "failed", "error": str(error) or type(error).__name__}
+        result |= {"status": "failed", "error": described(error)}
         raise
     finally:
-        if result["status"] is not None:  # interrupted from outside: no result.json, and that is how it is known
-            try:
+        try:
+            if result["status"] is not None:  # else interrupted: no result.json, and that is how it is known
                 results.write(result, folder)
-                (folder / "report.md").write_text(reports.report(result, names), encoding="utf-8")
-            finally:
-                tracker.finish(_summary(result), exit_code=0 if result["status"] == "completed" else 1)
-        else:
-            tracker.finish(_summary(result), exit_code=1)
+                reports.write(result, names, folder)
+        finally:
+            tracker.finish(_summary(result), exit_code=0 if result["status"] == "completed" else 1)
+    if not config["keep_checkpoints"]:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return result
 
 
 def _measure(config: Mapping[str, Any], result: dict[str, Any], folder: Path, tracker: Tracker) -> None:
-    seed, metric, trainer = config["seed"], config["metric"], config["trainer"]
     stage = _timer(result["seconds"])
 
     with stage("model"):
@@ -98,38 +116,77 @@ def _measure(config: Mapping[str, Any], result: dict[str, Any], folder: Path, tr
         result["base"] = results.metrics_of(base)
     arms = {"base": base["test"], "bm25": bm25["test"]}
 
-    if trainer is not None:
+    if config["trainer"] is not None:
         with stage("training"):
-            loss, train_set = config["loss"], trainable(splits)
-            negatives: Negatives = build(config["negatives"], allowed=config["allowed_packages"])
-            rows = to_rows(train_set, loss["shape"], negatives=negatives, seed=seed)
             dev_metrics = _dev_metrics(evaluators, base["dev"], splits)
-            tracker.log({f"dev/{name}": score for name, score in dev_metrics(base_arm).items()}, step=0)
-            training = train(
-                model,
-                rows,
-                train_set,
-                loss=build(loss, allowed=config["allowed_packages"], without=["shape", "accepts"]),
-                arguments={key: value for key, value in trainer.items() if key != "early_stopping"},
-                early_stopping=trainer["early_stopping"],
-                dev_metrics=lambda: dev_metrics(Dense(Encoder(model))),
-                metric=metric,
-                seed=seed,
-                folder=folder,
-                tracker=tracker,
-            )
-            result["counts"] |= {"train_rows": len(rows), "masked_conflicts": training.masked_rows}
-            result["counts"] |= {"steps": training.steps, "best_step": training.best_step}
+            result["counts"] |= _trained(config, model, splits, base_arm, dev_metrics, result, folder, tracker)
             model.model.save_pretrained(str(folder / "model"), create_model_card=False)
         with stage("tuned"):
             tuned = measured(Dense(Encoder(model, progress="tuned model")))
             arms["tuned"] = tuned["test"]
             result["tuned"] = results.metrics_of(tuned)
     with stage("comparison"):
-        result |= results.compared(arms, splits, metric=metric)
+        result |= results.compared(arms, splits, metric=config["metric"])
     results.write_retrieval(arms, splits, folder / "retrieval")
-    if not config["keep_checkpoints"]:
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _trained(
+    config: Mapping[str, Any],
+    model: EmbeddingModel,
+    splits: Splits,
+    base_arm: Arm,
+    dev_metrics: Callable[[Arm], dict[str, float]],
+    result: Mapping[str, Any],
+    folder: Path,
+    tracker: Tracker,
+) -> dict[str, Any]:
+    """Train the model in place, from the run's last checkpoint where it has one; returns what there is to count."""
+    loss, trainer, train_set = config["loss"], config["trainer"], trainable(splits)
+    negatives: Negatives = build(config["negatives"], allowed=config["allowed_packages"])
+    rows = to_rows(train_set, loss["shape"], negatives=negatives, seed=config["seed"])
+    made_from = digest(result["fingerprint"])
+    checkpoint = last_usable(folder, made_from=made_from)
+    tracker.cut_back(to_step=checkpoint.step if checkpoint else None)
+    if checkpoint is None:
+        tracker.log({f"dev/{name}": score for name, score in dev_metrics(base_arm).items()}, step=0)
+    else:
+        log.info("going on from step %d", checkpoint.step)
+    training = train(
+        model,
+        rows,
+        train_set,
+        loss=build(loss, allowed=config["allowed_packages"], without=["shape", "accepts"]),
+        arguments={key: value for key, value in trainer.items() if key != "early_stopping"},
+        early_stopping=trainer["early_stopping"],
+        dev_metrics=lambda: dev_metrics(Dense(Encoder(model))),
+        metric=config["metric"],
+        seed=config["seed"],
+        folder=folder,
+        tracker=tracker,
+        made_from=made_from,
+        resume_from=checkpoint,
+    )
+    return {
+        "train_rows": len(rows),
+        "masked_conflicts": training.masked_rows,
+        "steps": training.steps,
+        "best_step": training.best_step,
+    }
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Refuse a second process in the folder; the system frees the lock of a killed one."""
+    lock = FileLock(folder / "running.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(f"another process is at work on the run in {folder}; wait for it, or end it") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _splits(config: Mapping[str, Any]) -> Splits:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Mapping
@@ -21,20 +22,22 @@ from omegaconf import DictConfig, OmegaConf
 
 from embexp import config as configs
 from embexp import report as reports
-from embexp.errors import UserError
+from embexp.errors import UserError, described
 
 log = logging.getLogger("embexp")
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a run needs: see `experiment.run`. logging: Hydra's job_logging, for a process that has not set it up."""
+    """What a run needs: see `experiment.run`. group: its multirun, else its folder, which its attempts share. logging:
+    Hydra's job_logging, for a process that has not set it up."""
 
     config: Mapping[str, Any]
     names: Mapping[str, str]
     folder: Path
-    group: str | None
+    group: str
     logging: Mapping[str, Any]
+    resume: bool = False
 
     @classmethod
     def current(cls, config: DictConfig) -> Job:
@@ -45,7 +48,7 @@ class Job:
             config=configs.plain(config),
             names={group: str(choices[group]) for group in ("loss", "model", "dataset")},
             folder=Path(hydra.runtime.output_dir),
-            group=str(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None,
+            group=str(hydra.sweep.dir if hydra.mode == RunMode.MULTIRUN else hydra.runtime.output_dir),
             logging=OmegaConf.to_container(hydra.job_logging, resolve=True),  # type: ignore[arg-type]
         )
 
@@ -54,7 +57,7 @@ class Job:
         try:
             result = self._measured()
         except KeyboardInterrupt:
-            log.error("\ninterrupted: no result was written; what there is stands in %s", self.folder)
+            log.error("\ninterrupted; no result was written. To go on: %s", self._to_resume)
             return 1
         except Exception as error:
             self._explain(error)
@@ -76,7 +79,11 @@ class Job:
         from embexp import experiment  # torch, transformers: seconds
 
         experiment.quiet_libraries()
-        return experiment.run(self.config, names=self.names, folder=self.folder, group=self.group)
+        return experiment.run(self.config, names=self.names, folder=self.folder, group=self.group, resume=self.resume)
+
+    @property
+    def _to_resume(self) -> str:
+        return f"python -m embexp resume={shlex.quote(str(self.folder))}"
 
     def _explain(self, error: Exception) -> None:
         if self.config["debug"]:
@@ -84,12 +91,16 @@ class Job:
         elif isinstance(error, UserError):
             log.error("%s", explained(error))
         else:
-            with (self.folder / "embexp.log").open("a", encoding="utf-8") as file:
-                file.write("".join(traceback.format_exception(error)))
-            log.error(
-                "embexp: %s: %s\n  the traceback is in %s; debug=true shows it here",
-                type(error).__name__, error, self.folder / "embexp.log",
-            )  # fmt: skip
+            text = f"embexp: {described(error)}"
+            try:
+                with (self.folder / "embexp.log").open("a", encoding="utf-8") as file:
+                    file.write("".join(traceback.format_exception(error)))
+                text += f"\n  the traceback is in {self.folder / 'embexp.log'}; debug=true shows it here"
+            except OSError:  # the disk may be what failed
+                text += "\n  debug=true shows the traceback"
+            log.error("%s", text)
+        if any(self.folder.glob("checkpoints/*")):
+            log.error("what it has done is kept; to go on: %s", self._to_resume)
 
 
 def explained(error: UserError) -> str:

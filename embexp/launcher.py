@@ -6,7 +6,6 @@ process that has imported everything; a table ranked by dev ends the multirun.
 
 from __future__ import annotations
 
-import json
 import logging
 import multiprocessing
 import os
@@ -72,7 +71,7 @@ class ProcessLauncher(Launcher):
             configure_log(self._config.hydra.hydra_logging, self._config.hydra.verbose)
             code, folder = returns[-1].return_value
             exit_codes.append(code)
-            rows.append((str(job_config.hydra.job.num), words, _result(folder), _state(code, folder)))
+            rows.append((str(job_config.hydra.job.num), words, reports.read(folder), _state(code, folder)))
             if code == INTERRUPTED:
                 break
         table = reports.ranked_runs(rows)
@@ -121,17 +120,12 @@ def _child(job: Job) -> None:
     job.run_elsewhere()
 
 
-def _result(folder: Path) -> dict[str, Any] | None:
-    file = folder / "result.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-
-
 def _state(code: int, folder: Path) -> str:
     if code == INTERRUPTED:
         return "interrupted"
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
-    result = _result(folder)
+    result = reports.read(folder)
     if result is None:
         return f"no result, exit code {code}"
     return str(result["status"]) if code == 0 else f"failed: {str(result['error']).splitlines()[0][:60]}"

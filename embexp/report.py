@@ -5,7 +5,9 @@ Reads a result (the content of result.json) and nothing else.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 HEADLINE = ["recall@1", "recall@3", "recall@5", "recall@10", "ndcg@10", "mrr@10"]
@@ -14,6 +16,17 @@ ADVICE = (
     "specialised base (model=mpnet), more or cleaner questions, and a look at retrieval/per_query.parquet for what got "
     "worse. The base model stays the better choice until dev says otherwise."
 )
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The result of the run in a folder, or None where there is none (yet)."""
+    file = folder / "result.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def write(result: Mapping[str, Any], names: Mapping[str, str], folder: Path) -> None:
+    """Write the run's report.md."""
+    (folder / "report.md").write_text(report(result, names), encoding="utf-8")
 
 
 def report(result: Mapping[str, Any], names: Mapping[str, str]) -> str:

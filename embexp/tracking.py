@@ -32,7 +32,8 @@ class Tracker:
     """Writes metrics.jsonl and hands the same to the mirror, if there is one."""
 
     def __init__(self, folder: Path, mirror: Mirror | None) -> None:
-        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._path = folder / "metrics.jsonl"
+        self._file = self._path.open("a", encoding="utf-8")
         self._start = time.time()
         self._mirror = mirror
 
@@ -43,6 +44,19 @@ class Tracker:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._mirrored(lambda mirror: mirror.log(values, step=step))
+
+    def cut_back(self, *, to_step: int | None) -> None:
+        """Keep only the lines up to an optimiser step (none for None): what a killed run wrote after its checkpoint."""
+        kept = []
+        for line in self._path.read_text(encoding="utf-8").splitlines(keepends=True):
+            if to_step is None or not line.endswith("\n") or json.loads(line)["step"] > to_step:
+                break
+            kept.append(line)
+        self._file.close()
+        partial = self._path.with_suffix(".partial")
+        partial.write_text("".join(kept), encoding="utf-8")
+        partial.replace(self._path)
+        self._file = self._path.open("a", encoding="utf-8")
 
     def finish(self, summary: Mapping[str, Any], *, exit_code: int) -> None:
         """Close the file and the mirror. exit_code: 0 for a completed run."""

@@ -16,15 +16,18 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.base.losses.merged_forward import column_merging_disabled
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from tqdm import tqdm
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
+from embexp import checkpoints
 from embexp.batches import ConflictFreeBatchSampler, Conflicts, MaskedSimilarity
+from embexp.checkpoints import Checkpoint
 from embexp.encoding import token_lengths
 from embexp.errors import UserError
 from embexp.models import EmbeddingModel
@@ -34,6 +37,7 @@ from embexp.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
+LOSS_PARAMETERS = "loss.safetensors"  # in a checkpoint
 ROW = "row"  # a column that carries the row's number to the loss; never embedded
 
 
@@ -59,8 +63,13 @@ def train(
     seed: int,
     folder: Path,
     tracker: Tracker,
+    made_from: str,
+    resume_from: Checkpoint | None = None,
 ) -> Training:
     """Train the model in place, ending with the weights of the checkpoint that is best on dev.
+
+    With `resume_from` it goes on from there and ends with the same weights as if it had never stopped. made_from: the
+    digest of data and base weights that the checkpoints are sealed with.
 
     data: the train set that `rows` come from. loss: takes the model. arguments: training arguments by name, without
     those that the runner owns. dev_metrics: scores the model as it is now. early_stopping: evaluations without a
@@ -78,6 +87,9 @@ def train(
     set_seed(seed)  # a loss may have parameters of its own
     made = _make_loss(loss, embedding_model)
     trainer = _Trainer(
+        folder=folder,
+        made_from=made_from,
+        keep=arguments.get("save_total_limit"),
         conflicts=Conflicts.of(rows, data) if sampler.masked_rows else None,
         model=embedding_model.model,
         args=_training_arguments(arguments, embedding_model, rows, sampler, metric=metric, seed=seed, folder=folder),
@@ -97,11 +109,13 @@ def train(
     for callback in (ProgressCallback, PrinterCallback):  # replaced by the one line that _Track shows
         trainer.remove_callback(callback)
     with _training_attention(embedding_model):
-        trainer.train()
+        if resume_from is not None and resume_from.ended:
+            trainer.end_as(resume_from)
+        else:
+            trainer.train(resume_from_checkpoint=str(resume_from.folder) if resume_from else None)
     embedding_model.model.eval()
-    best = trainer.state.best_model_checkpoint
     masked_rows = sampler.masked_rows if trainer.masks else 0
-    return Training(trainer.state.global_step, masked_rows, int(best.rpartition("-")[2]) if best else None)
+    return Training(trainer.state.global_step, masked_rows, trainer.state.best_global_step)
 
 
 @contextmanager
@@ -163,6 +177,7 @@ def _training_arguments(
     total = arguments["max_steps"] if arguments.get("max_steps", -1) > 0 else steps * arguments["num_train_epochs"]
     on_cpu = embedding_model.model.device.type == "cpu"
     chosen = {"use_cpu": on_cpu, "dataloader_pin_memory": not on_cpu, **arguments}
+    chosen.pop("save_total_limit", None)
     evaluates = chosen["eval_strategy"] != "no"
     if chosen["eval_strategy"] == "steps":
         chosen["eval_steps"] = _at_least_every(chosen["eval_steps"], min(total, steps), 2)
@@ -177,6 +192,8 @@ def _training_arguments(
             batch_sampler=lambda *_, **__: sampler,
             prompts=_prompts(embedding_model, rows),
             save_strategy=chosen["eval_strategy"],
+            save_total_limit=None,  # _Trainer removes old checkpoints once a new one is whole
+            restore_callback_states_from_checkpoint=True,  # how long dev has not improved, for early stopping
             load_best_model_at_end=evaluates,
             metric_for_best_model=f"eval_{metric}" if evaluates else None,
             greater_is_better=True if evaluates else None,
@@ -194,10 +211,13 @@ def _at_least_every(every: float, total: float, times: int) -> float:
 
 
 class _Trainer(SentenceTransformerTrainer):
-    """The library's trainer, with masked conflicts, checkpoints without pickles, and an end at the first NaN."""
+    """The library's trainer, with masked conflicts, checkpoints that are whole, and an end at the first NaN."""
 
-    def __init__(self, *, conflicts: Conflicts | None, **arguments: Any) -> None:
+    def __init__(
+        self, *, folder: Path, made_from: str, keep: int | None, conflicts: Conflicts | None, **arguments: Any
+    ) -> None:
         super().__init__(**arguments)
+        self._folder, self._made_from, self._keep = folder, made_from, keep
         self._conflicts = conflicts
         self._masked: MaskedSimilarity | None = None
         if conflicts is not None and hasattr(self.loss, "similarity_fct"):
@@ -225,11 +245,43 @@ class _Trainer(SentenceTransformerTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # neither the pickled arguments nor a model card, which would hold training texts and ask the Hub
-        self.model.save_pretrained(output_dir or self.args.output_dir, create_model_card=False)
+        self.model.save_pretrained(str(output_dir), create_model_card=False)
+        own = {name: value.detach().cpu() for name, value in self._parameters_of_the_loss().items()}
+        save_file(own, Path(str(output_dir), LOSS_PARAMETERS))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        checkpoint = checkpoints.path_of(self._folder, self.state.global_step)
+        checkpoints.seal(checkpoint, made_from=self._made_from, ended=self.control.should_training_stop)
+        checkpoints.rotate(self._folder, keep=self._keep, best=self.state.best_global_step)
+
+    def _load_from_checkpoint(self, checkpoint_path: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(checkpoint_path)
+        own = self._parameters_of_the_loss()
+        with torch.no_grad():
+            for name, value in load_file(Path(checkpoint_path, LOSS_PARAMETERS)).items():
+                own[name].copy_(value)
 
     def _load_best_model(self) -> None:
         # the library's logs a failure and keeps the last weights
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
+        best = checkpoints.path_of(self._folder, self.state.best_global_step)
+        if not checkpoints.is_whole(best):
+            raise UserError(
+                f"the best checkpoint {best} has been damaged since it was written. Resuming the run trains again from "
+                "the last checkpoint that is whole"
+            )
+        self._load_from_checkpoint(str(best))
+
+    def end_as(self, checkpoint: Checkpoint) -> None:
+        """Take the state of a training that was over when its last checkpoint was made."""
+        self.state = TrainerState.load_from_json(str(checkpoint.folder / "trainer_state.json"))
+        self._load_best_model()
+
+    def _parameters_of_the_loss(self) -> dict[str, torch.nn.Parameter]:
+        """Trained parameters that are not the model's, which the library does not save."""
+        of_the_model = set(map(id, self.model.parameters()))
+        named = self.loss.named_parameters()
+        return {name: value for name, value in named if value.requires_grad and id(value) not in of_the_model}
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """Not added: it collects training texts and asks the Hub."""
@@ -269,11 +321,19 @@ class _Track(TrainerCallback):
         self._bar: tqdm | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._bar = tqdm(total=state.max_steps, desc="training", unit="step", disable=None, leave=False)
+        self._bar = tqdm(
+            total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=None, leave=False
+        )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         assert self._bar is not None
         self._bar.update(1)
+        if control.should_save:  # a resumed run starts its mean loss at the checkpoint; so does one that never stopped
+            control.should_log = True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if control.should_save:
+            control.should_log = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
         # metrics have an @ or a dot in their names; the trainer's own measurements of time have neither

@@ -58,7 +58,7 @@ def test_one_table_ranks_the_completed_and_names_what_happened_to_the_others(mul
     assert table.strip() in ended.stdout
     rows = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
     assert set(rows[:2]) == {"0", "4"}
-    for words in ("killed by SIGKILL", "failed: a bug in this data set", "no result, exit code 7"):
+    for words in ("killed by SIGKILL", "failed: RuntimeError: a bug in this data set", "no result, exit code 7"):
         assert words in table
 
 

@@ -1,0 +1,86 @@
+"""Continues a run that was killed or failed: `python -m embexp resume=<the run's folder>`.
+
+Reads how the run was started from its .hydra folder. Called by `cli`; knows nothing of training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from embexp.config import plain
+from embexp.errors import UserError, listed
+
+MAY_DIFFER = ("debug",)
+WORD = "resume="
+
+
+def folder_to_resume(overrides: Sequence[str]) -> Path | None:
+    """The folder that a command line names with resume=, if it does."""
+    named = [word.removeprefix(WORD) for word in overrides if word.startswith(WORD)]
+    if not named:
+        return None
+    folder = Path(named[-1].strip("'\"")).expanduser().absolute()
+    if not (folder / ".hydra" / "config.yaml").is_file():
+        inside = sorted(path.parent.parent.name for path in folder.glob("*/.hydra/config.yaml"))
+        hint = f" It holds the runs {listed(inside)}: name one of them." if inside else ""
+        raise UserError(f"resume={folder}: this is not the folder of a run (it has no .hydra/config.yaml).{hint}")
+    return folder
+
+
+def arguments_of(folder: Path, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(overrides, flags) with which Hydra composes the run's config again, and the further `overrides` after it."""
+    hydra = _saved(folder, "hydra.yaml")["hydra"]
+    task = list(hydra["overrides"]["task"])
+    searched = [word for word in hydra["overrides"]["hydra"] if "hydra.searchpath" in word]
+    further = [word for word in overrides if not word.startswith(WORD)]
+    sources = hydra["runtime"]["config_sources"]
+    added = [source["path"] for source in sources if source["provider"] == "command-line"]
+    flags = [*(part for path in added for part in ("--config-dir", path)), "--config-name", hydra["job"]["config_name"]]
+    own = [f"hydra.run.dir='{folder}'", "hydra.output_subdir=null"]  # .hydra stays as the run was started
+    return [*task, *searched, *further, *own], flags
+
+
+def group_of(folder: Path) -> str:
+    """What the run's attempts are grouped under: its multirun, else its own folder."""
+    hydra = _saved(folder, "hydra.yaml")["hydra"]
+    return str(hydra["sweep"]["dir"]) if hydra["mode"] == "MULTIRUN" else str(folder)
+
+
+def refuse_changes(folder: Path, config: DictConfig) -> None:
+    """Raise UserError, naming the keys, when the config is not the one that the run was started with."""
+    before = dict(_leaves(_plain(_saved(folder, "config.yaml")), ""))
+    now = dict(_leaves(plain(config), ""))
+    changed = [
+        f"{key} was {before.get(key, 'not there')!r}, now {now.get(key, 'not there')!r}"
+        for key in {**before, **now}
+        if before.get(key, WORD) != now.get(key, WORD) and key not in MAY_DIFFER
+    ]
+    if changed:
+        raise UserError(
+            f"resume={folder}: the config has changed: {listed(changed)}. A run is continued as it was started; "
+            "leave the change out, or start a new run"
+        )
+
+
+def _saved(folder: Path, name: str) -> Any:
+    try:
+        found = OmegaConf.load(folder / ".hydra" / name)
+    except Exception as error:  # torn while it was written: YAML has many ways to fail
+        raise UserError(f"resume={folder}: .hydra/{name} can't be read ({error}); start a new run") from error
+    return found
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
+def _leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping) and node:
+        for key, value in node.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, node
