@@ -1,0 +1,249 @@
+"""A run that is killed anywhere and resumed ends as if it had never stopped, to the last bit."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+from embexp.config import CONFIG_FOLDER, plain
+from tests.command import REPOSITORY, separate
+from tests.tiny import tiny_transformer
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["embexp.experiment"])  # imports only, as in a multirun
+QUICK = ["trainer=smoke", "trainer.max_steps=7", "trainer.eval_steps=2", "logger=none", "limit=null"]
+VARYING = ("seconds", "peak_memory_mib", "git")
+
+
+class LearnedScale(MultipleNegativesRankingLoss):
+    """A loss with a parameter of its own, as a learned temperature is."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.offset = torch.nn.Linear(1, 1)
+
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs) * self.offset(torch.ones(1)).square().sum()
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What a run leaves, without times."""
+
+    weights: bytes
+    result: dict
+    metrics: list[dict]
+
+    @classmethod
+    def of(cls, folder: Path) -> Ending:
+        result = json.loads((folder / "result.json").read_text())
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return cls(
+            b"".join(path.read_bytes() for path in sorted((folder / "model").rglob("*.safetensors"))),
+            {key: value for key, value in result.items() if key not in VARYING},
+            [{key: value for key, value in line.items() if key != "seconds"} for line in lines],
+        )
+
+
+def configured(*overrides: str) -> dict:
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        return plain(compose("config", [*QUICK, *overrides]))
+
+
+def _run(config: dict, folder: Path, where: str, events: int | None, count: Path | None) -> None:
+    """One attempt; dies by SIGKILL at the `events`-th time that a file with `where` in its path is opened, renamed or
+    removed."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    from embexp import experiment
+
+    seen = 0
+
+    def hook(event: str, arguments: tuple) -> None:
+        nonlocal seen
+        if event not in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir"):
+            return
+        if where in str(arguments[0]):
+            seen += 1
+            if seen == events:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    names = {"loss": "mnrl", "model": "static", "dataset": "pairs"}
+    experiment.run(config, names=names, folder=folder, group="resume", resume=(folder / "metrics.jsonl").exists())
+    if count is not None:
+        count.write_text(str(seen))
+    elif events is not None:
+        raise AssertionError(f"only {seen} events")
+
+
+def attempt(config, folder, *, events=None, where=None, seconds=None, count=None) -> int:
+    """Run in a process of its own; returns its exit code, -9 when it was killed."""
+    folder.mkdir(exist_ok=True)
+    process = SERVER.Process(target=_run, args=(config, folder, where or str(folder), events, count))
+    process.start()
+    if seconds is not None:
+        threading.Timer(seconds, process.kill).start()
+    process.join(120)
+    return process.exitcode
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    file = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    words = [f"w{chr(97 + i // 5)}{chr(97 + i % 5)}" for i in range(60)]
+    file.write_text(
+        "".join(
+            json.dumps({"query": f"{ask} {word}", "passage": f"{word} stands in {word * 2} here", "group": word}) + "\n"
+            for word in words
+            for ask in ("what is", "where can one find")
+        )
+    )
+    return file
+
+
+def config_for(kind: str, pairs: Path, folder: Path) -> dict:
+    data = ["dataset=pairs", f"dataset.path={pairs}", "dataset.columns.group=group"]
+    if kind == "static":
+        return configured(*data, "model=static", "model.dimension=16")
+    if kind == "own parameters":
+        config = configured(*data, "model=static", "model.dimension=16", "allowed_packages=[tests]")
+        target = {"_target_": "tests.test_resume.LearnedScale", "_partial_": True}
+        return {**config, "loss": {**target, "shape": "pair", "accepts": ["pair"]}}
+    if kind == "early stopping":
+        more = ["trainer.early_stopping=1", "trainer.learning_rate=1e-12", "trainer.max_steps=40"]
+        return configured(*data, "model=static", "model.dimension=16", *more)
+    tiny = folder / "tiny"
+    if not tiny.exists():
+        tiny_transformer(tiny)
+    epochs = [
+        "trainer.max_steps=-1",
+        "trainer.num_train_epochs=3",
+        "trainer.eval_steps=5",
+        "trainer.lr_scheduler_type=cosine",
+    ]
+    return configured(*data, "model=local", f"model.path={tiny}", "model.dropout=0.2", *epochs)
+
+
+KINDS = ["static", "own parameters", "early stopping", "transformer with dropout, three epochs"]
+
+
+@pytest.fixture(scope="module")
+def reference(pairs, tmp_path_factory):
+    """kind -> (config, ending of a run that was never stopped, its seconds, how many file events it had)."""
+    made: dict = {}
+
+    def get(kind):
+        if kind not in made:
+            folder = tmp_path_factory.mktemp("reference")
+            config = config_for(kind, pairs, folder)
+            assert attempt(config, folder / "run", count=folder / "count") == 0
+            seconds = sum(json.loads((folder / "run" / "result.json").read_text())["seconds"].values())
+            made[kind] = (config, Ending.of(folder / "run"), seconds, int((folder / "count").read_text()))
+        return made[kind]
+
+    return get
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_at_random_file_events_a_resumed_run_ends_bit_equal(kind, reference, tmp_path):
+    config, whole, _, events = reference(kind)
+    points = random.Random(kind).sample(range(2, events + 1), 6)
+    for place, point in enumerate(sorted(points)):
+        folder = tmp_path / str(place)
+        assert attempt(config, folder, events=point) == -signal.SIGKILL
+        assert attempt(config, folder) == 0
+        assert Ending.of(folder) == whole, f"killed at file event {point} of {events}"
+
+
+@pytest.mark.parametrize("event", [1, 2, 3, 5, 8, 12])
+def test_killed_inside_the_writing_of_a_checkpoint_it_ends_bit_equal(event, reference, tmp_path):
+    config, whole, _, _ = reference("static")
+    assert attempt(config, tmp_path / "run", where="/checkpoint-4", events=event) == -signal.SIGKILL
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert attempt(config, tmp_path / "run") == 0
+    assert Ending.of(tmp_path / "run") == whole
+
+
+def test_killed_at_random_times_again_and_again_it_ends_bit_equal(reference, tmp_path):
+    config, whole, seconds, _ = reference("static")
+    rng = random.Random(1)
+    codes = [attempt(config, tmp_path / "run", seconds=rng.uniform(0.1, 1) * seconds) for _ in range(8)]
+    assert -signal.SIGKILL in codes
+    assert attempt(config, tmp_path / "run") == 0
+    assert Ending.of(tmp_path / "run") == whole
+
+
+def test_the_command_goes_on_where_it_was_killed_and_refuses_a_changed_config(embexp, pairs, tmp_path):
+    folder = tmp_path / "first"
+    own = [f"dataset.path={pairs}", "dataset.columns.group=group", "model.dimension=16", "trainer.max_steps=400"]
+    command = ["dataset=pairs", "model=static", *QUICK, *own, f"hydra.run.dir={folder}"]
+    started = subprocess.Popen([sys.executable, "-m", "embexp", *command], cwd=REPOSITORY)
+    wait_for(lambda: list(folder.glob("checkpoints/*/complete.json")), started)
+    beside = embexp(f"resume={folder}")
+    started.kill()
+    started.wait()
+    assert (beside.code, "another process is at work" in beside.output) == (1, True)
+
+    changed = embexp(f"resume={folder}", "seed=2", "trainer.learning_rate=0.1")
+    assert changed.code == 1
+    for words in ("trainer.learning_rate was 5e-05, now 0.1", "seed was 0, now 2"):
+        assert words in changed.output
+    again = separate(*command, folder=tmp_path)
+    assert (again.returncode, f"resume={folder}" in again.stderr) == (1, True)
+    assert (folder / ".hydra" / "overrides.yaml").read_text().count("seed") == 0  # as it was started
+
+    resumed = embexp(f"resume={folder}")
+    assert resumed.code == 0, resumed.output
+    assert "going on from step" in resumed.output
+    assert json.loads((folder / "result.json").read_text())["counts"]["steps"] == 400
+    finished = embexp(f"resume={folder}")
+    assert finished.code == 0
+    assert "Verdict" in finished.output
+    assert not list(folder.glob("*.lock"))
+
+
+def test_ctrl_c_prints_the_command_that_goes_on(pairs, tmp_path):
+    folder = tmp_path / "a folder"
+    own = [f"dataset.path={pairs}", "dataset.columns.group=group", "trainer.max_steps=3000"]
+    command = ["dataset=pairs", "model=static", *QUICK, *own]
+    started = subprocess.Popen(
+        [sys.executable, "-m", "embexp", *command, f"hydra.run.dir='{folder}'"],
+        cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    wait_for(lambda: list(folder.glob("checkpoints/*/complete.json")), started)
+    started.send_signal(signal.SIGINT)
+    output, _ = started.communicate(timeout=60)
+    assert started.returncode == 1
+    assert f"python -m embexp resume='{folder}'" in output
+    assert not (folder / "result.json").exists()
+
+
+def test_a_folder_that_holds_no_run_or_several_is_explained(embexp, tmp_path):
+    (tmp_path / "multirun" / "0" / ".hydra").mkdir(parents=True)
+    (tmp_path / "multirun" / "0" / ".hydra" / "config.yaml").write_text("seed: 1\n")
+    nothing, several = embexp("resume=nowhere"), embexp(f"resume={tmp_path / 'multirun'}")
+    assert (nothing.code, several.code) == (1, 1)
+    assert "not the folder of a run" in nothing.output
+    assert "It holds the runs 0: name one of them" in several.output
+
+
+def wait_for(condition, process):
+    until = time.monotonic() + 90
+    while not condition():
+        assert process.poll() is None, "the run ended before it was stopped"
+        assert time.monotonic() < until
+        time.sleep(0.05)
