@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.metadata
 import io
 import json
 import logging
 import os
+import platform
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +26,7 @@ from filelock import FileLock
 
 log = logging.getLogger(__name__)
 
+LIBRARIES = ["bm25s", "numpy", "scikit-learn", "sentence-transformers", "tokenizers", "torch", "transformers"]
 _folder: ContextVar[Path | None] = ContextVar("cache folder", default=None)
 
 
@@ -134,8 +137,9 @@ def _unpacked(payload: bytes) -> Mapping[str, np.ndarray]:
 
 @functools.cache
 def _source_digest() -> str:
-    """Changed code may give other results for the same parts."""
-    found = hashlib.sha256()
+    """Changed code, ours or a library's, may give other results for the same parts."""
+    versions = [importlib.metadata.version(library) for library in LIBRARIES]
+    found = hashlib.sha256(json.dumps([platform.machine(), *versions]).encode())
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         found.update(path.read_bytes())
     return found.hexdigest()

@@ -78,6 +78,7 @@ ROOT_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "seed": ((int,), "a whole number"),
     "limit": ((int, type(None)), "a whole number or null"),
     "keep_checkpoints": ((bool,), "true or false"),
+    "cache": ((bool, str), "true, false or a folder"),
     "debug": ((bool,), "true or false"),
     "allowed_packages": ((list,), "a list of package names"),
 }

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from embexp.cache import arrays_kept, digest
 from embexp.errors import UserError
 from embexp.models import EmbeddingModel
 from embexp.retrieval_set import RetrievalSet
@@ -71,9 +74,28 @@ def token_lengths(embedding_model: EmbeddingModel, texts: Sequence[str], prompt:
     """The length of each text in tokens, prompt and special tokens included, before truncation."""
     tokenizer = embedding_model.model.tokenizer
     prompted = [prompt + text for text in texts]
+    kept = arrays_kept(
+        "token_lengths",
+        [_tokenizer_digest(tokenizer), digest(prompted)],
+        lambda: {"lengths": _counted(tokenizer, prompted)},
+    )
+    return kept["lengths"].tolist()
+
+
+def _counted(tokenizer: Any, texts: Sequence[str]) -> np.ndarray:
     if isinstance(tokenizer, Tokenizer):
-        return [len(encoding.ids) for encoding in tokenizer.encode_batch(prompted, add_special_tokens=False)]
-    return [len(ids) for ids in tokenizer(prompted, truncation=False, verbose=False)["input_ids"]] if prompted else []
+        counts = [len(encoding.ids) for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    else:
+        counts = [len(ids) for ids in tokenizer(texts, truncation=False, verbose=False)["input_ids"]] if texts else []
+    return np.asarray(counts, dtype=np.int32)
+
+
+def _tokenizer_digest(tokenizer: Any) -> str:
+    rust = tokenizer if isinstance(tokenizer, Tokenizer) else getattr(tokenizer, "backend_tokenizer", None)
+    if rust is None:  # one written in Python
+        return digest([type(tokenizer).__name__, tokenizer.get_vocab(), tokenizer.init_kwargs])
+    settings = json.loads(rust.to_str())
+    return digest({key: value for key, value in settings.items() if key not in ("truncation", "padding")})
 
 
 def count_truncated(embedding_model: EmbeddingModel, data: RetrievalSet) -> int:

@@ -19,7 +19,7 @@ def listed(values: object, *, most: int = 5) -> str:
     return ", ".join(items[:most]) + more
 
 
-FULL = ("No space left", "File too large", "Disk quota", "file write failed")
+FULL = ("No space left", "File too large", "Disk quota", "file write failed", "inline_container")  # the last is torch's
 NO_MEMORY = ("allocate memory", "out of memory", "bad_alloc")
 
 
@@ -30,7 +30,7 @@ def described(error: Exception) -> str:
         return text
     named = text if text.startswith(type(error).__name__) else f"{type(error).__name__}: {text}"
     if any(words in text for words in FULL):
-        return f"the disk is full ({named}). Free some space, then resume the run"
+        return f"the disk is full, or nearly ({named}). Free some space, then resume the run"
     if isinstance(error, PermissionError) or "Read-only file system" in text:
         return f"a file can't be written ({named}). Mend the permissions, then resume the run"
     if isinstance(error, MemoryError) or any(words in text for words in NO_MEMORY):

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from embexp import report as reports
 from embexp import result as results
-from embexp.cache import digest
+from embexp.cache import default_folder, digest, kept_in
 from embexp.checkpoints import last_usable
 from embexp.components import build
 from embexp.encoding import Encoder, count_truncated
@@ -56,7 +56,7 @@ def run(
     the folder; one that was completed is returned as it is. Every error but an interruption from outside is recorded
     in result.json and raised again.
     """
-    with _alone(folder):
+    with _alone(folder), kept_in(_cache_folder(config["cache"])):
         before = reports.read(folder)
         if resume and before is not None and before["status"] == "completed":
             reports.write(before, names, folder)
@@ -172,6 +172,12 @@ def _trained(
         "steps": training.steps,
         "best_step": training.best_step,
     }
+
+
+def _cache_folder(chosen: bool | str) -> Path | None:
+    if isinstance(chosen, str):
+        return Path(chosen).expanduser()
+    return default_folder() if chosen else None
 
 
 @contextmanager

@@ -8,7 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
+from embexp.cache import digest
 from embexp.errors import UserError, listed
 
 Qrels = Mapping[str, Mapping[str, int]]
@@ -30,6 +32,12 @@ class RetrievalSet:
     corpus: Mapping[str, str]
     qrels: Qrels
     documents: Mapping[str, str]
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the whole content, the order included."""
+        parts = (self.queries, self.corpus, self.qrels, self.documents)
+        return digest([list(part.items()) for part in parts])
 
     def relevant(self, query_id: str) -> list[str]:
         """The ids of a query's relevant passages, sorted."""

@@ -8,6 +8,7 @@ from typing import Protocol
 import bm25s
 import numpy as np
 
+from embexp.cache import json_kept
 from embexp.encoding import Encoder
 from embexp.retrieval_set import RetrievalSet
 
@@ -48,6 +49,10 @@ class BM25:
 
     def search(self, retrieval_set: RetrievalSet, *, top: int) -> Ranking:
         """Rank by BM25; passages that share no word with the query are not ranked."""
+        found = json_kept("bm25", [retrieval_set.digest, top], lambda: self._ranking(retrieval_set, top))
+        return {query: [(passage, score) for passage, score in hits] for query, hits in found.items()}
+
+    def _ranking(self, retrieval_set: RetrievalSet, top: int) -> Ranking:
         index = bm25s.BM25()
         index.index(_tokens(list(retrieval_set.corpus.values())), show_progress=False)
 

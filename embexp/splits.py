@@ -9,8 +9,10 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
+from embexp.cache import json_kept
 from embexp.errors import UserError, listed
 from embexp.retrieval_set import RetrievalSet, Splits, validated
 
@@ -48,6 +50,13 @@ def cut(retrieval_set: RetrievalSet, shares: Shares, *, notes: Mapping[str, int]
     Documents that one query joins stay on one side. Raises UserError when there are too few documents.
     """
     whole = unified(validated(retrieval_set))
+    sides = json_kept("splits", [whole.digest, asdict(shares)], lambda: _cut(whole, shares))
+    train, dev, test = (whole.with_queries(sides[name]) for name in ("train", "dev", "test"))
+    return Splits(train, dev, test, _slices(train, test), {**(notes or {}), NEAR_COPIES: sides["near copies"]})
+
+
+def _cut(whole: RetrievalSet, shares: Shares) -> dict[str, Any]:
+    """The query ids of each side and how many were dropped as near copies."""
     groups = _groups_of_queries(whole)
     if len(groups) < 3:
         raise UserError(
@@ -58,7 +67,16 @@ def cut(retrieval_set: RetrievalSet, shares: Shares, *, notes: Mapping[str, int]
     test, dev, train = _deal(groups, [shares.test, shares.dev], rng)
     seen = _questions_on_kept_documents(whole, train, round(shares.seen * len(whole.queries)), rng)
     train = [query for query in train if query not in seen]
-    return _finished(whole, train, dev, [*test, *sorted(seen)], shares, dict(notes or {}))
+    test = [*test, *sorted(seen)]
+    clean_dev = _without_near_copies(whole, dev, test, shares)
+    clean_train = _without_near_copies(whole, train, [*clean_dev, *test], shares)
+    if not clean_train or not clean_dev:
+        raise UserError(
+            f"too little to split: near copies of test queries left train with {len(clean_train)} and dev with "
+            f"{len(clean_dev)} queries. Raise dataset.split.near_duplicate (now {shares.near_duplicate}) or add data"
+        )
+    near_copies = len(train) + len(dev) - len(clean_train) - len(clean_dev)
+    return {"train": clean_train, "dev": clean_dev, "test": test, "near copies": near_copies}
 
 
 def cut_dev(train: RetrievalSet, test: RetrievalSet, shares: Shares) -> Splits:
@@ -68,7 +86,8 @@ def cut_dev(train: RetrievalSet, test: RetrievalSet, shares: Shares) -> Splits:
     if len(groups) < 2:
         raise UserError("too little to split: train has one independent document, and dev needs one of its own")
     dev, rest = _deal(groups, [shares.dev], random.Random(shares.seed))
-    kept = _without_near_copies(whole, rest, dev, shares)
+    parts = [whole.digest, asdict(shares), "dev"]
+    kept = json_kept("splits", parts, lambda: _without_near_copies(whole, rest, dev, shares))
     if not kept:
         raise UserError(
             "too little to split: every train query is a near copy of a dev query. "
@@ -132,6 +151,13 @@ def unified(retrieval_set: RetrievalSet) -> RetrievalSet:
 def refuse_leaks(splits: Splits, *, near_duplicate: float) -> None:
     """Raise UserError, with ids, when a query stands nearly the same on two sides or an `unseen` one's document is in
     train."""
+    parts = [splits.train.digest, splits.dev.digest, splits.test.digest, splits.slices, near_duplicate]
+    problems = json_kept("leaks", parts, lambda: _leaks(splits, near_duplicate))
+    if problems:
+        raise UserError(*problems)
+
+
+def _leaks(splits: Splits, near_duplicate: float) -> list[str]:
     problems = []
     sides = {"train": splits.train, "dev": splits.dev, "test": splits.test}
     for left, right in (("train", "test"), ("dev", "test"), ("train", "dev")):
@@ -150,8 +176,7 @@ def refuse_leaks(splits: Splits, *, near_duplicate: float) -> None:
             f"leak: {len(shared)} test queries called unseen are about documents that training saw: {listed(shared)}. "
             "Move them to the slice seen, or hold their documents out"
         )
-    if problems:
-        raise UserError(*problems)
+    return problems
 
 
 def near_duplicates(
@@ -234,26 +259,6 @@ def _questions_on_kept_documents(whole: RetrievalSet, train: Sequence[str], coun
             for document in documents:
                 left[document] -= 1
     return taken
-
-
-def _finished(
-    whole: RetrievalSet,
-    train: Sequence[str],
-    dev: Sequence[str],
-    test: Sequence[str],
-    shares: Shares,
-    notes: dict[str, int],
-) -> Splits:
-    clean_dev = _without_near_copies(whole, dev, test, shares)
-    clean_train = _without_near_copies(whole, train, [*clean_dev, *test], shares)
-    notes[NEAR_COPIES] = len(train) + len(dev) - len(clean_train) - len(clean_dev)
-    if not clean_train or not clean_dev:
-        raise UserError(
-            f"too little to split: near copies of test queries left train with {len(clean_train)} and dev with "
-            f"{len(clean_dev)} queries. Raise dataset.split.near_duplicate (now {shares.near_duplicate}) or add data"
-        )
-    sides = [whole.with_queries(queries) for queries in (clean_train, clean_dev, test)]
-    return Splits(sides[0], sides[1], sides[2], _slices(sides[0], sides[2]), notes)
 
 
 def _without_near_copies(whole: RetrievalSet, kept: Sequence[str], others: Iterable[str], shares: Shares) -> list[str]:

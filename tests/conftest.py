@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", TOKENIZERS_PARALLELISM="true")  # before any import of them
+os.environ.update(EMBEXP_CACHE=tempfile.mkdtemp(prefix="embexp-cache-"))  # the tests share one of their own
 
 import pytest
 
@@ -16,6 +19,10 @@ from embexp.retrieval_set import RetrievalSet
 from tests.command import Command
 
 TOPICS = ["apple", "bread", "chair", "daisy", "eagle", "flute", "grape", "horse", "igloo", "jelly"]
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["EMBEXP_CACHE"], ignore_errors=True)
 
 
 def toy_set(documents: int = 10, questions: int = 2) -> RetrievalSet:
@@ -59,4 +66,19 @@ def pairs_file(tmp_path: Path) -> Path:
     ]
     file = tmp_path / "pairs.jsonl"
     file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A JSONL of pairs that a model can learn something from: 60 documents with two questions each."""
+    file = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    words = [f"w{chr(97 + i // 5)}{chr(97 + i % 5)}" for i in range(60)]
+    file.write_text(
+        "".join(
+            json.dumps({"query": f"{ask} {word}", "passage": f"{word} stands in {word * 2} here", "group": word}) + "\n"
+            for word in words
+            for ask in ("what is", "where can one find")
+        )
+    )
     return file

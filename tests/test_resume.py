@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import random
 import signal
 import subprocess
 import sys
-import threading
 import time
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-from embexp.config import CONFIG_FOLDER, plain
+from tests.attempts import QUICK, Ending, at_file_event, attempt, configured, counting_file_events
 from tests.command import REPOSITORY, separate
 from tests.tiny import tiny_transformer
-
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["embexp.experiment"])  # imports only, as in a multirun
-QUICK = ["trainer=smoke", "trainer.max_steps=7", "trainer.eval_steps=2", "logger=none", "limit=null"]
-VARYING = ("seconds", "peak_memory_mib", "git")
 
 
 class LearnedScale(MultipleNegativesRankingLoss):
@@ -38,81 +29,6 @@ class LearnedScale(MultipleNegativesRankingLoss):
 
     def forward(self, *args, **kwargs):
         return super().forward(*args, **kwargs) * self.offset(torch.ones(1)).square().sum()
-
-
-@dataclass(frozen=True)
-class Ending:
-    """What a run leaves, without times."""
-
-    weights: bytes
-    result: dict
-    metrics: list[dict]
-
-    @classmethod
-    def of(cls, folder: Path) -> Ending:
-        result = json.loads((folder / "result.json").read_text())
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        return cls(
-            b"".join(path.read_bytes() for path in sorted((folder / "model").rglob("*.safetensors"))),
-            {key: value for key, value in result.items() if key not in VARYING},
-            [{key: value for key, value in line.items() if key != "seconds"} for line in lines],
-        )
-
-
-def configured(*overrides: str) -> dict:
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        return plain(compose("config", [*QUICK, *overrides]))
-
-
-def _run(config: dict, folder: Path, where: str, events: int | None, count: Path | None) -> None:
-    """One attempt; dies by SIGKILL at the `events`-th time that a file with `where` in its path is opened, renamed or
-    removed."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    from embexp import experiment
-
-    seen = 0
-
-    def hook(event: str, arguments: tuple) -> None:
-        nonlocal seen
-        if event not in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir"):
-            return
-        if where in str(arguments[0]):
-            seen += 1
-            if seen == events:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(hook)
-    names = {"loss": "mnrl", "model": "static", "dataset": "pairs"}
-    experiment.run(config, names=names, folder=folder, group="resume", resume=(folder / "metrics.jsonl").exists())
-    if count is not None:
-        count.write_text(str(seen))
-    elif events is not None:
-        raise AssertionError(f"only {seen} events")
-
-
-def attempt(config, folder, *, events=None, where=None, seconds=None, count=None) -> int:
-    """Run in a process of its own; returns its exit code, -9 when it was killed."""
-    folder.mkdir(exist_ok=True)
-    process = SERVER.Process(target=_run, args=(config, folder, where or str(folder), events, count))
-    process.start()
-    if seconds is not None:
-        threading.Timer(seconds, process.kill).start()
-    process.join(120)
-    return process.exitcode
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
-    file = tmp_path_factory.mktemp("data") / "pairs.jsonl"
-    words = [f"w{chr(97 + i // 5)}{chr(97 + i % 5)}" for i in range(60)]
-    file.write_text(
-        "".join(
-            json.dumps({"query": f"{ask} {word}", "passage": f"{word} stands in {word * 2} here", "group": word}) + "\n"
-            for word in words
-            for ask in ("what is", "where can one find")
-        )
-    )
-    return file
 
 
 def config_for(kind: str, pairs: Path, folder: Path) -> dict:
@@ -150,9 +66,9 @@ def reference(pairs, tmp_path_factory):
         if kind not in made:
             folder = tmp_path_factory.mktemp("reference")
             config = config_for(kind, pairs, folder)
-            assert attempt(config, folder / "run", count=folder / "count") == 0
+            assert attempt(config, folder / "run", before=partial(counting_file_events, folder / "count")) == 0
             seconds = sum(json.loads((folder / "run" / "result.json").read_text())["seconds"].values())
-            made[kind] = (config, Ending.of(folder / "run"), seconds, int((folder / "count").read_text()))
+            made[kind] = (config, Ending.of(folder / "run"), seconds, (folder / "count").stat().st_size)
         return made[kind]
 
     return get
@@ -161,10 +77,10 @@ def reference(pairs, tmp_path_factory):
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_at_random_file_events_a_resumed_run_ends_bit_equal(kind, reference, tmp_path):
     config, whole, _, events = reference(kind)
-    points = random.Random(kind).sample(range(2, events + 1), 6)
+    points = random.Random(kind).sample(range(2, events + 1), 5)
     for place, point in enumerate(sorted(points)):
         folder = tmp_path / str(place)
-        assert attempt(config, folder, events=point) == -signal.SIGKILL
+        assert attempt(config, folder, before=partial(at_file_event, point)) == -signal.SIGKILL
         assert attempt(config, folder) == 0
         assert Ending.of(folder) == whole, f"killed at file event {point} of {events}"
 
@@ -172,7 +88,8 @@ def test_killed_at_random_file_events_a_resumed_run_ends_bit_equal(kind, referen
 @pytest.mark.parametrize("event", [1, 2, 3, 5, 8, 12])
 def test_killed_inside_the_writing_of_a_checkpoint_it_ends_bit_equal(event, reference, tmp_path):
     config, whole, _, _ = reference("static")
-    assert attempt(config, tmp_path / "run", where="/checkpoint-4", events=event) == -signal.SIGKILL
+    inside = partial(at_file_event, event, where="/checkpoint-4")
+    assert attempt(config, tmp_path / "run", before=inside) == -signal.SIGKILL
     assert not (tmp_path / "run" / "result.json").exists()
     assert attempt(config, tmp_path / "run") == 0
     assert Ending.of(tmp_path / "run") == whole

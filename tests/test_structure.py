@@ -1,6 +1,7 @@
 """The shape of the code base: one direction of imports, every module and file described."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,18 @@ def test_a_config_file_says_what_it_is_for(path):
     lines = path.read_text().splitlines()
     comments = [line for line in lines[:3] if line.startswith("# ") and "@package" not in line]
     assert comments, f"{path} does not open with a comment"
+
+
+def test_every_row_of_the_fault_table_names_tests_that_exist():
+    rows = [line for line in (REPOSITORY / "docs" / "faults.md").read_text().splitlines() if line.startswith("| ")][1:]
+    written = {
+        node.name
+        for path in (REPOSITORY / "tests").glob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert len(rows) > 10
+    for row in rows:
+        named = re.findall(r"`(test_\w+)`", row)
+        assert named, row
+        assert set(named) <= written, row

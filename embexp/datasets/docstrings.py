@@ -7,12 +7,15 @@ and for a folder of source files.
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib.util
 import re
 import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+from embexp.cache import json_kept
 from embexp.errors import UserError
 from embexp.retrieval_set import RetrievalSet, Splits
 from embexp.splits import Shares, cut
@@ -34,38 +37,51 @@ def load(*, packages: list[str], split: Shares, include_private: bool = False, m
     one query with several relevant passages.
     Raises UserError when a package is not found or has no such docstring.
     """
-    queries: dict[str, str] = {}
-    corpus: dict[str, str] = {}
-    documents: dict[str, str] = {}
-    unreadable = repeated = 0
-    for root, prefix in (_root(package) for package in packages):
-        for path in _source_files(root, private=include_private):
-            module = _module_name(path, root, prefix)
-            try:
-                tree = ast.parse(path.read_bytes())
-            except (SyntaxError, ValueError, RecursionError):
-                unreadable += 1
-                continue
-            for name, signature, docstring in _documented(tree, module, private=include_private):
-                summary, _, body = docstring.partition("\n\n")
-                summary = " ".join(summary.split())
-                if not body.strip() or len(summary.split()) < min_query_words or name in corpus:
-                    continue
-                passage = f"{name}{signature}\n{body.strip()}"
-                if " ".join(summary.casefold().split()) in " ".join(passage.casefold().split()):
-                    repeated += 1
-                    continue
-                queries[name] = summary
-                corpus[name] = passage
-                documents[name] = module
+    files = [
+        (path, _module_name(path, root, prefix))
+        for root, prefix in (_root(package) for package in packages)
+        for path in _source_files(root, private=include_private)
+    ]
+    digests = [(hashlib.sha256(path.read_bytes()).hexdigest(), module) for path, module in files]
+    queries, corpus, documents, notes = json_kept(
+        "docstrings",
+        [digests, include_private, min_query_words],
+        lambda: _read(files, private=include_private, min_query_words=min_query_words),
+    )
     if not corpus:
         raise UserError(
             f"dataset.packages={packages} has no docstring with a summary line, a blank line and a body; "
             "name other packages or a folder of Python sources"
         )
-    whole = RetrievalSet(queries, corpus, {name: {name: 1} for name in queries}, documents)
+    return cut(RetrievalSet(queries, corpus, {name: {name: 1} for name in queries}, documents), split, notes=notes)
+
+
+def _read(files: Sequence[tuple[Path, str]], *, private: bool, min_query_words: int) -> list[dict[str, Any]]:
+    """Queries, corpus and documents by qualified name, and what was left out."""
+    queries: dict[str, str] = {}
+    corpus: dict[str, str] = {}
+    documents: dict[str, str] = {}
+    unreadable = repeated = 0
+    for path, module in files:
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError, RecursionError):
+            unreadable += 1
+            continue
+        for name, signature, docstring in _documented(tree, module, private=private):
+            summary, _, body = docstring.partition("\n\n")
+            summary = " ".join(summary.split())
+            if not body.strip() or len(summary.split()) < min_query_words or name in corpus:
+                continue
+            passage = f"{name}{signature}\n{body.strip()}"
+            if " ".join(summary.casefold().split()) in " ".join(passage.casefold().split()):
+                repeated += 1
+                continue
+            queries[name] = summary
+            corpus[name] = passage
+            documents[name] = module
     notes = {"files that are not valid Python": unreadable, "summaries that their passage repeats": repeated}
-    return cut(whole, split, notes=notes)
+    return [queries, corpus, documents, notes]
 
 
 def _root(package: str) -> tuple[Path, str]:
