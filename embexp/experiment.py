@@ -25,6 +25,7 @@ from embexp.errors import UserError
 from embexp.evaluators import Evaluation, Evaluator, evaluate
 from embexp.models import EmbeddingModel
 from embexp.negatives import Negatives, draw_random
+from embexp.paraphrases import without_paraphrases
 from embexp.retrieval_set import Splits
 from embexp.search import BM25, Arm, Dense
 from embexp.shapes import to_rows
@@ -100,7 +101,9 @@ def _measure(config: Mapping[str, Any], result: dict[str, Any], folder: Path, tr
 
     if trainer is not None:
         with stage("training"):
-            loss, train_set = config["loss"], trainable(splits)
+            loss = config["loss"]
+            train_set = without_paraphrases(trainable(splits), splits, Encoder(model), threshold=config["paraphrase"])
+            result["counts"]["paraphrases_dropped"] = len(splits.train.queries) - len(train_set.queries)
             negatives: Negatives = build(config["negatives"], allowed=config["allowed_packages"])
             rows = to_rows(train_set, loss["shape"], negatives=negatives, seed=seed)
             dev_metrics = _dev_metrics(evaluators, base["dev"], splits)
