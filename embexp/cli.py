@@ -15,13 +15,14 @@ from omegaconf import DictConfig
 
 from embexp import launcher, resume
 from embexp.arguments import checked_arguments
-from embexp.config import CONFIG_FOLDER
+from embexp.config import CONFIG_FOLDER, refuse_environment
 from embexp.errors import UserError
 from embexp.job import Job, explained
 
 
 def main() -> None:
     """Run the command line; exits with 0 when every run completed, else with 1."""
+    refuse_environment()
     try:
         arguments = _arguments(sys.argv[1:])
         resumed = resume.folder_to_resume(arguments.overrides)

@@ -12,17 +12,20 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 
 from embexp.errors import UserError
-from embexp.targets import ALWAYS_ALLOWED
+from embexp.targets import forbidden, nodes, refuse_place, resolve
 
 
 def build(node: Mapping[str, Any], *, allowed: Sequence[str], without: Sequence[str] = ()) -> Any:
     """Instantiate a config node; data is never passed through here.
 
-    allowed: packages beside our own and sentence-transformers. without: keys that are ours and not the target's. Raises
-    UserError when a target, nested ones included, lives outside them.
+    allowed: packages that a target may live in beside targets.PLACES. without: keys that are ours and not the target's.
+    Raises UserError when a target, nested ones included, lives outside them, before it is imported where that can be.
     """
     kept = {key: value for key, value in node.items() if key not in without}
-    _refuse_foreign(kept, [*ALWAYS_ALLOWED, *allowed])
+    if problems := list(forbidden(kept)):
+        raise UserError(*problems)
+    for _, target in nodes(kept):
+        _refuse_foreign(target, allowed)
     try:
         return instantiate(kept, _convert_="all")
     except InstantiationException as error:
@@ -31,15 +34,9 @@ def build(node: Mapping[str, Any], *, allowed: Sequence[str], without: Sequence[
         raise
 
 
-def _refuse_foreign(node: Any, allowed: Sequence[str]) -> None:
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            found = get_object(node["_target_"])
-            module = getattr(found, "__module__", None) or type(found).__module__
-            if module.partition(".")[0] not in allowed:
-                raise UserError(f"_target_ {node['_target_']!r} is {module}'s; allowed are {', '.join(allowed)}")
-        for value in node.values():
-            _refuse_foreign(value, allowed)
-    elif isinstance(node, list | tuple):
-        for value in node:
-            _refuse_foreign(value, allowed)
+def _refuse_foreign(target: Any, allowed: Sequence[str]) -> None:
+    if not isinstance(target, str):
+        raise UserError(f"_target_ {target!r} must be the dotted path of a class or function")
+    resolve(target, allowed=allowed)  # by its source, before anything of it is imported
+    found = get_object(target)
+    refuse_place(target, getattr(found, "__module__", None) or type(found).__module__, allowed=allowed)

@@ -77,6 +77,7 @@ ROOT_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "metric": ((str,), "a text such as recall@10"),
     "seed": ((int,), "a whole number"),
     "limit": ((int, type(None)), "a whole number or null"),
+    "paraphrase": ((int, float, type(None)), "a cosine from 0.5 to 1, or null"),
     "keep_checkpoints": ((bool,), "true or false"),
     "cache": ((bool, str), "true, false or a folder"),
     "debug": ((bool,), "true or false"),
@@ -87,6 +88,18 @@ ROOT_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
 def plain(config: DictConfig) -> dict[str, Any]:
     """The composed config as plain values; keys that must still be set (???) stay as that text."""
     return OmegaConf.to_container(config, resolve=True, throw_on_missing=False)  # type: ignore[return-value]
+
+
+def refuse_environment() -> None:
+    """From now on `${oc.env:NAME}` is a mistake: a config is written to files and folder names, secrets with it."""
+
+    def refuse(name: str, default: object = None) -> None:
+        raise UserError(
+            f"${{oc.env:{name}}} would write the environment variable's value into the run's files; write the value out "
+            "if it is no secret. Keys are read from the environment by what needs them"
+        )
+
+    OmegaConf.register_new_resolver("oc.env", refuse, replace=True)
 
 
 def mistakes_in(config: Mapping[str, Any]) -> list[str]:
@@ -110,7 +123,11 @@ def mistakes_in(config: Mapping[str, Any]) -> list[str]:
             config["trainer"], TRAINING_ARGUMENTS, "trainer", "trainer", allowed, partial=True
         )
         problems += _trainer_mistakes(config["trainer"])
+    problems += list(targets.forbidden(config))
+    problems += _nested_mistakes(config, allowed)
     problems += list(_out_of_range(config))
+    if isinstance(config["paraphrase"], int | float) and not 0.5 <= config["paraphrase"] <= 1:
+        problems.append(f"paraphrase={config['paraphrase']} must be a cosine from 0.5 to 1, or null")
     problems += _metric_mistakes(config)
     problems += _shape_mistakes(config)
     return problems
@@ -165,6 +182,17 @@ def _parameter_mistakes(
     if accepted is not None and not partial:
         lacking = [name for name, parameter in accepted.items() if parameter.required and name not in values]
         problems += [f"{path}.{name} must be set: {path}.{name}=..." for name in lacking]
+    return problems
+
+
+def _nested_mistakes(config: Mapping[str, Any], allowed: Sequence[str]) -> list[str]:
+    """Targets in lists and other places that no signature leads to."""
+    problems = []
+    for path, target in targets.nodes({key: config[key] for key in config if key != "hydra"}):
+        try:
+            targets.resolve(str(target), allowed=allowed)
+        except UserError as error:
+            problems.append(f"{path}: {error}")
     return problems
 
 

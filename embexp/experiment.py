@@ -28,6 +28,7 @@ from embexp.errors import UserError, described
 from embexp.evaluators import Evaluation, Evaluator, evaluate
 from embexp.models import EmbeddingModel
 from embexp.negatives import Negatives, draw_random
+from embexp.paraphrases import without_paraphrases
 from embexp.retrieval_set import Splits
 from embexp.search import BM25, Arm, Dense
 from embexp.shapes import to_rows
@@ -141,7 +142,9 @@ def _trained(
     tracker: Tracker,
 ) -> dict[str, Any]:
     """Train the model in place, from the run's last checkpoint where it has one; returns what there is to count."""
-    loss, trainer, train_set = config["loss"], config["trainer"], trainable(splits)
+    loss, trainer = config["loss"], config["trainer"]
+    assert base_arm.encoder is not None
+    train_set = without_paraphrases(trainable(splits), splits, base_arm.encoder, threshold=config["paraphrase"])
     negatives: Negatives = build(config["negatives"], allowed=config["allowed_packages"])
     rows = to_rows(train_set, loss["shape"], negatives=negatives, seed=config["seed"])
     made_from = digest(result["fingerprint"])
@@ -167,6 +170,7 @@ def _trained(
         resume_from=checkpoint,
     )
     return {
+        "paraphrases_dropped": len(splits.train.queries) - len(train_set.queries),
         "train_rows": len(rows),
         "masked_conflicts": training.masked_rows,
         "steps": training.steps,

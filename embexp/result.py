@@ -110,6 +110,7 @@ def counts(splits: Splits) -> dict[str, Any]:
         "slices": {name: len(queries) for name, queries in splits.slices.items()},
         "left_out": dict(splits.notes),
         "truncated": None,
+        "paraphrases_dropped": None,
         "train_rows": None,
         "masked_conflicts": None,
         "steps": None,

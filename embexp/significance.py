@@ -1,7 +1,9 @@
 """Is the difference between two models real? Paired bootstrap over documents. Called by `experiment`.
 
 Questions on one document are not independent, so whole documents are drawn (a cluster bootstrap; Cameron, Gelbach and
-Miller, 2008), always the same for both models, which pairs them.
+Miller, 2008), always the same for both models, which pairs them. Percentiles of few documents, or of many of which few
+changed, are too narrow; they are widened to a t interval's (Hesterberg, 2015, What teachers should know about the
+bootstrap). benchmarks/trust.py measures what that gives.
 """
 
 from __future__ import annotations
@@ -11,11 +13,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy import stats
 
 from embexp.errors import UserError
 
 Verdict = Literal["better", "worse", "no difference"]
-FEWEST_DOCUMENTS = 10  # with fewer to draw from the bootstrap interval is far too narrow
+FEWEST_DOCUMENTS = 20  # with fewer the interval misses the truth too often: 1 in 6 at ten documents (docs/trust.md)
 DRAWS_OF_MEANS = 10_000
 DRAWS_OF_STATISTICS = 300  # statistics that are no means (a correlation, say) are computed anew for every draw
 
@@ -87,8 +90,9 @@ def compare(
 ) -> dict[str, Delta]:
     """The delta of two models for every metric, on the same items.
 
-    document_of: query id -> document, the unit that is drawn. The interval is the bootstrap's percentiles; the
-    p-value is two-sided, the share of draws on the far side of zero, doubled.
+    document_of: query id -> document, the unit that is drawn. The interval is the bootstrap's percentiles, widened for
+    few documents; the p-value is two-sided, from the share of draws on the far side of zero, widened alike, so that it
+    is below 0.05 where the interval excludes zero.
     """
     deltas = {}
     for items, metrics in _by_items(base).items():
@@ -103,7 +107,7 @@ def compare(
             if metric not in draws:
                 rng = np.random.default_rng(seed)
                 draws[metric] = _draws_of_statistic(base[metric], tuned[metric], cluster_of, rng)
-            deltas[metric] = _delta(base[metric], tuned[metric], draws[metric], int(cluster_of.max()) + 1)
+            deltas[metric] = _delta(base[metric], tuned[metric], draws[metric], cluster_of)
     return {metric: deltas[metric] for metric in base}
 
 
@@ -114,30 +118,50 @@ def _by_items(scores: Mapping[str, Scores]) -> dict[tuple[str, ...], list[str]]:
     return groups
 
 
-def _delta(base: Scores, tuned: Scores, draws: np.ndarray, documents: int) -> Delta:
+def _delta(base: Scores, tuned: Scores, draws: np.ndarray, cluster_of: np.ndarray) -> Delta:
     before, after = base.score, tuned.score
     if not np.isfinite([before, after]).all():
         raise UserError(f"a metric is {before} for the base and {after} for the tuned model; it can't be compared")
     draws = draws[np.isfinite(draws)]  # a draw may leave a correlation undefined
-    low, high = np.quantile(draws, [0.025, 0.975])
-    far = min((draws <= 0).mean(), (draws >= 0).mean())
+    documents = int(cluster_of.max()) + 1
+    effective = float(documents)
     wins = ties = losses = None
     if base.values is not None and tuned.values is not None:
         difference = tuned.values - base.values
+        effective = _effective_documents(difference, cluster_of)
         wins, losses = int((difference > 1e-12).sum()), int((difference < -1e-12).sum())
         ties = len(difference) - wins - losses
+    # the share of draws to cut off at each end so that it ends where a t interval would, not a normal one
+    wider = np.sqrt(effective / (effective - 1)) if effective > 1 else np.inf
+    tail = float(stats.norm.cdf(wider * stats.t.ppf(0.025, max(effective - 1, 1e-9))))
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    far = np.clip(min((draws <= 0).mean(), (draws >= 0).mean()), 0.5 / len(draws), 0.5)
+    p_value = 2 * stats.t.cdf(stats.norm.ppf(far) / wider, max(effective - 1, 1e-9))
     return Delta(
         absolute=after - before,
         relative=(after - before) / before if before else None,
         ci_low=float(low),
         ci_high=float(high),
-        p_value=float(min(1.0, max(2 * far, 1 / len(draws)))),
+        p_value=float(p_value),
         wins=wins,
         ties=ties,
         losses=losses,
         queries=len(set(base.query_ids)),
         documents=documents,
     )
+
+
+def _effective_documents(difference: np.ndarray, cluster_of: np.ndarray) -> float:
+    """How many documents the interval's width really rests on, from 2 up to all of them.
+
+    The variance is a sum over documents; where a few of them carry most of it, it is as uncertain as one from few
+    documents. Its degrees of freedom by Satterthwaite are 2 (sum u^2)^2 / sum u^4 where most u are near zero.
+    """
+    documents = int(cluster_of.max()) + 1
+    influence = np.bincount(cluster_of, weights=difference - difference.mean())
+    if not influence.any():
+        return documents
+    return float(np.clip(2 * (influence**2).sum() ** 2 / (influence**4).sum(), min(2, documents), documents))
 
 
 def _draws_of_means(

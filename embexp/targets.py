@@ -9,13 +9,22 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from embexp.errors import UserError
 
-ALWAYS_ALLOWED = ("embexp", "sentence_transformers")
+# where a target may live without being allowed: nothing here fetches, writes or imports what its arguments name
+PLACES = (
+    "embexp.datasets", "embexp.evaluators", "embexp.models", "embexp.negatives", "embexp.splits", "embexp.tracking",
+    "sentence_transformers.base.evaluation", "sentence_transformers.base.losses",
+    "sentence_transformers.sentence_transformer.evaluation", "sentence_transformers.sentence_transformer.losses",
+    "sentence_transformers.sentence_transformer.training_args", "sentence_transformers.util.similarity",
+)  # fmt: skip
+SECRETS = {"token", "hub_token", "auth_token", "use_auth_token", "access_token", "api_key", "password", "secret"}
 Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
 
@@ -45,21 +54,70 @@ class Parameter:
 def resolve(target: str, *, allowed: Sequence[str]) -> Definition:
     """Find the definition behind a dotted path.
 
-    Raises UserError when nothing is there or when the object lives outside our own, sentence-transformers' and the
-    further `allowed` packages, whatever the path says: `package.module.torch.load` is torch's.
+    Raises UserError when nothing is there or when the object lives outside PLACES and the further `allowed` packages,
+    whatever the path says: `package.module.torch.load` is torch's.
     """
+    if any(part.startswith("_") for part in target.split(".")):
+        raise UserError(f"_target_ {target!r} has a private part; it must be the dotted path of a class or function")
     definition = find(target)
     if definition is None:
         raise UserError(f"_target_ {target!r} was not found; it must be the dotted path of a class or function")
-    packages = [*ALWAYS_ALLOWED, *allowed]
-    if definition.package not in packages:
-        raise UserError(
-            f"_target_ {target!r} lives in the package {definition.package!r}; allowed are {', '.join(packages)}. "
-            f"If you trust it, set allowed_packages=[{definition.package}]"
-        )
     if isinstance(definition.node, ast.Module):
         raise UserError(f"_target_ {target!r} is a module; it must be a class or function in it")
+    refuse_place(target, definition.module, allowed=allowed)
+    owner = find(target.rpartition(".")[0])
+    if owner is not None and isinstance(owner.node, ast.ClassDef) and isinstance(definition.node, Function):
+        if not isinstance(definition.node, ast.Lambda):  # an enumeration of functions is fine
+            raise UserError(f"_target_ {target!r} is a method; it must be a class or function")
     return definition
+
+
+def refuse_place(target: str, module: str, *, allowed: Sequence[str]) -> None:
+    """Raise UserError when what `target` names lives in a `module` that a config can't name."""
+    package = module.partition(".")[0]
+    if package in allowed or any(module == place or module.startswith(f"{place}.") for place in PLACES):
+        return
+    if package in {place.partition(".")[0] for place in PLACES}:
+        raise UserError(
+            f"_target_ {target!r} lives in {module}, which a config can't name: it can do more than a run needs. "
+            f"A config can name what lives in {', '.join(PLACES)}. If you need it, set allowed_packages=[{package}]"
+        )
+    raise UserError(
+        f"_target_ {target!r} lives in the package {package!r}; allowed are embexp, sentence_transformers"
+        f"{''.join(f', {each}' for each in allowed)}. If you trust it, set allowed_packages=[{package}]"
+    )
+
+
+def forbidden(node: Any, path: str = "") -> Iterator[str]:
+    """What no config may say, at any depth: code from outside, a secret, a text that would be filled in later."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            place = f"{path}.{key}" if path else str(key)
+            if key in ("_args_", "_recursive_"):
+                yield f"{place} is not taken; give arguments by name"
+            elif key == "trust_remote_code" and value not in (False, None):
+                yield f"{place}={value!r} would run code that comes with a model; only false is taken"
+            elif key in SECRETS and isinstance(value, str):  # the value is not repeated
+                yield f"{place}: a key never enters a config, which is written to files; set it in the environment"
+            else:
+                yield from forbidden(value, place)
+    elif isinstance(node, list | tuple):
+        for position, value in enumerate(node):
+            yield from forbidden(value, f"{path}[{position}]")
+    elif isinstance(node, str) and re.search(r"\$\{", node):  # escaped once, so it would be filled in when built
+        yield f"{path} holds ${{...}} as text; write out what it should be"
+
+
+def nodes(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Path and `_target_` of every node that has one, at any depth, lists included."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield path, node["_target_"]
+        for key, value in node.items():
+            yield from nodes(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list | tuple):
+        for position, value in enumerate(node):
+            yield from nodes(value, f"{path}[{position}]")
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 import time
@@ -38,9 +39,9 @@ class Tracker:
         self._mirror = mirror
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
-        """Append one line, flushed to disk before this returns. step: optimiser steps done."""
+        """Append one line, on disk before this returns; NaN and infinity become null. step: optimiser steps done."""
         line = {"step": step, "seconds": round(time.time() - self._start, 2), **values}
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(json.dumps({key: _finite(value) for key, value in line.items()}, allow_nan=False) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
         self._mirrored(lambda mirror: mirror.log(values, step=step))
@@ -152,6 +153,10 @@ def open_mirror(make: Callable[[], Mirror] | None) -> Mirror | None:
     except Exception as error:  # a missing package, a full disk, a wrong key: the run matters more
         log.warning("tracking is off, the run goes on: %s", _first_line(error))
         return None
+
+
+def _finite(value: float) -> float | None:
+    return value if not isinstance(value, float) or math.isfinite(value) else None  # JSON has neither NaN nor infinity
 
 
 def _first_line(error: Exception) -> str:

@@ -46,15 +46,16 @@ def test_relative_is_null_when_base_is_zero():
     [(0.01, 0.2, "better"), (-0.2, -0.01, "worse"), (-0.1, 0.1, "no difference"), (0.0, 0.2, "no difference")],
 )
 def test_verdict_needs_an_interval_that_excludes_zero(low, high, verdict):
-    assert Delta(0.1, None, low, high, 0.5, 1, 1, 1, 30, documents=10).verdict == verdict
-    assert Delta(0.1, None, low, high, 0.5, 1, 1, 1, 30, documents=9).verdict == "no difference"
+    assert Delta(0.1, None, low, high, 0.5, 1, 1, 1, 30, documents=20).verdict == verdict
+    assert Delta(0.1, None, low, high, 0.5, 1, 1, 1, 30, documents=19).verdict == "no difference"
 
 
 def test_two_documents_give_the_distribution_worked_by_hand():
-    # differences 1 and 0, two drawn: mean 1, 1/2, 1/2 or 0, a quarter each, so p = 2 * P(mean <= 0) = 1/2
+    # differences 1 and 0, two drawn: mean 1, 1/2, 1/2 or 0, a quarter each, so P(mean <= 0) = 1/4, a normal's -0.674;
+    # for two documents that is -0.674 / sqrt(2) = -0.477 of a t with one degree of freedom: p = 1 - 2 atan(0.477) / pi
     delta = delta_of(mean_of([0, 0]), mean_of([1, 0]))
     assert (delta.ci_low, delta.ci_high) == (0, 1)
-    assert delta.p_value == pytest.approx(0.5, abs=0.03)
+    assert delta.p_value == pytest.approx(0.717, abs=0.02)
     assert delta.verdict == "no difference"
 
 
@@ -70,6 +71,29 @@ def test_documents_are_drawn_not_queries():
     grouped = delta_of(mean_of(np.zeros(100)), mean_of(tuned), [f"d{place // 4}" for place in range(100)])
     assert width(grouped) / width(each_alone) == pytest.approx(2, rel=0.1)
     assert grouped.absolute == each_alone.absolute
+
+
+def test_few_documents_get_the_interval_of_a_t_not_a_normal():
+    # ten documents, +0.1 and -0.1 by turns: deviation 0.1 * sqrt(10 / 9), so a t interval is 2.262 * 0.1054 / sqrt(10)
+    delta = delta_of(mean_of(np.zeros(10)), mean_of([0.1, -0.1] * 5))
+    assert delta.ci_high == pytest.approx(0.0754, abs=0.0055)  # draws come in steps of 0.02; percentiles give 0.06
+    assert delta.ci_low == pytest.approx(-delta.ci_high, abs=0.0055)
+
+
+def test_documents_that_did_not_change_do_not_narrow_the_interval():
+    # 4 of 100 documents changed: influence 0.96 four times and -0.04 else, so 2 * 3.84^2 / 3.40 = 8.7 effective ones
+    few = np.array([1.0] * 4 + [0.0] * 96)
+    delta = delta_of(mean_of(np.zeros(100)), mean_of(few))
+    assert significance._effective_documents(few, np.arange(100)) == pytest.approx(8.68, abs=0.01)
+    assert (delta.ci_low, delta.ci_high) == (0.0, pytest.approx(0.09, abs=0.011))  # plain percentiles: 0.01 to 0.08
+    assert delta.p_value > 0.05
+
+
+def test_a_p_value_below_five_percent_and_an_interval_without_zero_are_the_same():
+    rng = np.random.default_rng(4)
+    for _ in range(60):
+        delta = delta_of(mean_of(np.zeros(30)), mean_of(rng.normal(0.35, 1, size=30)))
+        assert (delta.p_value < 0.05) == (delta.ci_low > 0 or delta.ci_high < 0)
 
 
 def test_the_same_seed_gives_the_same_interval_and_another_seed_another():

@@ -11,7 +11,7 @@ REPOSITORY = Path(__file__).parent.parent
 ORDER = [
     "errors", "cache", "targets", "value_types", "retrieval_set", "splits", "hub",
     "datasets", "datasets.docstrings", "datasets.pubmedqa", "datasets.pairs", "datasets.beir",
-    "models", "encoding", "search", "negatives", "shapes", "metrics", "significance", "evaluators",
+    "models", "encoding", "paraphrases", "search", "negatives", "shapes", "metrics", "significance", "evaluators",
     "batches", "tracking", "checkpoints", "training", "result", "report", "components", "experiment",
     "config", "arguments", "resume", "job", "launcher", "cli", "__main__",
 ]  # fmt: skip

@@ -1,0 +1,73 @@
+"""Question pairs written for `trust.py`, in three strengths; the truth is known because they were written so.
+
+`MODERATE` and `STRONG` ask the same thing twice; `NEAR_MISS` shares most words and asks something else.
+"""
+
+MODERATE = [
+    ("Return the largest item in an iterable.", "Return the biggest element of an iterable."),
+    ("Open a file and return a stream.", "Opens the file, returning a stream object."),
+    ("Split the string at the first occurrence of sep.", "Divide a string where the separator first occurs."),
+    ("Remove and return the rightmost element.", "Pop the element at the right end and return it."),
+    ("Convert a string to a floating point number.", "Turn a string into a float."),
+    ("Create a temporary directory securely.", "Make a temporary folder in a secure way."),
+    ("Compute the greatest common divisor of two integers.", "Calculate the GCD of two whole numbers."),
+    ("Return a list of all running threads.", "Get a list of the threads that are currently alive."),
+    ("Send a request to the server and read the reply.", "Send the server a request, then read its response."),
+    ("Check whether a path is absolute.", "Test if the given path is an absolute one."),
+    ("Does vitamin D lower the risk of falls in older adults?", "Does vitamin D reduce falls among elderly people?"),
+    ("Is laparoscopic surgery safe in pregnancy?", "Is laparoscopy safe for pregnant women?"),
+    ("Can aspirin prevent a second stroke?", "Does aspirin help to prevent recurrent stroke?"),
+    ("Do antibiotics help in acute bronchitis?", "Are antibiotics useful for acute bronchitis?"),
+    ("Does smoking delay fracture healing?", "Is the healing of fractures slower in smokers?"),
+    ("Is obesity a risk factor for asthma in children?", "Does obesity raise the risk of childhood asthma?"),
+    ("Can ultrasound detect appendicitis in children?", "Is ultrasound able to diagnose paediatric appendicitis?"),
+    ("Do statins reduce mortality after surgery?", "Do statins lower the death rate following an operation?"),
+    ("Is breast feeding protective against eczema?", "Does breastfeeding protect infants from eczema?"),
+    ("Does early discharge increase readmission?", "Are readmissions more frequent after early discharge?"),
+]
+
+STRONG = [
+    ("Return the largest item in an iterable.", "How do I find the maximum of a collection?"),
+    ("Wait until the thread terminates.", "Block the caller till that worker has finished."),
+    ("Return True if the path refers to an existing directory.", "Is there a folder at this location?"),
+    ("Serialize obj to a JSON formatted string.", "Dump a Python object as JSON text."),
+    ("Remove duplicate entries while keeping order.", "Keep just the first of each repeated value, unsorted."),
+    ("Schedule a callback to run after a delay.", "Call a function later, when some seconds have passed."),
+    ("Encode bytes using base64.", "Turn binary data into printable ASCII letters."),
+    ("Return the square root of x.", "Which number times itself gives the argument?"),
+    ("Match a pattern at the start of the string.", "Does the text begin with this regular expression?"),
+    ("Copy a file together with its permission bits.", "Duplicate a document on disk, mode included."),
+    ("Does vitamin D lower the risk of falls in older adults?", "Fewer falls in the elderly with cholecalciferol?"),
+    ("Can aspirin prevent a second stroke?", "Secondary prevention of cerebral infarction with acetylsalicylic acid"),
+    ("Is caesarean delivery linked to childhood obesity?", "Do babies born by C-section become overweight later?"),
+    ("Do beta blockers improve survival in heart failure?", "Mortality of cardiac insufficiency under metoprolol"),
+    ("Does smoking delay fracture healing?", "Tobacco use and time to bone union"),
+    ("Is hypertension associated with dementia?", "Does high blood pressure lead to cognitive decline?"),
+    ("Can screening find colon cancer early?", "Early detection of bowel tumours: do population tests work?"),
+    ("Do children with asthma sleep worse?", "Sleep quality in paediatric patients with wheezing"),
+    ("Is tonsillectomy safe as day surgery?", "Can patients go home the same day after having their tonsils out?"),
+    ("Does exercise relieve depression?", "Physical activity as a treatment for low mood"),
+]
+
+NEAR_MISS = [
+    ("Return the largest item in an iterable.", "Return the smallest item in an iterable."),
+    ("Remove and return the rightmost element.", "Remove and return the leftmost element."),
+    ("Return True if the string is upper case.", "Return True if the string is lower case."),
+    ("Encode the bytes using base64.", "Encode the bytes using base32."),
+    ("Read a line from the stream.", "Write a line to the stream."),
+    ("Create a directory.", "Remove a directory."),
+    ("Acquire the lock.", "Release the lock."),
+    ("Convert seconds since the epoch to local time.", "Convert seconds since the epoch to UTC."),
+    ("Return the sine of x.", "Return the cosine of x."),
+    ("Start the server in a thread.", "Stop the server in a thread."),
+    ("Does aspirin prevent stroke?", "Does aspirin prevent colorectal cancer?"),
+    ("Is obesity a risk factor for asthma?", "Is obesity a risk factor for arthritis?"),
+    ("Do statins reduce mortality after surgery?", "Do statins reduce pain after surgery?"),
+    ("Is laparoscopic surgery safe in pregnancy?", "Is laparoscopic surgery safe in children?"),
+    ("Does smoking delay fracture healing?", "Does smoking delay wound healing?"),
+    ("Can ultrasound detect appendicitis?", "Can ultrasound detect pneumonia?"),
+    ("Does vitamin D lower the risk of falls?", "Does vitamin C lower the risk of colds?"),
+    ("Do boys have more asthma than girls?", "Do girls have more migraine than boys?"),
+    ("Is early discharge safe after hip surgery?", "Is early discharge safe after childbirth?"),
+    ("Does diabetes increase the risk of stroke?", "Does hypertension increase the risk of stroke?"),
+]

@@ -1,0 +1,60 @@
+"""Drops train queries that ask what a dev or test query asks in other words.
+
+`splits` finds copies by their letters; this looks at the meaning, by the base model's embeddings. Called by
+`experiment` before rows are made; dev and test are never changed, so that runs compare.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from embexp.encoding import Embeddings, Encoder
+from embexp.errors import UserError
+from embexp.retrieval_set import RetrievalSet, Splits
+
+log = logging.getLogger(__name__)
+
+ROWS_AT_ONCE = 1000
+
+
+def without_paraphrases(
+    train: RetrievalSet, splits: Splits, encoder: Encoder, *, threshold: float | None
+) -> RetrievalSet:
+    """Train without the queries whose cosine with a dev or test query is `threshold` or more; null keeps all.
+
+    With random vectors (model=static) it finds the same words in any order. Raises UserError when more than half of
+    train would go.
+    """
+    held_out = [*splits.dev.queries.values(), *splits.test.queries.values()]
+    if threshold is None or not train.queries or not held_out:
+        return train
+    left, right = centred(encoder.queries(list(train.queries.values())), encoder.queries(held_out))
+    near = similar(left, right, threshold=threshold)
+    if 2 * int(near.sum()) > len(near):
+        raise UserError(
+            f"paraphrase={threshold}: {int(near.sum())} of {len(near)} train queries are this near to a dev or test "
+            "query in the base model's eyes. Raise it (at most 1), or set paraphrase=null if the data rightly repeats"
+        )
+    if near.any():
+        log.info("%d train queries left out: dev or test asks the same (cosine %s or more)", near.sum(), threshold)
+    return train.with_queries(query for query, is_near in zip(train.queries, near, strict=True) if not is_near)
+
+
+def centred(left: Embeddings, right: Embeddings) -> tuple[Embeddings, Embeddings]:
+    """Both without their common mean, at length 1.
+
+    Models differ in how near they put any two texts (E5 0.7 and more); without the mean one threshold fits them.
+    """
+    mean = np.concatenate([left, right]).mean(axis=0)
+    sides = [side - mean for side in (left, right)]
+    sides = [side / np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-12) for side in sides]
+    return sides[0], sides[1]
+
+
+def similar(left: Embeddings, right: Embeddings, *, threshold: float) -> np.ndarray:
+    """For each row of `left` whether some row of `right` has this cosine or more; in blocks, so that memory stays flat."""
+    blocks = (left[start : start + ROWS_AT_ONCE] for start in range(0, len(left), ROWS_AT_ONCE))
+    nearest = [np.max(block @ right.T, axis=1, initial=-1.0) for block in blocks]
+    return np.concatenate([np.empty(0, np.float32), *nearest]) >= threshold - 1e-6

@@ -1,0 +1,75 @@
+"""Train questions that dev or test asks in other words are left out of train, by hand-made vectors."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from embexp import paraphrases
+from embexp.errors import UserError
+from embexp.paraphrases import similar, without_paraphrases
+from embexp.retrieval_set import RetrievalSet, Splits
+
+
+def at(degrees):
+    return np.array([math.cos(math.radians(degrees)), math.sin(math.radians(degrees))], dtype=np.float32)
+
+
+class Angles:
+    """An encoder of texts such as "30": the unit vector at that angle."""
+
+    def queries(self, texts):
+        return np.stack([at(float(text)) for text in texts])
+
+
+def side(**queries):
+    return RetrievalSet(queries, {"p": "text"}, {query: {"p": 1} for query in queries}, {"p": "d"})
+
+
+def kept(train, *, dev, test, threshold):
+    splits = Splits(train, dev, test, {})
+    return list(without_paraphrases(train, splits, Angles(), threshold=threshold).queries)
+
+
+# with dev and test below their mean is zero, so that taking it off changes no angle
+TRAIN = side(near_dev="41", near_test="85", a="217", b="221", c="265", d="270")
+FAR = ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "left"),  # cos 4 degrees = 0.9976, cos 5 degrees = 0.9962
+    [(0.95, FAR), (0.997, ["near_test", *FAR]), (1, list(TRAIN.queries)), (None, list(TRAIN.queries))],
+)
+def test_train_queries_near_a_dev_or_test_query_are_left_out(threshold, left):
+    assert kept(TRAIN, dev=side(a="37"), test=side(b="90"), threshold=threshold) == left
+
+
+def test_the_kept_queries_keep_their_qrels_and_the_corpus():
+    train = without_paraphrases(TRAIN, Splits(TRAIN, side(a="37"), side(b="90"), {}), Angles(), threshold=0.95)
+    assert (set(train.qrels), train.corpus) == (set(FAR), TRAIN.corpus)
+
+
+def test_a_cosine_that_equals_the_threshold_counts_as_near():
+    assert similar(at(0)[None], at(0)[None], threshold=1).tolist() == [True]
+
+
+def test_what_a_model_adds_to_every_text_does_not_make_queries_near():
+    left, right = (np.array([[10, 1], [10, -1]], np.float32), np.array([[10, 1.0]], np.float32))  # cosines 1 and 0.98
+    assert similar(*paraphrases.centred(left, right), threshold=0.9).tolist() == [True, False]
+
+
+def test_every_block_of_rows_is_looked_at(monkeypatch):
+    monkeypatch.setattr(paraphrases, "ROWS_AT_ONCE", 2)
+    left = np.stack([at(angle) for angle in (90, 90, 90, 90, 1)])
+    assert similar(left, at(0)[None], threshold=0.9).tolist() == [False, False, False, False, True]
+
+
+def test_more_than_half_of_train_is_not_thrown_away_in_silence():
+    with pytest.raises(UserError, match=r"paraphrase=0.95: 3 of 4 train queries .* set paraphrase=null"):
+        kept(side(a="0", b="1", c="2", d="60"), dev=side(x="0"), test=side(y="0"), threshold=0.95)
+
+
+def test_half_of_train_may_go():
+    assert kept(side(a="0", b="60"), dev=side(x="0"), test=side(y="0"), threshold=0.95) == ["b"]
