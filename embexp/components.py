@@ -33,7 +33,9 @@ def build(node: Mapping[str, Any], *, allowed: Sequence[str], without: Sequence[
 
 def _without(node: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     kept = {key: value for key, value in node.items() if key not in keys}
-    inner = {key: _without(value, keys) for key, value in kept.items() if isinstance(value, Mapping) and "_target_" in value}
+    inner = {
+        key: _without(value, keys) for key, value in kept.items() if isinstance(value, Mapping) and "_target_" in value
+    }
     return kept | inner
 
 

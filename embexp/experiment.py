@@ -24,11 +24,12 @@ from embexp.encoding import Encoder, count_truncated
 from embexp.errors import UserError
 from embexp.evaluators import Evaluation, Evaluator, evaluate
 from embexp.models import EmbeddingModel
-from embexp.negatives import Negatives, draw_random
+from embexp.negatives import Drawn, draw_random, second_look
 from embexp.retrieval_set import Splits
 from embexp.search import BM25, Arm, Dense
 from embexp.shapes import to_rows
 from embexp.splits import Shares, limited, refuse_leaks, trainable
+from embexp.teachers import Judge, teacher_of
 from embexp.tracking import Tracker, open_mirror
 from embexp.training import train
 
@@ -93,7 +94,8 @@ def _measure(config: Mapping[str, Any], result: dict[str, Any], folder: Path, tr
         bm25 = measured(BM25())
         result["bm25"] = results.metrics_of(bm25)
     with stage("base"):
-        base_arm = Dense(Encoder(model, progress="base model"))
+        encoder = Encoder(model, progress="base model", weights=model.origin["weights"])
+        base_arm = Dense(encoder)
         base = measured(base_arm)
         result["base"] = results.metrics_of(base)
     arms = {"base": base["test"], "bm25": bm25["test"]}
@@ -101,15 +103,23 @@ def _measure(config: Mapping[str, Any], result: dict[str, Any], folder: Path, tr
     if trainer is not None:
         with stage("training"):
             loss, train_set = config["loss"], trainable(splits)
-            negatives: Negatives = build(config["negatives"], allowed=config["allowed_packages"])
-            rows = to_rows(train_set, loss["shape"], negatives=negatives, seed=seed)
+            rows = to_rows(
+                train_set,
+                loss["shape"],
+                negatives=_negatives(config, encoder),
+                teacher=_teacher(loss, encoder),
+                seed=seed,
+            )
+            if rows.drawn is not None:
+                result["counts"]["negatives"] = second_look(rows.drawn, train_set, encoder=encoder, seed=seed)
+                log.info("%s", reports.negatives_line(result))
             dev_metrics = _dev_metrics(evaluators, base["dev"], splits)
             tracker.log({f"dev/{name}": score for name, score in dev_metrics(base_arm).items()}, step=0)
             training = train(
                 model,
                 rows,
                 train_set,
-                loss=build(loss, allowed=config["allowed_packages"], without=["shape", "accepts"]),
+                loss=build(loss, allowed=config["allowed_packages"], without=["shape", "accepts", "teacher"]),
                 arguments={key: value for key, value in trainer.items() if key != "early_stopping"},
                 early_stopping=trainer["early_stopping"],
                 dev_metrics=lambda: dev_metrics(Dense(Encoder(model))),
@@ -145,6 +155,16 @@ def _splits(config: Mapping[str, Any]) -> Splits:
         len(splits.test.corpus),
     )
     return splits
+
+
+def _negatives(config: Mapping[str, Any], encoder: Encoder) -> Callable[..., Drawn] | None:
+    if config["negatives"] is None:
+        return None
+    return partial(build(config["negatives"], allowed=config["allowed_packages"]), encoder=encoder)
+
+
+def _teacher(loss: Mapping[str, Any], encoder: Encoder) -> Judge | None:
+    return teacher_of(loss["teacher"], encoder, setting="loss.teacher") if loss["shape"] == "list" else None
 
 
 def _dev_metrics(

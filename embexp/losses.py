@@ -75,7 +75,9 @@ def matryoshka(
     own = model.get_embedding_dimension()
     if above := [dim for dim in dims if dim > own]:
         raise UserError(f"loss.dims has {above[0]}; the model's embeddings have {own} dimensions")
-    return MatryoshkaLoss(model, inner(model=model), sorted({own, *dims}, reverse=True), n_dims_per_step=n_dims_per_step)
+    return MatryoshkaLoss(
+        model, inner(model=model), sorted({own, *dims}, reverse=True), n_dims_per_step=n_dims_per_step
+    )
 
 
 def global_orthogonal(

@@ -184,9 +184,7 @@ def model_folder(
     return folder, commit
 
 
-def _find(
-    path: str, revision: str | None, packaged: Mapping[str, str] | None, setting: str
-) -> tuple[Path, str | None]:
+def _find(path: str, revision: str | None, packaged: Mapping[str, str] | None, setting: str) -> tuple[Path, str | None]:
     folder = Path(path).expanduser()
     if folder.is_dir():
         if not any(folder.iterdir()):

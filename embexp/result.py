@@ -111,6 +111,7 @@ def counts(splits: Splits) -> dict[str, Any]:
         "left_out": dict(splits.notes),
         "truncated": None,
         "train_rows": None,
+        "negatives": None,
         "masked_conflicts": None,
         "steps": None,
         "best_step": None,
