@@ -198,8 +198,8 @@ COMPARE_ROWS = (MultipleNegativesRankingLoss, CachedMultipleNegativesRankingLoss
 class MaskedSimilarity(torch.nn.Module):
     """A loss's similarity function that gives conflicting rows of the current batch no weight.
 
-    Set `mask` (rows, rows) before the loss runs. Rows and columns of a score matrix are the batch's rows once or several
-    times over (positives, then negatives), so the mask is repeated to its shape.
+    Set `mask` (rows, rows) before the loss runs. Rows and columns of a score matrix are the batch's rows once or
+    several times over (positives, then negatives), so the mask is repeated to its shape.
     """
 
     def __init__(self, similarity: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
@@ -236,7 +236,7 @@ class MaskedSimilarity(torch.nn.Module):
 
 
 def _whole_batch(
-    loss: torch.nn.Module, calculate: Callable[..., torch.Tensor], masked: MaskedSimilarity
+    loss: CachedMultipleNegativesRankingLoss, calculate: Callable[..., torch.Tensor], masked: MaskedSimilarity
 ) -> Callable[..., torch.Tensor]:
     """A cached loss's calculation that, where there is a mask, scores all rows at once instead of in parts.
 

@@ -106,7 +106,8 @@ def draw_hard(
         if margin is not None and not 0 <= margin <= 1:
             raise UserError(f"negatives.{name}={margin}; it must be from 0 to 1, or null for none")
 
-    judge = CrossEncoderScores(rescorer, setting=RESCORER) if rescorer else Cosines(encoder)
+    reranker = CrossEncoderScores(rescorer, setting=RESCORER) if rescorer else None
+    judge: Judge = reranker or Cosines(encoder)
     limited = absolute_margin is not None or relative_margin is not None
 
     def make() -> list[Any]:
@@ -123,7 +124,7 @@ def draw_hard(
         by_query, filled = make()
         return Drawn(by_query, "model", filled, rescorer)
     parts = {"by": encoder.identity, "per_query": per_query, "ranks": [first, last], "seed": seed}
-    parts |= {"margins": [absolute_margin, relative_margin], "rescorer": judge.identity if rescorer else None}
+    parts |= {"margins": [absolute_margin, relative_margin], "rescorer": reranker.identity if reranker else None}
     by_query, filled = json_kept("negatives", parts | _content(retrieval_set), make)
     return Drawn(by_query, "model", filled, rescorer)
 

@@ -75,7 +75,7 @@ def to_rows(
 
     def draw() -> Mapping[str, Sequence[str]]:
         if negatives is None:
-            return {query: () for query in retrieval_set.queries}
+            return dict.fromkeys(retrieval_set.queries, ())
         drawn.append(negatives(retrieval_set, seed=seed))
         return drawn[-1]
 

@@ -111,7 +111,7 @@ class CrossEncoderScores:
         def make() -> Mapping[str, np.ndarray]:
             return {"scores": np.asarray(self._model.predict(pairs, show_progress_bar=False), dtype=np.float32)}
 
-        parts = {"weights": self.identity, "longest": self._model.max_length, "pairs": digest(pairs)}
+        parts = {"weights": self.identity, "longest": self._model.max_seq_length, "pairs": digest(pairs)}
         found = arrays_kept("scores", parts, make)["scores"]
         if not np.isfinite(found).all():
             raise UserError("the cross-encoder gives NaN or infinite scores; they can't be learned from")
