@@ -11,9 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations, product
+from typing import Any
 
 import torch
 from sentence_transformers.base.sampler import DefaultBatchSampler
+from sentence_transformers.sentence_transformer.losses import (
+    CachedMultipleNegativesRankingLoss,
+    GISTEmbedLoss,
+    MultipleNegativesRankingLoss,
+)
 
 from embexp.retrieval_set import RetrievalSet
 from embexp.shapes import Rows
@@ -31,7 +37,9 @@ class Conflicts:
 
     @classmethod
     def of(cls, rows: Rows, retrieval_set: RetrievalSet) -> Conflicts:
-        """Read them from the qrels, by passage id."""
+        """Read them from the qrels, by passage id; rows with labels of their own have none."""
+        if rows.labelled:
+            return cls([frozenset()] * len(rows), [frozenset()] * len(rows))
         relevant = {query: frozenset(retrieval_set.relevant(query)) for query in set(rows.query_ids)}
         return cls([frozenset(ids) for ids in rows.passage_ids], [relevant[query] for query in rows.query_ids])
 
@@ -182,23 +190,65 @@ class ConflictFreeBatchSampler(DefaultBatchSampler):
         yield from (list(batch) for batch in batches)
 
 
-class MaskedSimilarity:
+# losses whose similarity function scores every query against every passage of the batch, as logits: minus infinity
+# takes a candidate out. Others compare a row with itself alone, or sum what the function gives.
+COMPARE_ROWS = (MultipleNegativesRankingLoss, CachedMultipleNegativesRankingLoss, GISTEmbedLoss)
+
+
+class MaskedSimilarity(torch.nn.Module):
     """A loss's similarity function that gives conflicting rows of the current batch no weight.
 
-    Set `mask` (rows, rows) before the loss runs. The columns of a score matrix are the batch's rows once or several
-    times over (positives, then negatives), so the mask is repeated to its width.
+    Set `mask` (rows, rows) before the loss runs. Rows and columns of a score matrix are the batch's rows once or
+    several times over (positives, then negatives), so the mask is repeated to its shape.
     """
 
     def __init__(self, similarity: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
         self._similarity = similarity
         self.mask: torch.Tensor | None = None
 
-    def __call__(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    @classmethod
+    def put_into(cls, loss: torch.nn.Module) -> list[MaskedSimilarity]:
+        """Replace the similarity function of a loss that compares rows, wherever another loss wraps it.
+
+        Returns what was put in; nothing where no other row is compared, so that a conflict does no harm.
+        """
+        masks = []
+        for module in list(loss.modules()):
+            if not isinstance(module, COMPARE_ROWS) or isinstance(module.similarity_fct, cls):
+                continue
+            masks.append(cls(module.similarity_fct))
+            module.similarity_fct = masks[-1]
+            if isinstance(module, CachedMultipleNegativesRankingLoss):
+                module.calculate_loss = _whole_batch(module, module.calculate_loss, masks[-1])
+        return masks
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         """Scores (left rows, right rows), minus infinity where masked."""
         scores = self._similarity(left, right)
         if self.mask is None or scores.dim() == 1:  # one score per row: no other row is a candidate
             return scores
         rows = len(self.mask)
-        if scores.shape[0] != rows or scores.shape[1] % rows:
+        if scores.shape[0] % rows or scores.shape[1] % rows:
             raise RuntimeError(f"can't mask scores of shape {tuple(scores.shape)} in a batch of {rows} rows")
-        return scores.masked_fill(self.mask.to(scores.device).repeat(1, scores.shape[1] // rows), float("-inf"))
+        times = scores.shape[0] // rows, scores.shape[1] // rows
+        return scores.masked_fill(self.mask.to(scores.device).repeat(times), float("-inf"))
+
+
+def _whole_batch(
+    loss: CachedMultipleNegativesRankingLoss, calculate: Callable[..., torch.Tensor], masked: MaskedSimilarity
+) -> Callable[..., torch.Tensor]:
+    """A cached loss's calculation that, where there is a mask, scores all rows at once instead of in parts.
+
+    What the cache saves are the activations of the model; the scores of a batch are small beside them.
+    """
+
+    def calculated(embeddings: list[list[torch.Tensor]], *args: Any, **kwargs: Any) -> torch.Tensor:
+        part = loss.mini_batch_size
+        loss.mini_batch_size = part if masked.mask is None else len(masked.mask)
+        try:
+            return calculate(embeddings, *args, **kwargs)
+        finally:
+            loss.mini_batch_size = part
+
+    return calculated

@@ -18,10 +18,11 @@ from embexp.targets import forbidden, nodes, refuse_place, resolve
 def build(node: Mapping[str, Any], *, allowed: Sequence[str], without: Sequence[str] = ()) -> Any:
     """Instantiate a config node; data is never passed through here.
 
-    allowed: packages that a target may live in beside targets.PLACES. without: keys that are ours and not the target's.
-    Raises UserError when a target, nested ones included, lives outside them, before it is imported where that can be.
+    allowed: packages that a target may live in beside targets.PLACES. without: keys that are ours and not the targets',
+    here and in the nodes below. Raises UserError when a target, nested ones included, lives outside them, before it is
+    imported where that can be.
     """
-    kept = {key: value for key, value in node.items() if key not in without}
+    kept = _without(node, without)
     if problems := list(forbidden(kept)):
         raise UserError(*problems)
     for _, target in nodes(kept):
@@ -32,6 +33,14 @@ def build(node: Mapping[str, Any], *, allowed: Sequence[str], without: Sequence[
         if error.__cause__ is not None:  # what the target itself raised says it better
             raise error.__cause__ from None
         raise
+
+
+def _without(node: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    kept = {key: value for key, value in node.items() if key not in keys}
+    inner = {
+        key: _without(value, keys) for key, value in kept.items() if isinstance(value, Mapping) and "_target_" in value
+    }
+    return kept | inner
 
 
 def _refuse_foreign(target: Any, allowed: Sequence[str]) -> None:

@@ -20,7 +20,8 @@ PACKAGE = Path(__file__).parent
 # beside the package in a checkout, inside it in a wheel
 CONFIG_FOLDER = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 GROUPS = ["model", "dataset", "loss", "negatives", "evaluator", "trainer", "logger", "experiment"]
-SHAPES = ["pair", "triplet", "n_tuple", "labelled_pair", "scored_pair"]
+SHAPES = ["pair", "triplet", "n_tuple", "labelled_pair", "scored_pair", "list"]
+NEEDS_NEGATIVES = ["triplet", "n_tuple", "list"]
 MEASURES = ["recall", "precision", "accuracy", "mrr", "map", "ndcg"]
 TRAINING_ARGUMENTS = "sentence_transformers.sentence_transformer.training_args.SentenceTransformerTrainingArguments"
 
@@ -50,14 +51,20 @@ RUNNER_OWNS: dict[str, dict[str, str]] = {
         "hub_token": "a key never enters a config",
     },
     "loss": {"model": "the runner gives the loss its model"},
-    "negatives": dict.fromkeys(("retrieval_set", "seed"), "the runner gives it"),
+    "negatives": dict.fromkeys(("retrieval_set", "seed", "encoder"), "the runner gives it"),
     "logger": dict.fromkeys(("folder", "config", "names"), "the runner gives it"),
 }
 # keys beside the target's own: their types, in words too
 OWN_KEYS: dict[str, dict[str, tuple[tuple[type, ...], str]]] = {
-    "loss": {"shape": ((str,), "the name of a shape"), "accepts": ((list,), "a list of shapes")},
+    "loss": {
+        "shape": ((str,), "the name of a shape"),
+        "accepts": ((list,), "a list of shapes"),
+        "teacher": ((str, type(None)), "a cross-encoder's folder or Hub id, or null for the base model"),
+    },
     "trainer": {"early_stopping": ((int, type(None)), "a whole number or null")},
 }
+# a loss inside another is described in the same way
+OWN_KEYS["loss.inner"], RUNNER_OWNS["loss.inner"] = OWN_KEYS["loss"], RUNNER_OWNS["loss"]
 # what the runner reads of the trainer, so that a file of the user's own must have it too
 TRAINER_NEEDS = ["num_train_epochs", "per_device_train_batch_size", "learning_rate", "eval_strategy", "eval_steps",
                  "logging_steps", "early_stopping"]  # fmt: skip
@@ -221,7 +228,11 @@ def _metric_mistakes(config: Mapping[str, Any]) -> list[str]:
         if isinstance(node.get("k_values"), list):
             if not node["k_values"] or any(isinstance(k, int) and k < 1 for k in node["k_values"]):
                 problems.append(f"evaluator.{name}.k_values={node['k_values']} must be whole numbers from 1 up")
-            made += [f"{measure}@{k}" for measure in MEASURES for k in node["k_values"] if isinstance(k, int)]
+            ranked = [f"{measure}@{k}" for measure in MEASURES for k in node["k_values"] if isinstance(k, int)]
+            cut = node.get("dimensions") if isinstance(node.get("dimensions"), list) else []
+            if any(isinstance(dimensions, int) and dimensions < 1 for dimensions in cut or []):
+                problems.append(f"evaluator.{name}.dimensions={cut} must be whole numbers from 1 up")
+            made += ranked + [f"dim{dimensions}.{measure}" for dimensions in cut or [] for measure in ranked]
         made += [f"{node.get('name', name)}.{metric}" for metric in node.get("metrics") or []]
     metric = config["metric"]
     if isinstance(metric, str) and metric not in made:
@@ -247,11 +258,19 @@ def _shape_mistakes(config: Mapping[str, Any]) -> list[str]:
         ]
     if loss["shape"] not in SHAPES:
         return [f"loss.shape={loss['shape']}: data can be turned into {', '.join(SHAPES)}"]
-    return []
+    problems = []
+    if loss["shape"] == "list" and "teacher" not in loss:
+        problems.append("loss reads lists and has no key teacher; set +loss.teacher=null to learn from the base model")
+    if loss["shape"] in NEEDS_NEGATIVES and config["negatives"] is None:
+        pairs = ", or loss.shape=pair" if "pair" in loss["accepts"] else ""
+        problems.append(f"loss.shape={loss['shape']} needs negatives and there are none; set negatives=hard{pairs}")
+    return problems
 
 
 def _losses_by_shape() -> dict[str, list[str]]:
-    return {path.stem: list(OmegaConf.load(path).accepts) for path in sorted((CONFIG_FOLDER / "loss").glob("*.yaml"))}
+    files = {path.stem: OmegaConf.load(path) for path in sorted((CONFIG_FOLDER / "loss").glob("*.yaml"))}
+    # a loss around another accepts what that one does
+    return {name: list(loss.accepts) for name, loss in files.items() if not OmegaConf.is_interpolation(loss, "accepts")}
 
 
 def nearest(word: str, options: Sequence[str]) -> str:

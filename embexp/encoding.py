@@ -22,8 +22,16 @@ Embeddings = np.ndarray  # (texts, dimensions) float32, each row of length 1
 class Encoder:
     """Embeds with one state of a model and remembers what it embedded; make a new one when the weights change."""
 
-    def __init__(self, model: EmbeddingModel, *, batch_size: int = 64, progress: str | None = None) -> None:
-        """progress: what to call the work in a progress bar; None shows none."""
+    def __init__(
+        self,
+        model: EmbeddingModel,
+        *,
+        batch_size: int = 64,
+        progress: str | None = None,
+        weights: str | None = None,
+    ) -> None:
+        """progress: what to call the work in a progress bar; None shows none. weights: their digest, where known."""
+        self._weights = weights
         self._model = model
         self._batch_size = batch_size
         self._progress = progress
@@ -37,13 +45,79 @@ class Encoder:
         """One row per text, with the model's passage prompt. Raises UserError for NaN or collapsed embeddings."""
         return self._embedded(texts, self._model.passage_prompt)
 
+    @property
+    def identity(self) -> dict[str, Any] | None:
+        """All that an embedding depends on beside its text; None for weights without a digest, as while training."""
+        if self._weights is None:
+            return None
+        model = self._model
+        return {
+            "weights": self._weights,
+            "bfloat16": model.bfloat16,
+            "query_prompt": model.query_prompt,
+            "passage_prompt": model.passage_prompt,
+            "max_seq_length": getattr(model.model, "max_seq_length", None),
+            "dimensions": model.model.get_embedding_dimension(),
+            "attention": getattr(getattr(model.model.transformers_model, "config", None), "_attn_implementation", None),
+            "device": model.model.device.type,
+        }
+
+    @property
+    def dimensions(self) -> int:
+        """How long an embedding is."""
+        return int(self._model.model.get_embedding_dimension())
+
     def _embedded(self, texts: Sequence[str], prompt: str) -> Embeddings:
         new = list(dict.fromkeys(text for text in texts if (prompt, text) not in self._known))
         if new:
-            rows = _encode(self._model, new, prompt, self._batch_size, self._progress)
+            rows = self._encoded(new, prompt)
             _refuse_unusable(rows, beside=next(iter(self._known.values()), rows[0]))
             self._known.update(((prompt, text), row) for text, row in zip(new, rows, strict=True))
         return np.stack([self._known[prompt, text] for text in texts])
+
+    def _encoded(self, texts: Sequence[str], prompt: str) -> Embeddings:
+        def make() -> dict[str, Embeddings]:
+            return {"rows": _encode(self._model, texts, prompt, self._batch_size, self._progress)}
+
+        if self.identity is None:
+            return make()["rows"]
+        return arrays_kept("embeddings", [self.identity, prompt, digest(texts)], make)["rows"]
+
+
+class Truncated(Encoder):
+    """Another encoder's embeddings cut to their first dimensions and brought to length 1 again."""
+
+    def __init__(self, encoder: Encoder, dimensions: int) -> None:
+        """Raises UserError when the embeddings are shorter."""
+        if dimensions > encoder.dimensions:
+            raise UserError(
+                f"evaluator.retrieval.dimensions has {dimensions}; the model's embeddings have {encoder.dimensions}"
+            )
+        self._whole, self._dimensions = encoder, dimensions
+
+    @property
+    def dimensions(self) -> int:
+        """How long an embedding is."""
+        return self._dimensions
+
+    @property
+    def identity(self) -> dict[str, Any] | None:
+        """The other encoder's, with the dimensions."""
+        whole = self._whole.identity
+        return None if whole is None else whole | {"dimensions": self._dimensions}
+
+    def queries(self, texts: Sequence[str]) -> Embeddings:
+        """One row per text."""
+        return self._cut(self._whole.queries(texts))
+
+    def passages(self, texts: Sequence[str]) -> Embeddings:
+        """One row per text."""
+        return self._cut(self._whole.passages(texts))
+
+    def _cut(self, rows: Embeddings) -> Embeddings:
+        part = rows[:, : self._dimensions]
+        # zeros stay zeros: a model may leave its first dimensions empty
+        return part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), np.finfo(np.float32).tiny)
 
 
 def _encode(

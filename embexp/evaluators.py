@@ -9,16 +9,16 @@ from __future__ import annotations
 import functools
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
-from embexp.encoding import Embeddings, Encoder
+from embexp.encoding import Embeddings, Encoder, Truncated
 from embexp.metrics import MEASURES
 from embexp.negatives import Negatives
 from embexp.retrieval_set import RetrievalSet
-from embexp.search import Arm, Ranking
+from embexp.search import Arm, Dense, Ranking
 from embexp.shapes import to_rows
 from embexp.significance import DRAWS_OF_STATISTICS, Scores
 
@@ -61,15 +61,24 @@ class Retrieval:
 
     training_distractors: during training dev is searched in its relevant passages and this many more per query, the
     base model's nearest, instead of the whole corpus, which would be encoded at every evaluation; null searches all.
+    dimensions: the same once more with embeddings cut to each of these, under names such as `dim64.recall@10`.
     """
 
     k_values: list[int]
     training_distractors: int | None = 10
+    dimensions: list[int] = field(default_factory=list)
 
     def __call__(self, arm: Arm, data: RetrievalSet, *, negatives: Negatives, seed: int) -> Evaluation:
         """Rank, then measure every query; one whose relevant passages are missing scores 0."""
         del negatives, seed
-        return self.measured(arm.search(data, top=max(self.k_values)), data)
+        whole = self.measured(arm.search(data, top=max(self.k_values)), data)
+        scores = dict(whole.scores)
+        for dimensions in self.dimensions:
+            if arm.encoder is None:  # BM25 has no dimensions
+                break
+            cut = Dense(Truncated(arm.encoder, dimensions)).search(data, top=max(self.k_values))
+            scores |= {f"dim{dimensions}.{name}": part for name, part in self.measured(cut, data).scores.items()}
+        return Evaluation(scores, whole.ranking)
 
     def measured(self, ranking: Ranking, data: RetrievalSet) -> Evaluation:
         """The metrics of a ranking."""

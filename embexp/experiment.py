@@ -27,12 +27,13 @@ from embexp.encoding import Encoder, count_truncated
 from embexp.errors import UserError, described
 from embexp.evaluators import Evaluation, Evaluator, evaluate
 from embexp.models import EmbeddingModel
-from embexp.negatives import Negatives, draw_random
+from embexp.negatives import Drawn, draw_random, second_look
 from embexp.paraphrases import without_paraphrases
-from embexp.retrieval_set import Splits
+from embexp.retrieval_set import RetrievalSet, Splits
 from embexp.search import BM25, Arm, Dense
-from embexp.shapes import to_rows
+from embexp.shapes import Rows, to_rows
 from embexp.splits import Shares, limited, refuse_leaks, trainable
+from embexp.teachers import Judge, teacher_of
 from embexp.tracking import Tracker, open_mirror
 from embexp.training import train
 
@@ -112,7 +113,8 @@ def _measure(config: Mapping[str, Any], result: dict[str, Any], folder: Path, tr
         bm25 = measured(BM25())
         result["bm25"] = results.metrics_of(bm25)
     with stage("base"):
-        base_arm = Dense(Encoder(model, progress="base model"))
+        encoder = Encoder(model, progress="base model", weights=model.origin["weights"])
+        base_arm = Dense(encoder)
         base = measured(base_arm)
         result["base"] = results.metrics_of(base)
     arms = {"base": base["test"], "bm25": bm25["test"]}
@@ -120,7 +122,31 @@ def _measure(config: Mapping[str, Any], result: dict[str, Any], folder: Path, tr
     if config["trainer"] is not None:
         with stage("training"):
             dev_metrics = _dev_metrics(evaluators, base["dev"], splits)
-            result["counts"] |= _trained(config, model, splits, base_arm, dev_metrics, result, folder, tracker)
+            train_set = without_paraphrases(trainable(splits), splits, encoder, threshold=config["paraphrase"])
+            result["counts"]["paraphrases_dropped"] = len(splits.train.queries) - len(train_set.queries)
+            rows = _rows(config, train_set, encoder, result)
+            made_from = digest(result["fingerprint"])
+            checkpoint = last_usable(folder, made_from=made_from)
+            tracker.cut_back(to_step=checkpoint.step if checkpoint else None)
+            if checkpoint is None:
+                tracker.log({f"dev/{name}": score for name, score in dev_metrics(base_arm).items()}, step=0)
+            training = train(
+                model,
+                rows,
+                train_set,
+                loss=build(config["loss"], allowed=config["allowed_packages"], without=["shape", "accepts", "teacher"]),
+                arguments={key: value for key, value in config["trainer"].items() if key != "early_stopping"},
+                early_stopping=config["trainer"]["early_stopping"],
+                dev_metrics=lambda: dev_metrics(Dense(Encoder(model))),
+                metric=config["metric"],
+                seed=config["seed"],
+                folder=folder,
+                tracker=tracker,
+                made_from=made_from,
+                resume_from=checkpoint,
+            )
+            result["counts"] |= {"train_rows": len(rows), "masked_conflicts": training.masked_rows}
+            result["counts"] |= {"steps": training.steps, "best_step": training.best_step}
             model.model.save_pretrained(str(folder / "model"), create_model_card=False)
         with stage("tuned"):
             tuned = measured(Dense(Encoder(model, progress="tuned model")))
@@ -131,51 +157,19 @@ def _measure(config: Mapping[str, Any], result: dict[str, Any], folder: Path, tr
     results.write_retrieval(arms, splits, folder / "retrieval")
 
 
-def _trained(
-    config: Mapping[str, Any],
-    model: EmbeddingModel,
-    splits: Splits,
-    base_arm: Arm,
-    dev_metrics: Callable[[Arm], dict[str, float]],
-    result: Mapping[str, Any],
-    folder: Path,
-    tracker: Tracker,
-) -> dict[str, Any]:
-    """Train the model in place, from the run's last checkpoint where it has one; returns what there is to count."""
-    loss, trainer = config["loss"], config["trainer"]
-    assert base_arm.encoder is not None
-    train_set = without_paraphrases(trainable(splits), splits, base_arm.encoder, threshold=config["paraphrase"])
-    negatives: Negatives = build(config["negatives"], allowed=config["allowed_packages"])
-    rows = to_rows(train_set, loss["shape"], negatives=negatives, seed=config["seed"])
-    made_from = digest(result["fingerprint"])
-    checkpoint = last_usable(folder, made_from=made_from)
-    tracker.cut_back(to_step=checkpoint.step if checkpoint else None)
-    if checkpoint is None:
-        tracker.log({f"dev/{name}": score for name, score in dev_metrics(base_arm).items()}, step=0)
-    else:
-        log.info("going on from step %d", checkpoint.step)
-    training = train(
-        model,
-        rows,
+def _rows(config: Mapping[str, Any], train_set: RetrievalSet, encoder: Encoder, result: dict[str, Any]) -> Rows:
+    """Train in the shape that the loss reads; what there is to say of its negatives goes into the result."""
+    rows = to_rows(
         train_set,
-        loss=build(loss, allowed=config["allowed_packages"], without=["shape", "accepts"]),
-        arguments={key: value for key, value in trainer.items() if key != "early_stopping"},
-        early_stopping=trainer["early_stopping"],
-        dev_metrics=lambda: dev_metrics(Dense(Encoder(model))),
-        metric=config["metric"],
+        config["loss"]["shape"],
+        negatives=_negatives(config, encoder),
+        teacher=_teacher(config["loss"], encoder),
         seed=config["seed"],
-        folder=folder,
-        tracker=tracker,
-        made_from=made_from,
-        resume_from=checkpoint,
     )
-    return {
-        "paraphrases_dropped": len(splits.train.queries) - len(train_set.queries),
-        "train_rows": len(rows),
-        "masked_conflicts": training.masked_rows,
-        "steps": training.steps,
-        "best_step": training.best_step,
-    }
+    if rows.drawn is not None:
+        result["counts"]["negatives"] = second_look(rows.drawn, train_set, encoder=encoder, seed=config["seed"])
+        log.info("%s", reports.negatives_line(result))
+    return rows
 
 
 def _cache_folder(chosen: bool | str) -> Path | None:
@@ -212,6 +206,16 @@ def _splits(config: Mapping[str, Any]) -> Splits:
         len(splits.test.corpus),
     )
     return splits
+
+
+def _negatives(config: Mapping[str, Any], encoder: Encoder) -> Callable[..., Drawn] | None:
+    if config["negatives"] is None:
+        return None
+    return partial(build(config["negatives"], allowed=config["allowed_packages"]), encoder=encoder)
+
+
+def _teacher(loss: Mapping[str, Any], encoder: Encoder) -> Judge | None:
+    return teacher_of(loss["teacher"], encoder, setting="loss.teacher") if loss["shape"] == "list" else None
 
 
 def _dev_metrics(

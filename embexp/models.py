@@ -26,7 +26,6 @@ from embexp.hub import snapshot
 log = logging.getLogger(__name__)
 
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
-INSTEAD = "Set model.path= to a local folder that holds the model, or use model=minilm, which needs no Hub"
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -52,7 +51,10 @@ class Transformer:
     """A sentence-transformers model from a local folder, an installed package or the Hub.
 
     It is found, and downloaded if need be, when this is made, so that a run fails at once where it can't be had.
+    SETTING: where the user says which.
     """
+
+    SETTING = "model.path"
 
     def __init__(
         self,
@@ -84,16 +86,7 @@ class Transformer:
         self._max_seq_length, self._dropout = max_seq_length, dropout
         if dropout is not None and not 0 <= dropout < 1:
             raise UserError(f"model.dropout={dropout}; it must be from 0 up to, not including, 1")
-        self._folder, self._commit = _find(path, revision, packaged)
-        if not any((self._folder / name).is_file() for name in ("modules.json", "config.json")):
-            raise UserError(
-                f"model.path={path}: {self._folder} is not a model (no modules.json or config.json). {INSTEAD}"
-            )
-        if not any(self._folder.rglob("*.safetensors")):
-            raise UserError(
-                f"model.path={path}: {self._folder} has no *.safetensors; other formats can run code and are not read. "
-                "Save the model with SentenceTransformer.save_pretrained"
-            )
+        self._folder, self._commit = model_folder(path, revision, packaged, setting=self.SETTING)
 
     def load(self, texts: Iterable[str]) -> EmbeddingModel:
         """Load it; `texts` is not needed here."""
@@ -105,7 +98,8 @@ class Transformer:
             )
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             raise UserError(
-                f"model.path={self._path}: {self._folder} can't be loaded as a model ({error}). {INSTEAD}"
+                f"{self.SETTING}={self._path}: {self._folder} can't be loaded as a model ({error}). "
+                f"{_instead(self.SETTING)}"
             ) from error
         if self._max_seq_length is not None:
             positions = getattr(getattr(model[0], "config", None), "max_position_embeddings", None)
@@ -120,7 +114,7 @@ class Transformer:
                     module.p = self._dropout
         log.info("model %s, %s tokens at most", self._path, getattr(model, "max_seq_length", None))
         on_cpu = model.device.type == "cpu" and model.transformers_model is not None
-        origin = {"path": self._path, "commit": self._commit, "weights": _weights_hash(self._folder)}
+        origin = {"path": self._path, "commit": self._commit, "weights": weights_hash(self._folder)}
         eager_training = on_cpu and self._attention == "auto"
         return _embedding_model(model, self._prompts, self._dtype, origin, eager_training=eager_training)
 
@@ -170,19 +164,44 @@ def _embedding_model(
     return EmbeddingModel(model, own.get("query") or "", passage_prompt, wanted, eager_training, origin)
 
 
-def _find(path: str, revision: str | None, packaged: Mapping[str, str] | None) -> tuple[Path, str | None]:
+def model_folder(
+    path: str, revision: str | None = None, packaged: Mapping[str, str] | None = None, *, setting: str
+) -> tuple[Path, str | None]:
+    """The folder of a model, and its commit where it comes from the Hub; downloaded if need be.
+
+    setting: where the user names it, for messages. Raises UserError when it can't be had or holds no safetensors.
+    """
+    folder, commit = _find(path, revision, packaged, setting)
+    if not any((folder / name).is_file() for name in ("modules.json", "config.json")):
+        raise UserError(
+            f"{setting}={path}: {folder} is not a model (no modules.json or config.json). {_instead(setting)}"
+        )
+    if not any(folder.rglob("*.safetensors")):
+        raise UserError(
+            f"{setting}={path}: {folder} has no *.safetensors; other formats can run code and are not read. "
+            "Save the model with save_pretrained"
+        )
+    return folder, commit
+
+
+def _find(path: str, revision: str | None, packaged: Mapping[str, str] | None, setting: str) -> tuple[Path, str | None]:
     folder = Path(path).expanduser()
     if folder.is_dir():
         if not any(folder.iterdir()):
-            raise UserError(f"model.path={path} is an empty folder. {INSTEAD}")
+            raise UserError(f"{setting}={path} is an empty folder. {_instead(setting)}")
         return folder, None
     if folder.is_file() or path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise UserError(f"model.path={path} is not a folder. {INSTEAD}")
+        raise UserError(f"{setting}={path} is not a folder. {_instead(setting)}")
     if packaged is not None and (path, revision) == (packaged["path"], packaged["revision"]):
         installed = _installed(packaged)
         if installed is not None:
             return installed, revision
-    return snapshot(path, revision=revision, kind="model", files=HUB_FILES, instead=INSTEAD)
+    return snapshot(path, revision=revision, kind="model", files=HUB_FILES, instead=_instead(setting))
+
+
+def _instead(setting: str) -> str:
+    no_hub = ", or use model=minilm, which needs no Hub" if setting == "model.path" else ", or to null"
+    return f"Set {setting}= to a local folder that holds the model{no_hub}"
 
 
 def _installed(packaged: Mapping[str, str]) -> Path | None:
@@ -200,7 +219,8 @@ def _installed(packaged: Mapping[str, str]) -> Path | None:
     return folder
 
 
-def _weights_hash(folder: Path) -> str:
+def weights_hash(folder: Path) -> str:
+    """The SHA-256 of all weights in a model's folder."""
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*.safetensors")):
         with file.open("rb") as data:

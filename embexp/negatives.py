@@ -1,44 +1,239 @@
 """Passages taken as not relevant to a query. Named by the files in conf/negatives; called by `shapes`.
 
-No known positive is ever a negative. Passages that were judged not relevant (grade 0) come first.
+No known positive is ever a negative, nor a passage with a positive's text. Passages that were judged not relevant
+(grade 0) come first.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
+import numpy as np
+
+from embexp.cache import digest, json_kept
+from embexp.encoding import Encoder
 from embexp.errors import UserError
 from embexp.retrieval_set import RetrievalSet
+from embexp.search import BM25, Dense, Ranking
+from embexp.teachers import Cosines, CrossEncoderScores, Judge, Keywords
 
-# query ids of the set -> query id -> negative passage ids; needs (retrieval_set, seed=...)
-Negatives = Callable[..., dict[str, list[str]]]
+QUERIES_AT_ONCE = 5000  # whose candidates are judged in one call
+LOOKED_AT = 1000  # queries whose negatives get a second look
+RESCORER = "negatives.rescorer"
 
 
-def draw_random(retrieval_set: RetrievalSet, *, per_query: int, seed: int) -> dict[str, list[str]]:
+@dataclass(frozen=True, eq=False)
+class Drawn(Mapping[str, list[str]]):
+    """Query id -> negative passage ids, and how they were found.
+
+    filled_at_random: how many of them, where the search left too few. rescorer: the cross-encoder that was asked.
+    """
+
+    by_query: Mapping[str, list[str]]
+    found_by: Literal["random", "bm25", "model"]
+    filled_at_random: int = 0
+    rescorer: str | None = None
+
+    def __getitem__(self, query: str) -> list[str]:
+        return self.by_query[query]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.by_query)
+
+    def __len__(self) -> int:
+        return len(self.by_query)
+
+
+# needs (retrieval_set, seed=..., encoder=the base model's)
+Negatives = Callable[..., Drawn]
+
+
+def draw_random(retrieval_set: RetrievalSet, *, per_query: int, seed: int, encoder: Encoder | None = None) -> Drawn:
     """Draw `per_query` passages for each query: those judged not relevant first, then at random from the corpus.
 
     Raises UserError when a query leaves fewer passages than asked.
     """
+    del encoder
+    by_query, _ = _filled(retrieval_set, {}, per_query=per_query, seed=seed)
+    return Drawn(by_query, "random")  # none of them fills a gap
+
+
+def draw_bm25(
+    retrieval_set: RetrievalSet, *, per_query: int, rank_range: list[int], seed: int, encoder: Encoder | None = None
+) -> Drawn:
+    """The passages that BM25 ranks first to last of `rank_range`, counted without known positives, best first.
+
+    Judged ones come first; where BM25 finds too few the rest is drawn at random. Raises UserError as `draw_random`.
+    """
+    del encoder
+    first, last = _ranks(rank_range)
+    parts: dict[str, Any] = {"by": "bm25", "per_query": per_query, "ranks": [first, last], "seed": seed}
+
+    def make() -> list[Any]:
+        ranking = BM25().search(retrieval_set, top=last + _most_known(retrieval_set))
+        found = {query: hits[first - 1 : last] for query, hits in _unknown(retrieval_set, ranking)}
+        candidates = {query: [passage for passage, _ in hits] for query, hits in found.items()}
+        return list(_filled(retrieval_set, candidates, per_query=per_query, seed=seed))
+
+    by_query, filled = json_kept("negatives", parts | _content(retrieval_set), make)
+    return Drawn(by_query, "bm25", filled)
+
+
+def draw_hard(
+    retrieval_set: RetrievalSet,
+    *,
+    per_query: int,
+    rank_range: list[int],
+    absolute_margin: float | None = None,
+    relative_margin: float | None = None,
+    rescorer: str | None = None,
+    seed: int,
+    encoder: Encoder,
+) -> Drawn:
+    """The model's nearest passages that are not known positives and score well below the query's positive.
+
+    After NV-Retriever (arXiv 2407.15831): a candidate must score at most the positive's score minus `absolute_margin`,
+    and at most (1 - `relative_margin`) of it; null switches a margin off. Of several positives the lowest-scored
+    counts: an unlabelled answer may be as good as the worst known one. rescorer: a cross-encoder whose scores decide
+    instead. Ranks as in `draw_bm25`; candidates keep the model's order.
+    """
+    first, last = _ranks(rank_range)
+    for name, margin in (("absolute_margin", absolute_margin), ("relative_margin", relative_margin)):
+        if margin is not None and not 0 <= margin <= 1:
+            raise UserError(f"negatives.{name}={margin}; it must be from 0 to 1, or null for none")
+
+    reranker = CrossEncoderScores(rescorer, setting=RESCORER) if rescorer else None
+    judge: Judge = reranker or Cosines(encoder)
+    limited = absolute_margin is not None or relative_margin is not None
+
+    def make() -> list[Any]:
+        ranking = Dense(encoder).search(retrieval_set, top=last + _most_known(retrieval_set))
+        near = {query: hits[first - 1 : last] for query, hits in _unknown(retrieval_set, ranking)}
+        candidates = {query: [passage for passage, _ in hits] for query, hits in near.items()}
+        for query, positive, scores in _judged(retrieval_set, candidates, judge) if limited else ():
+            limit = positive - max(absolute_margin or 0.0, (relative_margin or 0.0) * abs(positive))
+            kept = [passage for passage, score in zip(candidates[query], scores, strict=True) if score <= limit]
+            candidates[query] = kept
+        return list(_filled(retrieval_set, candidates, per_query=per_query, seed=seed))
+
+    if encoder.identity is None:  # of a model in training: nothing to know it by
+        by_query, filled = make()
+        return Drawn(by_query, "model", filled, rescorer)
+    parts = {"by": encoder.identity, "per_query": per_query, "ranks": [first, last], "seed": seed}
+    parts |= {"margins": [absolute_margin, relative_margin], "rescorer": reranker.identity if reranker else None}
+    by_query, filled = json_kept("negatives", parts | _content(retrieval_set), make)
+    return Drawn(by_query, "model", filled, rescorer)
+
+
+def second_look(drawn: Drawn, retrieval_set: RetrievalSet, *, encoder: Encoder, seed: int) -> dict[str, Any]:
+    """How many were drawn, and the share that another judge finds at least as good as the query's positive.
+
+    The judge is the rescorer where one was named, else BM25 for what the model found and the model for the rest. Pairs
+    judged in the data are not looked at; of many queries a sample is.
+    """
+    asked = sorted(random.Random(seed).sample(sorted(drawn), min(LOOKED_AT, len(drawn))))
+    unjudged = {query: [p for p in drawn[query] if p not in retrieval_set.qrels[query]] for query in asked}
+    judge: Judge
+    if drawn.rescorer:
+        name, judge = drawn.rescorer, CrossEncoderScores(drawn.rescorer, setting=RESCORER)
+    elif drawn.found_by == "model":
+        name, judge = "bm25", Keywords(retrieval_set)
+    else:
+        name, judge = "model", Cosines(encoder)
+    doubtful = looked_at = 0
+    for _, positive, scores in _judged(retrieval_set, unjudged, judge):
+        doubtful += int((scores >= positive).sum())
+        looked_at += len(scores)
+    return {
+        "found_by": drawn.found_by,
+        "drawn": sum(map(len, drawn.values())),
+        "filled_at_random": drawn.filled_at_random,
+        "second_look": name,
+        "looked_at": looked_at,
+        "doubtful": doubtful / looked_at if looked_at else None,
+    }
+
+
+def _ranks(rank_range: Sequence[int]) -> tuple[int, int]:
+    if len(rank_range) != 2 or not 1 <= rank_range[0] <= rank_range[1]:
+        raise UserError(f"negatives.rank_range={list(rank_range)}; it must be [first, last] with 1 <= first <= last")
+    return rank_range[0], rank_range[1]
+
+
+def _content(retrieval_set: RetrievalSet) -> dict[str, str]:
+    texts = [list(retrieval_set.queries.items()), list(retrieval_set.corpus.items())]  # draws depend on the order too
+    return {"texts": digest(texts), "qrels": digest(retrieval_set.qrels)}
+
+
+def _known(retrieval_set: RetrievalSet) -> dict[str, set[str]]:
+    """For each query the passages that are never its negatives: the relevant ones and copies of their text."""
+    copies: dict[str, list[str]] = defaultdict(list)
+    for passage, text in retrieval_set.corpus.items():
+        copies[text.strip()].append(passage)
+    known = {}
+    for query in retrieval_set.queries:
+        relevant = [passage for passage in retrieval_set.relevant(query) if passage in retrieval_set.corpus]
+        known[query] = {copy for passage in relevant for copy in copies[retrieval_set.corpus[passage].strip()]}
+    return known
+
+
+def _most_known(retrieval_set: RetrievalSet) -> int:
+    return max(map(len, _known(retrieval_set).values()), default=0)
+
+
+def _unknown(retrieval_set: RetrievalSet, ranking: Ranking) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+    """Each query with its ranking but for known positives."""
+    known = _known(retrieval_set)
+    for query, hits in ranking.items():
+        yield query, [hit for hit in hits if hit[0] not in known[query]]
+
+
+def _judged(
+    retrieval_set: RetrievalSet, candidates: Mapping[str, Sequence[str]], judge: Judge
+) -> Iterator[tuple[str, float, np.ndarray]]:
+    """Each query with the score of its lowest-scored positive and those of its candidates."""
+    queries = [query for query in candidates if any(p in retrieval_set.corpus for p in retrieval_set.relevant(query))]
+    for start in range(0, len(queries), QUERIES_AT_ONCE):
+        block = queries[start : start + QUERIES_AT_ONCE]
+        relevant = {query: [p for p in retrieval_set.relevant(query) if p in retrieval_set.corpus] for query in block}
+        pairs = [(query, passage) for query in block for passage in (*relevant[query], *candidates[query])]
+        texts = [retrieval_set.queries[query] for query, _ in pairs], [retrieval_set.corpus[p] for _, p in pairs]
+        scores, place = judge(*texts), 0
+        for query in block:
+            split, end = place + len(relevant[query]), place + len(relevant[query]) + len(candidates[query])
+            yield query, float(scores[place:split].min()), scores[split:end]
+            place = end
+
+
+def _filled(
+    retrieval_set: RetrievalSet, candidates: Mapping[str, Sequence[str]], *, per_query: int, seed: int
+) -> tuple[dict[str, list[str]], int]:
+    """Judged passages, then candidates in their order, then random ones, `per_query` each; and how many are random."""
     if per_query < 1:
         raise UserError(f"negatives.per_query={per_query}; it must be at least 1")
     rng = random.Random(seed)
-    corpus = list(retrieval_set.corpus)
-    drawn = {}
+    corpus, known = list(retrieval_set.corpus), _known(retrieval_set)
+    drawn, filled = {}, 0
     for query in retrieval_set.queries:
         grades = retrieval_set.qrels[query]
         judged = sorted(passage for passage, grade in grades.items() if grade <= 0 and passage in retrieval_set.corpus)
-        if len(corpus) - sum(passage in retrieval_set.corpus for passage in retrieval_set.relevant(query)) < per_query:
+        if len(corpus) - len(known[query]) < per_query:
             raise UserError(
                 f"negatives: query {query} has fewer than {per_query} passages that are not relevant, among "
                 f"{len(corpus)}; lower negatives.per_query or choose a loss that reads pairs (loss=mnrl)"
             )
-        chosen = dict.fromkeys(judged[:per_query])
+        chosen = dict.fromkeys([*(p for p in judged if p not in known[query]), *candidates.get(query, ())])
+        chosen = dict.fromkeys(list(chosen)[:per_query])
+        filled += per_query - len(chosen)
         while len(chosen) < per_query:  # by rejection: relevant passages are few
             passage = rng.choice(corpus)
-            if passage not in grades:
+            if passage not in grades and passage not in known[query]:
                 chosen[passage] = None
-            elif len(corpus) <= len(grades) + per_query:
-                chosen.update(dict.fromkeys(p for p in corpus if grades.get(p, 0) <= 0))
+            elif len(corpus) <= len(grades) + len(known[query]) + per_query:
+                chosen.update(dict.fromkeys(p for p in corpus if p not in known[query]))
         drawn[query] = list(chosen)[:per_query]
-    return drawn
+    return drawn, filled

@@ -6,6 +6,7 @@ Reads a result (the content of result.json) and nothing else.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,14 +40,14 @@ def report(result: Mapping[str, Any], names: Mapping[str, str]) -> str:
     if warning:
         parts.append(warning)
     if result["status"] == "completed":
-        parts += [verdict_line(result), table(result), _slices(result)]
+        parts += [verdict_line(result), table(result), _dimensions(result), _slices(result), negatives_line(result)]
     parts.append(_details(result))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def summary(result: Mapping[str, Any]) -> str:
     """What the terminal shows at the end of a run: a regression first, the verdict, the table."""
-    parts = [regression(result), verdict_line(result), table(result), _slices(result)]
+    parts = [regression(result), verdict_line(result), table(result), _dimensions(result), _slices(result)]
     return "\n\n".join(part for part in parts if part).replace("**", "")
 
 
@@ -87,7 +88,7 @@ def table(result: Mapping[str, Any]) -> str:
     """BM25, base and tuned at the headline metrics, with delta, interval and wins/ties/losses, as a Markdown table."""
     base = result["base"]["test"]
     shown = [metric for metric in dict.fromkeys([*HEADLINE, result["metric"]]) if metric in base]
-    shown += [metric for metric in base if "." in metric and metric not in shown]
+    shown += [metric for metric in base if "." in metric and metric not in shown and not _dimension_of(metric)]
     header = ["test", "BM25", "base"] + (
         ["tuned", "delta", "95 % interval", "wins/ties/losses"] if result["tuned"] else []
     )
@@ -98,6 +99,48 @@ def table(result: Mapping[str, Any]) -> str:
             line += _compared(result["tuned"]["test"][metric], result["delta"][metric])
         lines.append(line)
     return _aligned(header, lines)
+
+
+def _dimensions(result: Mapping[str, Any]) -> str:
+    """The primary metric with the whole embedding and with its first dimensions alone; empty where none were scored."""
+    base, metric = result["base"]["test"], result["metric"]
+    plain = metric.removeprefix(f"dim{_dimension_of(metric)}.")
+    cut = [name for name in base if _dimension_of(name) and name.endswith(f".{plain}")]
+    if not cut:
+        return ""
+    lines = []
+    for name in [plain, *sorted(cut, key=_dimension_of, reverse=True)]:
+        line = [str(_dimension_of(name) or "all"), _number(base[name])]
+        if result["tuned"]:
+            line += _compared(result["tuned"]["test"][name], result["delta"][name])
+        lines.append(line)
+    header = [f"{plain} by dimensions", "base"] + (
+        ["tuned", "delta", "95 % interval", "wins/ties/losses"] if result["tuned"] else []
+    )
+    return _aligned(header, lines)
+
+
+def _dimension_of(metric: str) -> int:
+    """64 for dim64.recall@10, 0 for a metric of whole embeddings."""
+    found = re.match(r"dim(\d+)\.", metric)
+    return int(found[1]) if found else 0
+
+
+def negatives_line(result: Mapping[str, Any]) -> str:
+    """How many negatives were drawn and how many of them a second judge doubts; empty where none were drawn."""
+    drawn = result["counts"].get("negatives")
+    if not drawn:
+        return ""
+    by = {"model": "by the base model", "bm25": "by BM25", "random": "at random"}[drawn["found_by"]]
+    line = f"Negatives: {drawn['drawn']} found {by}"
+    if drawn["filled_at_random"]:
+        line += f", {drawn['filled_at_random']} of them filled in at random"
+    if drawn["doubtful"] is None:
+        return line + "."
+    judge = {"model": "the base model", "bm25": "BM25"}.get(drawn["second_look"], drawn["second_look"])
+    return line + (
+        f"; {judge} finds {drawn['doubtful']:.1%} of {drawn['looked_at']} at least as good as the known answer."
+    )
 
 
 def _slices(result: Mapping[str, Any]) -> str:

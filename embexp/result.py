@@ -112,6 +112,7 @@ def counts(splits: Splits) -> dict[str, Any]:
         "truncated": None,
         "paraphrases_dropped": None,
         "train_rows": None,
+        "negatives": None,
         "masked_conflicts": None,
         "steps": None,
         "best_step": None,

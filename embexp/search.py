@@ -53,16 +53,17 @@ class BM25:
         return {query: [(passage, score) for passage, score in hits] for query, hits in found.items()}
 
     def _ranking(self, retrieval_set: RetrievalSet, top: int) -> Ranking:
-        index = bm25s.BM25()
-        index.index(_tokens(list(retrieval_set.corpus.values())), show_progress=False)
-
-        def scores() -> Iterator[np.ndarray]:
-            for words in _tokens(list(retrieval_set.queries.values())):
-                known = [word for word in words if word in index.vocab_dict]
-                yield np.atleast_2d(index.get_scores(known) if known else np.zeros(len(retrieval_set.corpus)))
-
-        ranking = ranked(retrieval_set, scores(), top=top)
+        ranking = ranked(retrieval_set, keyword_scores(retrieval_set), top=top)
         return {query: [(passage, score) for passage, score in hits if score > 0] for query, hits in ranking.items()}
+
+
+def keyword_scores(retrieval_set: RetrievalSet) -> Iterator[np.ndarray]:
+    """For each query in turn the BM25 scores of all passages, (1, passages)."""
+    index = bm25s.BM25()
+    index.index(_tokens(list(retrieval_set.corpus.values())), show_progress=False)
+    for words in _tokens(list(retrieval_set.queries.values())):
+        known = [word for word in words if word in index.vocab_dict]
+        yield np.atleast_2d(index.get_scores(known) if known else np.zeros(len(retrieval_set.corpus)))
 
 
 def _tokens(texts: list[str]) -> list[list[str]]:

@@ -7,14 +7,15 @@ them in order.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from embexp.errors import UserError
-from embexp.negatives import Negatives
+from embexp.negatives import Drawn
 from embexp.retrieval_set import RetrievalSet
+from embexp.teachers import Judge
 
-LABEL_COLUMNS = ("label", "score")
+LABEL_COLUMNS = ("label", "score", "scores")
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,14 @@ class Rows:
     """Rows of one shape. `columns` maps a column to its values, in the order that the loss reads them.
 
     For each row `query_ids` names its query and `passage_ids` the passages it shows, positives and negatives alike, so
-    that batches can avoid false negatives and scores can be grouped by document.
+    that batches can avoid false negatives and scores can be grouped by document. drawn: the negatives that were drawn
+    for them, None where none were.
     """
 
     columns: Mapping[str, Sequence[Any]]
     query_ids: Sequence[str]
     passage_ids: Sequence[tuple[str, ...]]
+    drawn: Drawn | None = None
 
     def __len__(self) -> int:
         return len(self.query_ids)
@@ -37,8 +40,20 @@ class Rows:
         """The columns that hold texts; the first is the query's, the others are passages'."""
         return [column for column in self.columns if column not in LABEL_COLUMNS]
 
+    @property
+    def labelled(self) -> bool:
+        """Whether each row says itself what is relevant, so that no other row's passages are taken as negatives."""
+        return len(self.text_columns) < len(self.columns)
 
-def to_rows(retrieval_set: RetrievalSet, shape: str, *, negatives: Negatives, seed: int) -> Rows:
+
+def to_rows(
+    retrieval_set: RetrievalSet,
+    shape: str,
+    *,
+    negatives: Callable[..., Drawn] | None,
+    seed: int,
+    teacher: Judge | None = None,
+) -> Rows:
     """Convert to the named shape, drawing negatives where it needs them.
 
     | shape         | columns                                  | rows                                              |
@@ -48,18 +63,51 @@ def to_rows(retrieval_set: RetrievalSet, shape: str, *, negatives: Negatives, se
     | n_tuple       | anchor, positive, negative_1, ...        | one per relevant passage, with all its negatives  |
     | labelled_pair | text_a, text_b, label                    | 1 per relevant passage, 0 per judged or drawn one |
     | scored_pair   | text_a, text_b, score                    | grade / highest grade, and 0.0 per negative       |
+    | list          | anchor, positive, negative_1, ..., scores | as n_tuple; the teacher's score of each passage  |
 
-    Raises UserError for a shape that the data cannot be turned into.
+    negatives: takes the set and the seed; None draws none, which is enough for pairs, and for labelled and scored pairs
+    on data with judgements of both kinds. teacher: scores the lists. Raises UserError for a shape that the data cannot
+    be turned into.
     """
     if shape not in SHAPES:
         raise UserError(f"shape {shape!r} is not one that data can be turned into; there are {', '.join(SHAPES)}")
-    rows = SHAPES[shape](retrieval_set, lambda: negatives(retrieval_set, seed=seed))
+    drawn: list[Drawn] = []
+
+    def draw() -> Mapping[str, Sequence[str]]:
+        if negatives is None:
+            return dict.fromkeys(retrieval_set.queries, ())
+        drawn.append(negatives(retrieval_set, seed=seed))
+        return drawn[-1]
+
+    rows = SHAPES[shape](retrieval_set, draw)
     if not len(rows):
         raise UserError(f"no rows of shape {shape} could be made from {len(retrieval_set.queries)} queries")
-    return rows
+    if negatives is None and any(
+        len(set(rows.columns[name])) == 1 for name in ("label", "score") if name in rows.columns
+    ):
+        raise UserError(
+            f"all rows of shape {shape} have the same label: no passage is judged not relevant (grade 0), and with "
+            "negatives=none no other is taken; set negatives=random or hard"
+        )
+    if shape == "list":
+        rows = _taught(rows, teacher)
+    return replace(rows, drawn=drawn[-1] if drawn else None)
 
 
-DrawNegatives = Callable[[], dict[str, list[str]]]
+def _taught(rows: Rows, teacher: Judge | None) -> Rows:
+    """The rows with the teacher's scores, positive first, as their last column."""
+    if teacher is None:
+        raise UserError(
+            "shape list needs a teacher; a loss file that reads it has the key teacher (null: the base model)"
+        )
+    query, *passages = rows.text_columns
+    flat = [text for row in zip(*(rows.columns[name] for name in passages), strict=True) for text in row]
+    asked = [text for text in rows.columns[query] for _ in passages]
+    scores = teacher(asked, flat).reshape(len(rows), len(passages))
+    return replace(rows, columns={**rows.columns, "scores": scores.tolist()})
+
+
+DrawNegatives = Callable[[], Mapping[str, Sequence[str]]]
 
 
 def _positives(retrieval_set: RetrievalSet) -> list[tuple[str, str]]:
@@ -134,4 +182,5 @@ SHAPES: dict[str, Callable[[RetrievalSet, DrawNegatives], Rows]] = {
     "n_tuple": _n_tuple,
     "labelled_pair": _labelled_pair,
     "scored_pair": _scored_pair,
+    "list": _n_tuple,  # then scored by the teacher
 }

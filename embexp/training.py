@@ -103,7 +103,9 @@ def train(
     )
     if sampler.masked_rows:
         what = (
-            "masked in the loss" if trainer.masks else "left in: this loss compares no other rows, or can't mask them"
+            "masked in the loss"
+            if trainer.masks
+            else "left in: this loss compares no other rows, or in a way that can't be masked"
         )
         log.warning("%d rows share a batch with a conflicting row, which is %s", sampler.masked_rows, what)
     for callback in (ProgressCallback, PrinterCallback):  # replaced by the one line that _Track shows
@@ -219,19 +221,18 @@ class _Trainer(SentenceTransformerTrainer):
         super().__init__(**arguments)
         self._folder, self._made_from, self._keep = folder, made_from, keep
         self._conflicts = conflicts
-        self._masked: MaskedSimilarity | None = None
-        if conflicts is not None and hasattr(self.loss, "similarity_fct"):
-            self._masked = self.loss.similarity_fct = MaskedSimilarity(self.loss.similarity_fct)
+        self._masked = MaskedSimilarity.put_into(self.loss) if conflicts is not None else []
 
     @property
     def masks(self) -> bool:
         """Whether conflicts inside a batch are masked."""
-        return self._masked is not None
+        return bool(self._masked)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         rows = inputs.pop(ROW)
-        if self._masked is not None and self._conflicts is not None:
-            self._masked.mask = self._conflicts.mask(rows.tolist())
+        for masked in self._masked:
+            assert self._conflicts is not None
+            masked.mask = self._conflicts.mask(rows.tolist())
         # one forward pass for all columns would pad every query to the passages' length
         with column_merging_disabled():
             loss = super().compute_loss(model, inputs, *args, **kwargs)

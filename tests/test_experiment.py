@@ -3,14 +3,19 @@ import shutil
 
 import pandas as pd
 import pytest
+import yaml
 
 from embexp import result as results
 from embexp.config import CONFIG_FOLDER
 from embexp.report import HEADLINE
 from tests.command import QUICK, REPOSITORY
+from tests.tiny import tiny_cross_encoder, tiny_transformer
 
 PUBMEDQA = REPOSITORY.parent / "shared" / "data" / "PubMedQA"
-LOSSES = sorted(path.stem for path in (CONFIG_FOLDER / "loss").glob("*.yaml"))
+ACCEPTED = {path.stem: yaml.safe_load(path.read_text())["accepts"] for path in (CONFIG_FOLDER / "loss").glob("*.yaml")}
+AROUND_ANOTHER = {"matryoshka": ["loss.dims=[8,4]"], "global_orthogonal": []}
+LOSSES = [(loss, shape) for loss in sorted(ACCEPTED) if loss not in AROUND_ANOTHER for shape in ACCEPTED[loss]]
+TRANSFORMERS_ONLY = ["cached_mnrl", "gist"]  # the library's refuse static embeddings
 
 
 @pytest.fixture
@@ -38,14 +43,93 @@ def sources(tmp_path, pairs_file):
     }
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", ["mnrl", "triplet", "cosent", "margin_mse"])  # one of each shape
 @pytest.mark.parametrize("dataset", ["pairs", "beir", "pubmedqa", "docstrings"])
-def test_every_loss_trains_on_every_data_set(embexp, sources, loss, dataset):
+def test_every_shape_is_made_from_every_data_set(embexp, sources, loss, dataset):
     run = embexp(*QUICK, f"loss={loss}", *sources[dataset])
     assert run.code == 0, run.output
     assert run.result["status"] == "completed"
     assert run.result["counts"]["steps"] == 4
     assert run.result["tuned"]["test"].keys() == run.result["base"]["test"].keys()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tiny_transformer(tmp_path_factory.mktemp("tiny"))
+    return ["model=local", f"model.path={folder}", "trainer=smoke", "logger=none"]
+
+
+FEW_STEPS = ["trainer.max_steps=2", "trainer.eval_strategy=no", "limit=12"]
+
+
+@pytest.mark.parametrize(("loss", "shape"), LOSSES)
+def test_every_loss_trains_on_every_shape_that_it_accepts(embexp, sources, tiny, loss, shape):
+    model = tiny if loss in TRANSFORMERS_ONLY else QUICK
+    run = embexp(*model, *FEW_STEPS, *sources["pairs"], f"loss={loss}", f"loss.shape={shape}", "negatives.per_query=2")
+    assert run.code == 0, run.output
+    assert run.result["counts"]["steps"] == 2
+
+
+@pytest.mark.parametrize("inner", ["mnrl", "cached_mnrl", "gist", "triplet", "cosent", "contrastive", "distill_kl"])
+def test_matryoshka_takes_any_loss_inside_and_is_scored_at_every_dimension(embexp, sources, tiny, inner):
+    run = embexp(*tiny, *FEW_STEPS, *sources["pairs"], "loss=matryoshka", f"loss@loss.inner={inner}", "loss.dims=[8,4]")
+    assert run.code == 0, run.output
+    for arm in ("base", "tuned"):
+        assert {"recall@10", "dim8.recall@10", "dim4.recall@10", "dim4.ndcg@1"} <= run.result[arm]["test"].keys()
+    assert "dim8.recall@10" not in run.result["bm25"]["test"]
+    report = (run.folder / "report.md").read_text()
+    assert "| recall@10 by dimensions" in report
+    assert [line.split()[1] for line in report.split("by dimensions")[1].splitlines()[2:5]] == ["all", "8", "4"]
+
+
+def test_a_dimension_above_the_models_is_refused(embexp, sources):
+    run = embexp(*QUICK, *sources["pairs"], "loss=matryoshka", "loss.dims=[32]")
+    assert run.code == 1
+    assert "dimensions has 32; the model's embeddings have 16" in run.output
+
+
+@pytest.mark.parametrize("inner", ["mnrl", "cosent", "margin_mse"])
+def test_global_orthogonal_is_added_to_any_loss_of_shared_embeddings(embexp, sources, inner):
+    chosen = ["loss=global_orthogonal", f"loss@loss.inner={inner}"]
+    run = embexp(*QUICK, *FEW_STEPS, *sources["pairs"], *chosen)
+    assert run.code == 0, run.output
+    assert run.result["config"]["loss"]["shape"] == run.result["config"]["loss"]["inner"]["shape"]
+
+
+@pytest.mark.parametrize("negatives", ["random", "bm25", "hard"])
+def test_mnrl_takes_three_negatives_of_each_kind_and_they_are_counted(embexp, sources, negatives):
+    chosen = ["loss=mnrl", "loss.shape=n_tuple", f"negatives={negatives}", "negatives.per_query=3"]
+    run = embexp(*QUICK, *sources["pairs"], *chosen)
+    assert run.code == 0, run.output
+    counted = run.result["counts"]["negatives"]
+    assert counted["drawn"] == 3 * run.result["counts"]["queries"]["train"]
+    assert counted["second_look"] == {"random": "model", "bm25": "model", "hard": "bm25"}[negatives]
+    assert counted["looked_at"] == counted["drawn"]
+    assert 0 <= counted["doubtful"] <= 1
+    for text in (run.output, (run.folder / "report.md").read_text()):
+        assert f"Negatives: {counted['drawn']} found" in text
+
+
+def test_pairs_train_without_negatives_and_labelled_pairs_without_any_are_refused(embexp, sources):
+    run = embexp(*QUICK, *FEW_STEPS, *sources["pairs"], "negatives=none")
+    assert run.code == 0, run.output
+    assert run.result["counts"]["negatives"] is None
+    refused = embexp(*QUICK, *FEW_STEPS, *sources["pairs"], "negatives=none", "loss=contrastive")
+    assert refused.code == 1
+    assert "all rows of shape labelled_pair have the same label" in refused.output
+
+
+def test_a_cross_encoder_teaches_and_judges_negatives(embexp, sources, tmp_path):
+    path = tiny_cross_encoder(tmp_path / "judge")
+    chosen = ["loss=margin_mse", f"loss.teacher={path}", "negatives=hard", f"negatives.rescorer={path}"]
+    run = embexp(*QUICK, *FEW_STEPS, *sources["pairs"], *chosen)
+    assert run.code == 0, run.output
+    assert run.result["counts"]["negatives"]["second_look"] == str(path)
+    own = embexp(*QUICK, *FEW_STEPS, *sources["pairs"], "loss=margin_mse")
+    assert "no teacher named: the base model's own scores" in own.output
+    missing = embexp(*QUICK, *FEW_STEPS, *sources["pairs"], "loss=margin_mse", "loss.teacher=nobody/nothing")
+    assert missing.code == 1
+    assert "Set loss.teacher= to a local folder" in missing.output
 
 
 def test_a_run_leaves_the_folder_that_the_design_names(embexp, sources):
@@ -135,13 +219,13 @@ def test_dev_metrics_and_losses_are_recorded_from_the_base_on(embexp, sources):
 def test_a_loss_is_added_by_one_file(embexp, sources, tmp_path):
     own = tmp_path / "my_conf" / "loss"
     own.mkdir(parents=True)
-    (own / "cosent.yaml").write_text(
-        "_target_: sentence_transformers.sentence_transformer.losses.CoSENTLoss\n"
-        "_partial_: true\nshape: scored_pair\naccepts: [scored_pair]\nscale: 20.0\n"
+    (own / "mine.yaml").write_text(
+        "_target_: sentence_transformers.sentence_transformer.losses.MegaBatchMarginLoss\n"
+        "_partial_: true\nshape: pair\naccepts: [pair]\nuse_mini_batched_version: false\n"
     )
-    run = embexp("--config-dir", str(own.parent), "loss=cosent", *QUICK, *sources["pairs"])
+    run = embexp("--config-dir", str(own.parent), "loss=mine", *QUICK, *sources["pairs"])
     assert run.code == 0, run.output
-    assert run.result["config"]["loss"]["_target_"].endswith("CoSENTLoss")
+    assert run.result["config"]["loss"]["_target_"].endswith("MegaBatchMarginLoss")
 
 
 @pytest.mark.parametrize(("shape", "rows"), [("pair", 24), ("triplet", 48), ("n_tuple", 24)])
@@ -152,8 +236,6 @@ def test_mnrl_also_reads_given_negatives(embexp, sources, shape, rows):
 
 
 def test_a_transformer_trains_with_its_prompts(embexp, sources, tmp_path):
-    from tests.tiny import tiny_transformer
-
     tiny_transformer(tmp_path / "tiny")
     run = embexp("model=local", f"model.path={tmp_path / 'tiny'}", "trainer=smoke", "logger=none", *sources["pairs"],
                  "model.prompts={query: 'ask ', passage: 'text '}", "model.max_seq_length=12")  # fmt: skip
@@ -177,8 +259,6 @@ def test_a_tuned_model_worse_than_the_base_on_dev_is_said_first(embexp, sources)
 
 
 def test_a_diverging_training_fails_with_its_step_and_leaves_a_result(embexp, sources, tmp_path):
-    from tests.tiny import tiny_transformer
-
     tiny_transformer(tmp_path / "tiny")
     run = embexp("model=local", f"model.path={tmp_path / 'tiny'}", "trainer=smoke", "logger=none", *sources["pairs"],
                  "trainer.learning_rate=1e38", "trainer.max_grad_norm=0", "trainer.warmup_steps=0")  # fmt: skip

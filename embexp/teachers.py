@@ -1,0 +1,123 @@
+"""Judges of query-passage pairs: a cross-encoder, the base model, BM25. Called by `negatives` and `shapes`.
+
+A judge takes as many queries as passages and gives a score for each pair, higher for better. A teacher is a judge whose
+scores a loss learns from.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from sentence_transformers import CrossEncoder
+
+from embexp.cache import arrays_kept, digest
+from embexp.encoding import Encoder
+from embexp.errors import UserError
+from embexp.models import model_folder, weights_hash
+from embexp.retrieval_set import RetrievalSet
+from embexp.search import keyword_scores
+
+log = logging.getLogger(__name__)
+
+
+class Judge(Protocol):
+    """Something that scores pairs."""
+
+    def __call__(self, queries: Sequence[str], passages: Sequence[str]) -> np.ndarray:
+        """(pairs,) float32 for as many query texts as passage texts."""
+
+
+def teacher_of(named: str | None, encoder: Encoder, *, setting: str) -> Judge:
+    """The cross-encoder of this folder or Hub id, or the base model where none is named."""
+    if named is not None:
+        return CrossEncoderScores(named, setting=setting)
+    log.info("no teacher named: the base model's own scores are learned from; %s= names a cross-encoder", setting)
+    return Cosines(encoder)
+
+
+class Cosines:
+    """A model's own cosine similarities."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+
+    def __call__(self, queries: Sequence[str], passages: Sequence[str]) -> np.ndarray:
+        """One score per pair, from -1 to 1."""
+        if not queries:
+            return np.zeros(0, dtype=np.float32)
+        asked, shown = _places(queries), _places(passages)  # a row per different text, not per pair
+        left, right = self._encoder.queries(list(asked)), self._encoder.passages(list(shown))
+        found = (left[asked[query]] @ right[shown[passage]] for query, passage in zip(queries, passages, strict=True))
+        return np.fromiter(found, dtype=np.float32, count=len(queries))
+
+
+class Keywords:
+    """BM25 over the corpus of a RetrievalSet; knows its queries and passages only."""
+
+    def __init__(self, retrieval_set: RetrievalSet) -> None:
+        self._retrieval_set = retrieval_set
+
+    def __call__(self, queries: Sequence[str], passages: Sequence[str]) -> np.ndarray:
+        """One score per pair, 0 where they share no word."""
+        asked = list(dict.fromkeys(queries))
+        wanted: dict[str, list[int]] = {text: [] for text in asked}
+        for pair, query in enumerate(queries):
+            wanted[query].append(pair)
+        place = {text: column for column, text in enumerate(self._retrieval_set.corpus.values())}  # copies score alike
+        scores = np.zeros(len(queries), dtype=np.float32)
+        texts = RetrievalSet({text: text for text in asked}, self._retrieval_set.corpus, {}, {})
+        for text, (row,) in zip(asked, keyword_scores(texts), strict=True):
+            for pair in wanted[text]:
+                scores[pair] = row[place[passages[pair]]]
+        return scores
+
+
+class CrossEncoderScores:
+    """A cross-encoder with one output, through a sigmoid: from 0 to 1, about as far apart as cosines are.
+
+    Only safetensors are read and no code that comes with it is run. identity: the digest of its weights.
+    """
+
+    def __init__(self, path: str, *, setting: str) -> None:
+        """path: a local folder or a Hub id. Raises UserError, which names `setting`, when it can't be had."""
+        folder, commit = model_folder(path, setting=setting)
+        try:
+            self._model = CrossEncoder(
+                str(folder),
+                local_files_only=True,
+                activation_fn=torch.nn.Sigmoid(),  # not the one that the folder names
+                model_kwargs={"dtype": torch.float32, "use_safetensors": True},
+            )
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"{setting}={path}: {folder} can't be loaded as a cross-encoder ({error})") from error
+        outputs = self._model.num_labels
+        if outputs != 1:
+            raise UserError(f"{setting}={path} gives {outputs} scores for a pair; a cross-encoder for search gives 1")
+        self.identity = weights_hash(folder)
+        log.info("%s: the cross-encoder %s%s", setting, path, f" at {commit}" if commit else "")
+
+    def __call__(self, queries: Sequence[str], passages: Sequence[str]) -> np.ndarray:
+        """One score per pair, from 0 to 1."""
+        every = list(zip(queries, passages, strict=True))
+        pairs = list(dict.fromkeys(every))
+        if not pairs:
+            return np.zeros(0, dtype=np.float32)
+
+        def make() -> Mapping[str, np.ndarray]:
+            return {"scores": np.asarray(self._model.predict(pairs, show_progress_bar=False), dtype=np.float32)}
+
+        parts = {"weights": self.identity, "longest": self._model.max_seq_length, "pairs": digest(pairs)}
+        found = arrays_kept("scores", parts, make)["scores"]
+        if not np.isfinite(found).all():
+            raise UserError("the cross-encoder gives NaN or infinite scores; they can't be learned from")
+        return found[list(map(_places(pairs).__getitem__, every))]
+
+
+def _places(values: Iterable[Any]) -> dict[Any, int]:
+    """Each different value with its place among them."""
+    return {value: place for place, value in enumerate(dict.fromkeys(values))}
