@@ -102,7 +102,8 @@ def _measure(config: Mapping[str, Any], result: dict[str, Any], folder: Path, tr
     if trainer is not None:
         with stage("training"):
             loss = config["loss"]
-            train_set = without_paraphrases(trainable(splits), splits, Encoder(model), threshold=config["paraphrase"])
+            threshold = None if model.untrained else config["paraphrase"]
+            train_set = without_paraphrases(trainable(splits), splits, Encoder(model), threshold=threshold)
             result["counts"]["paraphrases_dropped"] = len(splits.train.queries) - len(train_set.queries)
             negatives: Negatives = build(config["negatives"], allowed=config["allowed_packages"])
             rows = to_rows(train_set, loss["shape"], negatives=negatives, seed=seed)

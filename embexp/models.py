@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from embexp.errors import UserError
 from embexp.hub import snapshot
+from embexp.model_folder import refuse_unsafe
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class EmbeddingModel:
     query_prompt and passage_prompt are put before every query and passage, in training and evaluation alike.
     bfloat16: whether matrix products run in bfloat16 (weights stay float32). eager_training: whether attention is
     switched to plain matrix products while training. origin: path, commit and the SHA-256 of the weights, for the
-    record.
+    record. untrained: whether its vectors are random, so that nearness says nothing yet.
     """
 
     model: SentenceTransformer
@@ -46,6 +47,7 @@ class EmbeddingModel:
     bfloat16: bool
     eager_training: bool
     origin: Mapping[str, str | None]
+    untrained: bool = False
 
 
 class Transformer:
@@ -89,11 +91,7 @@ class Transformer:
             raise UserError(
                 f"model.path={path}: {self._folder} is not a model (no modules.json or config.json). {INSTEAD}"
             )
-        if not any(self._folder.rglob("*.safetensors")):
-            raise UserError(
-                f"model.path={path}: {self._folder} has no *.safetensors; other formats can run code and are not read. "
-                "Save the model with SentenceTransformer.save_pretrained"
-            )
+        refuse_unsafe(self._folder, f"model.path={path}")
 
     def load(self, texts: Iterable[str]) -> EmbeddingModel:
         """Load it; `texts` is not needed here."""
@@ -147,7 +145,8 @@ class Static:
         weights = torch.randn(tokenizer.get_vocab_size(), self._dimension, generator=generator) / self._dimension**0.5
         model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=weights)])
         digest = hashlib.sha256(weights.numpy().tobytes() + tokenizer.to_str().encode()).hexdigest()
-        return _embedding_model(model, None, "float32", {"path": "static", "commit": None, "weights": digest})
+        origin = {"path": "static", "commit": None, "weights": digest}
+        return replace(_embedding_model(model, None, "float32", origin), untrained=True)
 
 
 def _embedding_model(

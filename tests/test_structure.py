@@ -10,7 +10,8 @@ REPOSITORY = Path(__file__).parent.parent
 ORDER = [
     "errors", "cache", "targets", "value_types", "retrieval_set", "splits", "hub",
     "datasets", "datasets.docstrings", "datasets.pubmedqa", "datasets.pairs", "datasets.beir",
-    "models", "encoding", "paraphrases", "search", "negatives", "shapes", "metrics", "significance", "evaluators",
+    "model_folder", "models", "encoding", "paraphrases", "search", "negatives", "shapes", "metrics", "significance",
+    "evaluators",
     "batches", "tracking", "training", "result", "report", "components", "experiment",
     "config", "arguments", "job", "launcher", "cli", "__main__",
 ]  # fmt: skip
