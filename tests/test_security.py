@@ -57,7 +57,7 @@ def test_no_secret_of_the_environment_is_written_or_printed(tmp_path, pairs_file
     "override",
     [
         "logger.name='${oc.env:OPENAI_API_KEY}'",
-        "hydra.run.dir='${oc.env:OPENAI_API_KEY}'",
+        "hydra.sweep.dir='${oc.env:OPENAI_API_KEY}'",
         "logger.name='${oc.${logger.part}:OPENAI_API_KEY}'",
         r"logger.name='\${oc.env:OPENAI_API_KEY}'",
         "loss._target_='${oc.env:OPENAI_API_KEY}'",
@@ -65,7 +65,7 @@ def test_no_secret_of_the_environment_is_written_or_printed(tmp_path, pairs_file
 )
 def test_a_config_cannot_read_the_environment(embexp, monkeypatch, tmp_path, override):
     monkeypatch.setenv("OPENAI_API_KEY", CANARIES["OPENAI_API_KEY"])
-    run = embexp("model=static", "trainer=smoke", override)
+    run = embexp("-m", "model=static", "trainer=smoke", override)
     assert run.code == 1
     assert CANARIES["OPENAI_API_KEY"] not in run.output
     assert "oc.env" in run.output or "as text" in run.output or "interpolation" in run.output.lower(), run.output
