@@ -45,7 +45,13 @@ def test_no_secret_of_the_environment_is_written_or_printed(tmp_path, pairs_file
     quick = [argument for argument in QUICK if argument != "logger=none"]
     environment = {**os.environ, **CANARIES, "EMBEXP_CACHE": str(tmp_path / "cache"), "HOME": str(tmp_path)}
     ended = separate(
-        *quick, "dataset=pairs", f"dataset.path={pairs_file}", *arguments, folder=tmp_path, env=environment
+        *quick,
+        "dataset=pairs",
+        f"dataset.path={pairs_file}",
+        "dataset.columns.group=group",
+        *arguments,
+        folder=tmp_path,
+        env=environment,
     )
     assert ended.returncode == code, ended.stderr
     assert list(tmp_path.rglob(made))
