@@ -1,4 +1,4 @@
-"""Can the verdict be trusted? Measures embexp's own search, metrics, intervals and leak guards where the truth is known.
+"""Can the verdict be trusted? Measures embexp's search, metrics, intervals and leak guards where the truth is known.
 
     python benchmarks/trust.py [<folder of PubMedQA>]
 
@@ -201,9 +201,7 @@ WORLDS: dict[str, dict[str, Any]] = {
 
 def coverage() -> None:
     """How often the 95 % interval holds the truth, which is the mean over endlessly many documents."""
-    print(
-        "## Intervals\n\n| world | documents | test sets | truth in the interval | truth below | truth above | a verdict |"
-    )
+    print("## Intervals\n\n| world | documents | test sets | truth inside | truth below | truth above | a verdict |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     rng = np.random.default_rng(0)
     for name, world in WORLDS.items():
@@ -267,7 +265,7 @@ KINDS = {
 
 
 def planted_leaks(model: EmbeddingModel, real: Mapping[str, Splits]) -> None:
-    """Copies of test queries and hand-written paraphrases put into train: found or not; and what is dropped untouched."""
+    """Copies and hand-written paraphrases of test queries: found or not; and what is dropped of untouched data."""
     print("## Planted leaks\n")
     heads = [f"meaning >= {threshold}" for threshold in THRESHOLDS]
     print(f"Found by the letters (near_duplicate: {NEAR_DUPLICATE}) and by the base model's cosine.\n")

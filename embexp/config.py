@@ -102,7 +102,7 @@ def refuse_environment() -> None:
 
     def refuse(name: str, default: object = None) -> None:
         raise UserError(
-            f"${{oc.env:{name}}} would write the environment variable's value into the run's files; write the value out "
+            f"${{oc.env:{name}}} would write that environment variable's value into the run's files; write it out "
             "if it is no secret. Keys are read from the environment by what needs them"
         )
 

@@ -122,7 +122,8 @@ def _measure(config: Mapping[str, Any], result: dict[str, Any], folder: Path, tr
     if config["trainer"] is not None:
         with stage("training"):
             dev_metrics = _dev_metrics(evaluators, base["dev"], splits)
-            train_set = without_paraphrases(trainable(splits), splits, encoder, threshold=config["paraphrase"])
+            threshold = None if model.untrained else config["paraphrase"]
+            train_set = without_paraphrases(trainable(splits), splits, encoder, threshold=threshold)
             result["counts"]["paraphrases_dropped"] = len(splits.train.queries) - len(train_set.queries)
             rows = _rows(config, train_set, encoder, result)
             made_from = digest(result["fingerprint"])

@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from embexp.errors import UserError
 from embexp.hub import snapshot
+from embexp.model_folder import refuse_unsafe
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class EmbeddingModel:
     query_prompt and passage_prompt are put before every query and passage, in training and evaluation alike.
     bfloat16: whether matrix products run in bfloat16 (weights stay float32). eager_training: whether attention is
     switched to plain matrix products while training. origin: path, commit and the SHA-256 of the weights, for the
-    record.
+    record. untrained: whether its vectors are random, so that nearness says nothing yet.
     """
 
     model: SentenceTransformer
@@ -45,6 +46,7 @@ class EmbeddingModel:
     bfloat16: bool
     eager_training: bool
     origin: Mapping[str, str | None]
+    untrained: bool = False
 
 
 class Transformer:
@@ -141,7 +143,8 @@ class Static:
         weights = torch.randn(tokenizer.get_vocab_size(), self._dimension, generator=generator) / self._dimension**0.5
         model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=weights)])
         digest = hashlib.sha256(weights.numpy().tobytes() + tokenizer.to_str().encode()).hexdigest()
-        return _embedding_model(model, None, "float32", {"path": "static", "commit": None, "weights": digest})
+        origin = {"path": "static", "commit": None, "weights": digest}
+        return replace(_embedding_model(model, None, "float32", origin), untrained=True)
 
 
 def _embedding_model(
@@ -169,18 +172,14 @@ def model_folder(
 ) -> tuple[Path, str | None]:
     """The folder of a model, and its commit where it comes from the Hub; downloaded if need be.
 
-    setting: where the user names it, for messages. Raises UserError when it can't be had or holds no safetensors.
+    setting: where the user names it, for messages. Raises UserError when it can't be had or is unsafe to load.
     """
     folder, commit = _find(path, revision, packaged, setting)
     if not any((folder / name).is_file() for name in ("modules.json", "config.json")):
         raise UserError(
             f"{setting}={path}: {folder} is not a model (no modules.json or config.json). {_instead(setting)}"
         )
-    if not any(folder.rglob("*.safetensors")):
-        raise UserError(
-            f"{setting}={path}: {folder} has no *.safetensors; other formats can run code and are not read. "
-            "Save the model with save_pretrained"
-        )
+    refuse_unsafe(folder, f"{setting}={path}")
     return folder, commit
 
 

@@ -24,8 +24,8 @@ def without_paraphrases(
 ) -> RetrievalSet:
     """Train without the queries whose cosine with a dev or test query is `threshold` or more; null keeps all.
 
-    With random vectors (model=static) it finds the same words in any order. Raises UserError when more than half of
-    train would go.
+    The encoder's model must be a trained one: random vectors are near wherever words are shared. Raises UserError when
+    more than half of train would go.
     """
     held_out = [*splits.dev.queries.values(), *splits.test.queries.values()]
     if threshold is None or not train.queries or not held_out:
@@ -54,7 +54,7 @@ def centred(left: Embeddings, right: Embeddings) -> tuple[Embeddings, Embeddings
 
 
 def similar(left: Embeddings, right: Embeddings, *, threshold: float) -> np.ndarray:
-    """For each row of `left` whether some row of `right` has this cosine or more; in blocks, so that memory stays flat."""
+    """For each row of `left` whether a row of `right` has this cosine or more; in blocks, so that memory stays flat."""
     blocks = (left[start : start + ROWS_AT_ONCE] for start in range(0, len(left), ROWS_AT_ONCE))
     nearest = [np.max(block @ right.T, axis=1, initial=-1.0) for block in blocks]
     return np.concatenate([np.empty(0, np.float32), *nearest]) >= threshold - 1e-6

@@ -66,9 +66,9 @@ def resolve(target: str, *, allowed: Sequence[str]) -> Definition:
         raise UserError(f"_target_ {target!r} is a module; it must be a class or function in it")
     refuse_place(target, definition.module, allowed=allowed)
     owner = find(target.rpartition(".")[0])
-    if owner is not None and isinstance(owner.node, ast.ClassDef) and isinstance(definition.node, Function):
-        if not isinstance(definition.node, ast.Lambda):  # an enumeration of functions is fine
-            raise UserError(f"_target_ {target!r} is a method; it must be a class or function")
+    is_method = isinstance(definition.node, ast.FunctionDef | ast.AsyncFunctionDef)  # an enumeration's lambda is none
+    if is_method and owner is not None and isinstance(owner.node, ast.ClassDef):
+        raise UserError(f"_target_ {target!r} is a method; it must be a class or function")
     return definition
 
 

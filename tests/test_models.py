@@ -122,7 +122,7 @@ def test_code_that_comes_with_a_model_is_not_run(folder, tmp_path):
     (folder / "evil.py").write_text(f"open({str(marker)!r}, 'w')\nclass Model: ...\nclass Config: ...\n")
     own = {"AutoModel": "evil.Model", "AutoConfig": "evil.Config"}
     change(folder / "config.json", lambda config: config.update(auto_map=own, model_type="evil"))
-    with pytest.raises(UserError, match="can't be loaded"):
+    with pytest.raises(UserError, match=r"config\.json has auto_map"):
         load(folder)
     assert not marker.exists()
 

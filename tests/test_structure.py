@@ -11,8 +11,8 @@ REPOSITORY = Path(__file__).parent.parent
 ORDER = [
     "errors", "cache", "targets", "value_types", "retrieval_set", "splits", "hub",
     "datasets", "datasets.docstrings", "datasets.pubmedqa", "datasets.pairs", "datasets.beir",
-    "models", "encoding", "paraphrases", "search", "teachers", "negatives", "shapes", "metrics", "significance",
-    "evaluators", "batches", "losses", "tracking", "checkpoints", "training", "result", "report", "components",
+    "model_folder", "models", "encoding", "paraphrases", "search", "teachers", "negatives", "shapes", "metrics",
+    "significance", "evaluators", "batches", "losses", "tracking", "checkpoints", "training", "result", "report", "components",
     "experiment", "config", "arguments", "resume", "job", "launcher", "cli", "__main__",
 ]  # fmt: skip
 

@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import inspect
 import json
+import re
 import subprocess
 import sys
 
@@ -13,8 +14,9 @@ import pytest
 import yaml
 from hydra.utils import get_object
 
+from embexp.components import build
 from embexp.errors import UserError
-from embexp.targets import Definition, find, parameters, resolve
+from embexp.targets import Definition, find, forbidden, parameters, resolve
 from embexp.value_types import mistake
 from tests.command import REPOSITORY
 
@@ -132,6 +134,71 @@ def test_a_target_outside_the_allowed_packages_is_refused(target, reason):
     with pytest.raises(UserError, match=reason) as refusal:
         resolve(target, allowed=[])
     assert repr(target) in str(refusal.value)
+
+
+UTIL = "sentence_transformers.util"
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        f"{UTIL}.import_from_string", f"{UTIL}.http_get", f"{UTIL}.import_module_class",
+        "sentence_transformers.SentenceTransformer", "sentence_transformers.CrossEncoder",
+        "embexp.hub.snapshot", "embexp.models.snapshot", "embexp.cli.main", "embexp.result.write",
+        "embexp.cache.json_kept", "embexp.components.build",
+    ],
+)  # fmt: skip
+def test_what_fetches_writes_or_imports_is_refused_though_its_package_is_allowed(target):
+    with pytest.raises(UserError, match="which a config can't name") as refusal:
+        resolve(target, allowed=[])
+    assert "set allowed_packages=[" in str(refusal.value)
+    with pytest.raises(UserError, match="which a config can't name"):
+        build({"_target_": target}, allowed=[])
+    assert resolve(target, allowed=[target.partition(".")[0]])
+
+
+@pytest.mark.parametrize("target", ["embexp.models.Transformer.load", "embexp.models.Transformer.__init__.__globals__"])
+def test_methods_and_private_parts_are_no_targets(target):
+    with pytest.raises(UserError, match=r"is a method|private part"):
+        resolve(target, allowed=[])
+
+
+@pytest.mark.parametrize(
+    ("node", "words"),
+    [
+        ({"a": {"guide": [{"trust_remote_code": True}]}}, r"a.guide\[0\].trust_remote_code=True would run code"),
+        ({"a": {"trust_remote_code": "yes"}}, "a.trust_remote_code='yes' would run code"),
+        ({"a": {"_args_": [1]}}, "a._args_ is not taken; give arguments by name"),
+        ({"a": {"_recursive_": False}}, "a._recursive_ is not taken"),
+        ({"a": ["x", "${oc.env:HOME}"]}, r"a\[1\] holds \$\{...\} as text"),
+        ({"logger": {"api_key": "canary"}}, "logger.api_key: a key never enters a config"),
+    ],
+)
+def test_what_no_config_may_say_is_refused_at_any_depth_before_and_while_building(node, words):
+    (problem,) = forbidden(node)
+    assert re.match(words, problem)
+    assert "canary" not in problem
+    with pytest.raises(UserError, match=words):
+        build(node, allowed=[])
+
+
+def test_harmless_values_of_the_same_keys_are_taken():
+    assert list(forbidden({"trust_remote_code": False, "token": None, "api_key_name": "OPENAI_API_KEY"})) == []
+
+
+def test_a_target_in_a_list_is_refused_too():
+    hidden = {"_target_": f"{LOSSES}.ContrastiveLoss", "_partial_": True, "margin": [{"_target_": "subprocess.Popen"}]}
+    with pytest.raises(UserError, match="lives in the package 'subprocess'"):
+        build(hidden, allowed=[])
+
+
+def test_a_foreign_target_is_refused_before_it_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "evil_target.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Model: ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="evil_target"):
+        build({"_target_": "evil_target.Model"}, allowed=[])
+    assert not (tmp_path / "ran").exists()
+    assert type(build({"_target_": "evil_target.Model"}, allowed=["evil_target"])).__name__ == "Model"
 
 
 def test_a_package_can_be_allowed():

@@ -53,6 +53,18 @@ def test_each_line_is_on_disk_when_log_returns(tmp_path):
     tracker.finish({}, exit_code=0)
 
 
+def test_every_line_is_strict_json_with_null_for_what_is_no_number(tmp_path):
+    tracker = Tracker(tmp_path, None)
+    tracker.log({"train/grad_norm": float("nan"), "train/loss": float("inf"), "dev/recall@10": 0.5}, step=1)
+    tracker.finish({}, exit_code=0)
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+    assert (line["train/grad_norm"], line["train/loss"], line["dev/recall@10"]) == (None, None, 0.5)
+
+
 def test_a_tracker_goes_on_in_the_file_that_is_there(tmp_path):
     for step in (1, 2):
         tracker = Tracker(tmp_path, None)

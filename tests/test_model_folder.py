@@ -1,0 +1,115 @@
+"""Model folders that could run code or reach outside are refused before anything is loaded; sound ones pass."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from embexp.errors import UserError
+from embexp.model_folder import refuse_unsafe
+from embexp.models import Transformer
+from tests.tiny import tiny_transformer
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    return tiny_transformer(tmp_path_factory.mktemp("sound") / "tiny")
+
+
+@pytest.fixture
+def folder(sound, tmp_path):
+    return Path(shutil.copytree(sound, tmp_path / "tiny"))
+
+
+def change(file, **values):
+    content = json.loads(file.read_text()) if file.exists() else {}
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps({**content, **values}))
+
+
+def module(folder, **values):
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[1] |= values
+    (folder / "modules.json").write_text(json.dumps(modules))
+
+
+def refused(folder):
+    with pytest.raises(UserError) as refusal:
+        refuse_unsafe(folder, "model.path=x")
+    assert all(problem.startswith("model.path=x: ") for problem in refusal.value.problems)
+    return str(refusal.value)
+
+
+def test_a_sound_folder_passes(folder):
+    change(folder / "2_Dense" / "config.json", activation_function="torch.nn.modules.activation.Tanh")
+    change(folder / "config.json", activation_function="gelu_new")  # a name, as transformers has it
+    (folder / "training_args.bin").write_bytes(b"")  # never read
+    refuse_unsafe(folder, "x")
+
+
+@pytest.mark.parametrize(
+    "reference",
+    ["evil.Model", "subprocess.Popen", "sentence_transformers.util.http_get", "sentence_transformersevil.Model", None,
+     "sentence_transformers.sentence_transformer.modules.word_embeddings.torch"],
+)  # fmt: skip
+def test_module_classes_from_elsewhere_are_refused(folder, reference):
+    module(folder, type=reference)
+    assert f"modules.json names the class {reference!r}" in refused(folder)
+
+
+@pytest.mark.parametrize("path", ["../other", "a/../../b", "/etc", "\\\\host\\share", "C:\\x", "..\\x", None])
+def test_module_paths_that_leave_the_folder_are_refused(folder, path):
+    module(folder, path=path)
+    assert f"modules.json names the path {path!r}" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "words"),
+    [
+        ("config.json", {"auto_map": {"AutoModel": "evil.Model"}}, "config.json has auto_map"),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.T", None]}}, "has auto_map"),
+        ("sentence_bert_config.json", {"model_args": {"trust_remote_code": True}}, "has trust_remote_code"),
+        ("2_Dense/config.json", {"activation_function": "torch.hub.load"}, "names the activation 'torch.hub.load'"),
+        ("2_Dense/config.json", {"activation_function": "evil.F"}, "names the activation 'evil.F'"),
+        ("0_Router/router_config.json", {"types": {"q": "evil.Model"}}, "router_config.json names the class"),
+        ("0_Router/router_config.json", {"types": {"../q": "x"}}, "router_config.json names the path '../q'"),
+        ("wordembedding_config.json", {"tokenizer_class": "evil.Words"}, "names the class 'evil.Words'"),
+        ("adapter_config.json", {"base_model_name_or_path": "/else/where"}, "is an adapter of '/else/where'"),
+        ("config.json", {"_attn_implementation": "someone/kernel"}, "attention code from elsewhere"),
+        ("model.safetensors.index.json", {"weight_map": {"w": "../w.safetensors"}}, "names the path"),
+    ],
+)
+def test_configs_that_name_code_or_files_from_elsewhere_are_refused(folder, file, values, words):
+    change(folder / file, **values)
+    assert words in refused(folder)
+
+
+def test_a_pickle_in_a_module_without_safetensors_is_refused_and_not_read(folder, tmp_path):
+    (folder / "1_Pooling" / "pytorch_model.bin").write_bytes(b"cos\nsystem\n")
+    assert "1_Pooling/pytorch_model.bin may be a pickle" in refused(folder)
+    with pytest.raises(UserError, match="may be a pickle"):
+        Transformer(path=str(folder))
+    (folder / "1_Pooling" / "model.safetensors").write_bytes(b"")  # beside one the library never reads it
+    refuse_unsafe(folder, "x")
+
+
+def test_links_out_of_the_folder_are_refused(folder, tmp_path):
+    (folder / "config.json").rename(tmp_path / "config.json")
+    (folder / "config.json").symlink_to("../config.json")
+    assert "config.json is a link that leads out" in refused(folder)
+
+
+def test_a_snapshot_of_the_hubs_cache_links_to_its_own_blobs_only(folder, tmp_path):
+    repository = tmp_path / "models--a--b"
+    (repository / "blobs").mkdir(parents=True)
+    (repository / "snapshots").mkdir()
+    snapshot = folder.rename(repository / "snapshots" / "c0ffee")
+    (snapshot / "config.json").rename(repository / "blobs" / "abc")
+    (snapshot / "config.json").symlink_to("../../blobs/abc")
+    refuse_unsafe(snapshot, "x")
+    (tmp_path / "secret").write_text("{}")
+    (snapshot / "other.json").symlink_to("../../../secret")
+    assert "other.json is a link that leads out" in refused(snapshot)
