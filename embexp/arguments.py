@@ -122,7 +122,8 @@ def _group_mistakes(override: Override, loader: ConfigLoader, config_dir: str | 
         for name in chosen:
             if name not in options:
                 problems.append(
-                    f"{override.get_key_element()}={name}: there is no such {group};{nearest(name, options)} {_choices(options)}"
+                    f"{override.get_key_element()}={name}: there is no such {group};"
+                    f"{nearest(name, options)} {_choices(options)}"
                 )
     return problems
 
