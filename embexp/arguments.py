@@ -130,7 +130,8 @@ def _group_mistakes(override: Override, loader: ConfigLoader, config_dir: str | 
         for name in chosen:
             if name not in options:
                 problems.append(
-                    f"{group}={name}: there is no such {group};{nearest(name, options)} {_choices(options)}"
+                    f"{override.get_key_element()}={name}: there is no such {group};"
+                    f"{nearest(name, options)} {_choices(options)}"
                 )
     return problems
 
@@ -212,7 +213,7 @@ def _has(config: DictConfig, key: str) -> bool:
 
 
 def _owned(config: DictConfig, key: str) -> str | None:
-    group, _, name = key.partition(".")
+    group, _, name = key.replace(".inner.", ".").partition(".")  # a loss inside another is a loss too
     return RUNNER_OWNS.get(group, {}).get(name)
 
 

@@ -63,8 +63,6 @@ OWN_KEYS: dict[str, dict[str, tuple[tuple[type, ...], str]]] = {
     },
     "trainer": {"early_stopping": ((int, type(None)), "a whole number or null")},
 }
-# a loss inside another is described in the same way
-OWN_KEYS["loss.inner"], RUNNER_OWNS["loss.inner"] = OWN_KEYS["loss"], RUNNER_OWNS["loss"]
 # what the runner reads of the trainer, so that a file of the user's own must have it too
 TRAINER_NEEDS = ["num_train_epochs", "per_device_train_batch_size", "learning_rate", "eval_strategy", "eval_steps",
                  "logging_steps", "early_stopping"]  # fmt: skip
@@ -168,11 +166,12 @@ def _parameter_mistakes(
     except UserError as error:
         return [f"{path}: {error}"]
     accepted = targets.parameters(definition)
-    own = OWN_KEYS.get(path, {})
+    group_of_keys = path.split(".inner")[0]  # a loss inside another is described in the same way
+    own = OWN_KEYS.get(group_of_keys, {})
     problems = []
     for name, value in values.items():
         key = f"{path}.{name}"
-        if reason := RUNNER_OWNS.get(path, {}).get(str(name)):
+        if reason := RUNNER_OWNS.get(group_of_keys, {}).get(str(name)):
             problems.append(f"{key} is set by embexp: {reason}")
         elif name in own:
             types, meant = own[str(name)]

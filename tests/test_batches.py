@@ -7,12 +7,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer import losses
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from embexp.batches import ConflictFreeBatchSampler, Conflicts, MaskedSimilarity, plan
+from embexp.losses import gist
 from embexp.negatives import draw_random
 from embexp.retrieval_set import RetrievalSet
 from embexp.shapes import Rows, to_rows
+from tests.tiny import tiny_transformer
 
 
 def on_passages(*passages):
@@ -188,6 +192,63 @@ def test_scores_of_each_row_with_itself_have_nothing_to_mask():
     similarity = MaskedSimilarity(torch.nn.functional.cosine_similarity)
     similarity.mask = on_passages(0, 0).mask([0, 1])
     assert similarity(torch.eye(2), torch.eye(2)).tolist() == [1, 1]
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory):
+    return SentenceTransformer(str(tiny_transformer(tmp_path_factory.mktemp("tiny"))), device="cpu")
+
+
+def cached(model, **options):
+    return losses.CachedMultipleNegativesRankingLoss(model, **options)
+
+
+@pytest.mark.parametrize("part", [1, 2, 8])
+@pytest.mark.parametrize("directions", [["query_to_doc"], ["query_to_doc", "doc_to_query", "doc_to_doc"]])
+def test_a_cached_loss_in_parts_masks_as_the_plain_one(tiny_model, part, directions):
+    torch.manual_seed(0)
+    embeddings = [torch.nn.functional.normalize(torch.randn(5, 8), dim=1) for _ in range(3)]
+    mask = on_passages(0, 0, 1, 2, 1).mask(range(5))
+    plain, parts = losses.MultipleNegativesRankingLoss(None, directions=directions), cached(
+        tiny_model, mini_batch_size=part, directions=directions
+    )  # fmt: skip
+    unmasked = float(plain.compute_loss_from_embeddings(embeddings, None))
+    for loss in (plain, parts):
+        (masked,) = MaskedSimilarity.put_into(loss)
+        masked.mask = mask
+    expected = float(plain.compute_loss_from_embeddings(embeddings, None))
+    split = [list(column.split(part)) for column in embeddings]
+    assert float(parts.calculate_loss(split)) == pytest.approx(expected, abs=1e-5)
+    assert expected < unmasked - 0.01
+    assert parts.mini_batch_size == part
+
+
+def test_a_guided_loss_masks_too(tiny_model):
+    loss = gist(tiny_model, temperature=1.0, contrast_anchors=False, contrast_positives=False)
+    (masked,) = MaskedSimilarity.put_into(loss)
+    masked.mask = on_passages(0, 0).mask([0, 1])
+    assert loss.sim_matrix(torch.eye(2), torch.eye(2)).tolist() == [[1, -math.inf], [-math.inf, 1]]
+
+
+def test_a_mask_reaches_the_loss_inside_another(tiny_model):
+    inner = losses.MultipleNegativesRankingLoss(tiny_model)
+    assert len(MaskedSimilarity.put_into(losses.MatryoshkaLoss(tiny_model, inner, [32, 8]))) == 1
+    assert isinstance(inner.similarity_fct, MaskedSimilarity)
+    assert len(MaskedSimilarity.put_into(losses.MatryoshkaLoss(tiny_model, cached(tiny_model), [32, 8]))) == 1
+
+
+def test_losses_that_compare_no_other_row_as_a_candidate_are_left_alone(tiny_model):
+    for name in ("CoSENTLoss", "AnglELoss", "MarginMSELoss", "DistillKLDivLoss", "GlobalOrthogonalRegularizationLoss"):
+        loss = getattr(losses, name)(tiny_model)
+        assert MaskedSimilarity.put_into(loss) == []
+        assert not isinstance(loss.similarity_fct, MaskedSimilarity)
+
+
+def test_rows_with_labels_of_their_own_have_no_conflicts(toy):
+    rows = to_rows(toy, "labelled_pair", negatives=partial(draw_random, per_query=1), seed=0)
+    conflicts = Conflicts.of(rows, toy)
+    assert conflicts.mask(range(len(rows))) is None
+    assert Conflicts.of(to_rows(toy, "pair", negatives=None, seed=0), toy).between(0, 1)  # two questions on a passage
 
 
 def test_scores_of_another_shape_than_the_batch_are_never_masked_by_guess():

@@ -61,6 +61,7 @@ def test_all_mistakes_are_listed_at_once_with_the_nearest_name():
         ("limit=1", "must be at least 3"),
         ("dataset=pairs", "dataset.path must be set"),
         ("model=local", "model.path must be set"),
+        ("loss.shape=scored_pair", "read by loss=angle, cosent, cosine"),
         ("loss.shape=scored_pair", "this loss reads pair or triplet or n_tuple"),
         ("loss=[mnrl,triplet]", "takes one of"),
         ("loss=mnrl,triplet", "add -m"),
@@ -74,13 +75,35 @@ def test_all_mistakes_are_listed_at_once_with_the_nearest_name():
         ("loss.accepts=pair", "must be a list of shapes"),
         ("seed=${nothing}", "nothing"),
         ("~loss.nothing", "there is no such key"),
+        ("negatives=none loss=triplet", "loss.shape=triplet needs negatives and there are none; set negatives=hard"),
+        ("negatives=none loss.shape=n_tuple", "set negatives=hard, or loss.shape=pair"),
+        ("negatives=none loss=margin_mse", "loss.shape=list needs negatives"),
+        ("negatives=none negatives.per_query=3", "negatives=none has no keys"),
+        ("negatives.encoder=x", "negatives.encoder is set by embexp"),
+        ("negatives=hard negatives.rank_range=5", "must be a list"),
+        ("negatives=hard negatives.relative_margin=much", "must be a number or null"),
+        ("loss=margin_mse loss.teacher=3", "must be a cross-encoder's folder or Hub id, or null for the base model"),
+        ("loss=margin_mse ~loss.teacher", "has no key teacher"),
+        ("loss=matryoshka loss@loss.inner=tripel", "did you mean triplet?"),
+        ("loss@loss.inner=triplet", "Could not override 'loss@loss.inner'"),
+        ("loss=matryoshka loss.inner.sclae=1", "did you mean loss.inner.scale?"),
+        ("loss=matryoshka loss.inner.scale=x", "loss.inner.scale='x' must be a number"),
+        ("loss=matryoshka loss.inner.model=x", "loss.inner.model is set by embexp"),
+        ("loss=matryoshka loss.inner._target_=os.system", "_target_ 'os.system'"),
+        ("loss=matryoshka loss.shape=scored_pair", "this loss reads pair or triplet or n_tuple"),
+        ("loss=matryoshka loss@loss.inner=triplet negatives=none", "loss.shape=triplet needs negatives"),
+        ("loss=matryoshka loss.dims=[x]", "must be a list, each a whole number"),
+        ("loss=matryoshka loss.dims=[0]", "must be whole numbers from 1 up"),
+        ("loss=matryoshka metric=dim65.recall@10", "did you mean dim64.recall@10?"),
+        ("metric=dim64.recall@10", "is not made by the chosen evaluators"),
         ("loss._target_=os.system", "_target_ 'os.system'"),
         ("loss._target_=sentence_transformers.sentence_transformer.losses.margin_mse.torch.load", "package 'torch'"),
         ("negatives._target_=embexp.negatives.nothing", "was not found"),
     ],
 )
 def test_a_mistake_is_found_and_explained(override, words):
-    assert any(words in problem for problem in problems(override)), problems(override)
+    found = problems(*override.split(" "))
+    assert any(words in problem for problem in found), found
 
 
 @pytest.mark.parametrize("key", sorted(configs.RUNNER_OWNS["trainer"]))
@@ -107,6 +130,34 @@ def test_a_sweep_checks_every_value():
 def test_rules_that_join_keys():
     assert "trainer=none has no keys" in problems("trainer=none", "trainer.learning_rate=1")[0]
     assert "needs evaluations" in problems("trainer.early_stopping=1", "trainer.eval_strategy=no")[0]
+
+
+def test_a_loss_inside_another_is_chosen_and_set_and_decides_the_shape():
+    chosen = ["loss=matryoshka", "loss@loss.inner=triplet", "loss.inner.triplet_margin=0.1", "metric=dim64.ndcg@5"]
+    assert set(check(*chosen)) == set(chosen)
+    loss = composed(*chosen)["loss"]
+    assert (loss["shape"], loss["accepts"], loss["teacher"]) == ("triplet", ["triplet"], None)
+    assert loss["inner"]["triplet_margin"] == 0.1
+    taught = composed("loss=matryoshka", "loss@loss.inner=margin_mse", "loss.inner.teacher=judge")
+    assert taught["loss"]["teacher"] == "judge"
+    assert taught["evaluator"]["retrieval"]["dimensions"] == [256, 128, 64]
+    assert composed()["evaluator"]["retrieval"]["dimensions"] == []
+
+
+def test_a_loss_may_be_two_levels_down():
+    chosen = ["loss=matryoshka", "loss@loss.inner=global_orthogonal", "loss@loss.inner.inner=margin_mse"]
+    assert check(*chosen) == chosen
+    assert composed(*chosen, "loss.inner.inner.teacher=judge")["loss"]["teacher"] == "judge"
+    assert "did you mean loss.inner.inner.teacher?" in problems(*chosen, "loss.inner.inner.taecher=x")[0]
+
+
+def test_the_losses_inside_another_can_be_swept():
+    swept = ["loss=matryoshka", "loss@loss.inner=mnrl,cosent"]
+    assert check(*swept, sweep=True) == swept
+    assert (
+        "loss@loss.inner=tripelt: there is no such loss; did you mean triplet?"
+        in problems("loss=matryoshka", "loss@loss.inner=mnrl,tripelt", sweep=True)[0]
+    )
 
 
 def test_interpolations_of_hydra_are_understood():

@@ -13,6 +13,7 @@ from sentence_transformers.sentence_transformer.evaluation import (
 )
 
 from embexp.encoding import Encoder
+from embexp.errors import UserError
 from embexp.evaluators import Evaluation, Pairs, Retrieval, evaluate
 from embexp.models import Transformer
 from embexp.negatives import draw_random
@@ -134,3 +135,32 @@ def test_two_evaluators_are_reported_together(toy, load):
     found = evaluate([measure, Retrieval([1])], Dense(Encoder(load())), toy, negatives=NEGATIVES, seed=0)
     assert {"similarity.spearman_cosine", "recall@1"} <= found.metrics.keys()
     assert set(found.ranking) == set(toy.queries)
+
+
+def test_retrieval_is_scored_again_with_embeddings_cut_to_each_dimension():
+    # whole, the query is nearest to a (0.6 + 0.64 of 1); by its first dimension alone all three are equal
+    class Planes:
+        dimensions, identity = 2, None
+
+        def queries(self, texts):
+            return np.array([[0.6, 0.8]], dtype=np.float32)
+
+        def passages(self, texts):
+            return np.array([[0.6, 0.8], [0.8, 0.6], [1.0, 0.0]], dtype=np.float32)
+
+    data = set_of({"q": {"a": 1}}, corpus="abc")
+    found = Retrieval([1], dimensions=[1, 2])(Dense(Planes()), data, negatives=NEGATIVES, seed=0)
+    assert found.metrics["recall@1"] == found.metrics["dim2.recall@1"] == 1.0
+    assert found.metrics["dim1.recall@1"] == 0.0  # a tie never flatters
+    assert len(found.metrics) == 3 * 6
+    assert found.ranking["q"][0][0] == "a"
+
+
+def test_bm25_has_no_dimensions(toy):
+    measured = Retrieval([1], dimensions=[64])(BM25(), toy, negatives=NEGATIVES, seed=0)
+    assert not any(name.startswith("dim") for name in measured.metrics)
+
+
+def test_more_dimensions_than_the_model_has_are_refused(toy, load):
+    with pytest.raises(UserError, match="dimensions has 33; the model's embeddings have 32"):
+        Retrieval([1], dimensions=[33])(Dense(Encoder(load())), toy, negatives=NEGATIVES, seed=0)

@@ -1,12 +1,16 @@
 from collections import Counter
 from dataclasses import replace
+from typing import ClassVar
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from embexp import negatives
+from embexp.cache import kept_in
 from embexp.errors import UserError
-from embexp.negatives import draw_random
+from embexp.negatives import Drawn, draw_bm25, draw_hard, draw_random, second_look
 from embexp.retrieval_set import RetrievalSet
 from embexp.splits import unified
 from tests.conftest import toy_set
@@ -88,3 +92,154 @@ def test_a_number_that_cannot_be_drawn_is_refused(toy, per_query, message):
     with pytest.raises(UserError) as error:
         draw_random(toy, per_query=per_query, seed=0)
     assert str(error.value).startswith(message)
+
+
+# --- found by a model or by keywords ----------------------------------------------------------------------------------
+
+
+class Fixed:
+    """An encoder whose query q is nearest to the passages in a known order: cosines 0.9, 0.85, 0.8, 0.6, 0.3."""
+
+    identity = None
+    COSINES: ClassVar = {"answer": 0.9, "almost": 0.85, "edge": 0.8, "near": 0.6, "far": 0.3, "weak answer": 0.5}
+
+    def queries(self, texts):
+        return np.tile(np.array([1, 0], dtype=np.float32), (len(texts), 1))
+
+    def passages(self, texts):
+        cosines = np.array([self.COSINES[text] for text in texts], dtype=np.float32)
+        return np.stack([cosines, np.sqrt(1 - cosines**2)], axis=1)
+
+
+def passages(*texts, relevant=("answer",), judged=()):
+    corpus = {text.replace(" ", "-"): text for text in texts}
+    grades = dict.fromkeys(relevant, 1) | dict.fromkeys(judged, 0)
+    return RetrievalSet({"q": "question"}, corpus, {"q": {key.replace(" ", "-"): g for key, g in grades.items()}}, {})
+
+
+def hard(data, **options):
+    options = {"per_query": 1, "rank_range": [1, 10], "seed": 0, "encoder": Fixed()} | options
+    return draw_hard(data, **options)
+
+
+FIVE = passages("answer", "almost", "edge", "near", "far")
+
+
+@pytest.mark.parametrize(
+    ("margins", "expected"),
+    [
+        ({}, "almost"),  # no margin
+        ({"absolute_margin": 0.0}, "almost"),
+        ({"absolute_margin": 0.06}, "edge"),  # at most 0.84
+        ({"absolute_margin": 0.2}, "near"),  # at most 0.7
+        ({"relative_margin": 0.05}, "almost"),  # at most 0.855
+        ({"relative_margin": 0.1}, "edge"),  # at most 0.81
+        ({"relative_margin": 0.2}, "near"),  # at most 0.72
+        ({"relative_margin": 0.05, "absolute_margin": 0.5}, "far"),  # the stricter holds: at most 0.4
+    ],
+)
+def test_a_hard_negative_is_the_nearest_that_stays_the_margins_below_the_positive(margins, expected):
+    assert hard(FIVE, **margins)["q"] == [expected]
+
+
+def test_of_several_positives_the_lowest_scored_sets_the_margin():
+    data = passages("answer", "weak answer", "almost", "near", "far", relevant=("answer", "weak answer"))
+    assert hard(data)["q"] == ["almost"]
+    assert hard(data, relative_margin=0.0)["q"] == ["far"]  # at most 0.5
+
+
+def test_ranks_are_counted_without_known_positives():
+    assert hard(FIVE, rank_range=[1, 2], per_query=2)["q"] == ["almost", "edge"]
+    assert hard(FIVE, rank_range=[2, 3], per_query=2)["q"] == ["edge", "near"]
+
+
+def test_where_too_few_pass_the_rest_is_drawn_at_random_and_counted():
+    drawn = hard(FIVE, per_query=3, relative_margin=0.2)  # only near and far pass
+    assert drawn["q"][:2] == ["near", "far"]
+    assert drawn["q"][2] in ("almost", "edge")
+    assert drawn.filled_at_random == 1
+    assert hard(FIVE, per_query=2, relative_margin=0.2).filled_at_random == 0
+
+
+def test_a_judged_negative_leads_the_hard_ones_too():
+    assert hard(passages("answer", "almost", "far", judged=("far",)), per_query=2)["q"] == ["far", "almost"]
+
+
+def test_a_passage_with_a_positives_text_is_no_hard_negative_even_if_no_one_judged_it():
+    data = replace(FIVE, corpus={**FIVE.corpus, "copy": "answer"})
+    assert hard(data, per_query=4)["q"] == ["almost", "edge", "near", "far"]
+    assert "copy" not in draw_random(data, per_query=4, seed=0)["q"]
+
+
+def test_a_rescorers_scores_decide_the_margins_and_the_models_order_stays(monkeypatch):
+    scores = {"answer": 0.9, "almost": 0.95, "edge": 0.2, "near": 0.5, "far": 0.1}
+    monkeypatch.setattr(negatives, "CrossEncoderScores", lambda path, setting: Scores(scores))
+    drawn = hard(FIVE, per_query=2, relative_margin=0.1, rescorer="judge")
+    assert drawn["q"] == ["edge", "near"]  # almost is above 0.81
+    assert second_look(drawn, FIVE, encoder=Fixed(), seed=0)["doubtful"] == 0
+
+
+class Scores:
+    identity = "scores"
+
+    def __init__(self, scores):
+        self._scores = scores
+
+    def __call__(self, queries, passages):
+        return np.array([self._scores[text] for text in passages], dtype=np.float32)
+
+
+def test_the_second_look_counts_negatives_that_score_at_least_as_the_positive():
+    data = passages("weak answer", "almost", "edge", "far", relevant=("weak answer",))
+    drawn = Drawn({"q": ["almost", "edge", "far"]}, "random")
+    look = second_look(drawn, data, encoder=Fixed(), seed=0)
+    assert look["second_look"] == "model"
+    assert (look["drawn"], look["looked_at"]) == (3, 3)
+    assert look["doubtful"] == pytest.approx(2 / 3)  # 0.85 and 0.8 against 0.5
+    judged = passages("weak answer", "almost", "edge", "far", relevant=("weak answer",), judged=("almost",))
+    assert second_look(drawn, judged, encoder=Fixed(), seed=0)["doubtful"] == pytest.approx(1 / 2)
+
+
+def test_what_the_model_found_is_looked_at_by_keywords():
+    data = RetrievalSet(
+        {"q": "red apple"}, {"a": "a red apple", "b": "one red apple", "c": "green pear"}, {"q": {"a": 1}}, {}
+    )
+    look = second_look(Drawn({"q": ["b", "c"]}, "model"), data, encoder=Fixed(), seed=0)
+    assert look["second_look"] == "bm25"
+    assert look["doubtful"] == pytest.approx(1 / 2)  # b has the same words at the same length, c none
+
+
+def test_bm25_negatives_share_the_querys_words_and_the_rest_is_random(toy):
+    drawn = draw_bm25(toy, per_query=1, rank_range=[1, 30], seed=0)
+    assert drawn.found_by == "bm25"
+    data = RetrievalSet(
+        {"q": "red apple"},
+        {"a": "a red apple", "b": "the red chair", "c": "green pear", "d": "red red wine"},
+        {"q": {"a": 1}},
+        {},
+    )
+    assert set(draw_bm25(data, per_query=2, rank_range=[1, 30], seed=0)["q"]) == {"b", "d"}
+    drawn = draw_bm25(data, per_query=3, rank_range=[1, 30], seed=0)
+    assert drawn["q"][2] == "c"
+    assert drawn.filled_at_random == 1
+
+
+def test_found_negatives_are_kept_between_runs_by_content(toy, tmp_path, monkeypatch):
+    options = {"per_query": 2, "rank_range": [1, 30], "seed": 0}
+    with kept_in(tmp_path):
+        first = draw_bm25(toy, **options)
+        monkeypatch.setattr(negatives, "BM25", None)  # asked again it would fail
+        assert draw_bm25(toy, **options) == first
+        with pytest.raises(TypeError):
+            draw_bm25(toy, **options | {"seed": 1})
+
+
+@pytest.mark.parametrize("ranks", [[0, 5], [5, 1], [1]])
+def test_a_rank_range_that_is_none_is_refused(ranks):
+    with pytest.raises(UserError, match="it must be \\[first, last\\]"):
+        hard(FIVE, rank_range=ranks)
+
+
+def test_a_margin_outside_zero_to_one_is_refused():
+    with pytest.raises(UserError, match="relative_margin=5; it must be from 0 to 1"):
+        hard(FIVE, relative_margin=5)

@@ -1,5 +1,6 @@
 from functools import partial
 
+import numpy as np
 import pytest
 
 from embexp.errors import UserError
@@ -16,8 +17,14 @@ DATA = RetrievalSet(
 )
 
 
+def by_place(queries, passages):
+    """A teacher that scores 10 for one? and 20 for two?, less the passage's place in the alphabet."""
+    return np.array([{"one?": 10, "two?": 20}[q] - ord(p) + ord("A") for q, p in zip(queries, passages, strict=True)])
+
+
 def rows_of(shape, data=DATA, per_query=1):
-    return to_rows(data, shape, negatives=partial(draw_random, per_query=per_query), seed=0)
+    drawn = partial(draw_random, per_query=per_query)
+    return to_rows(data, shape, negatives=drawn, seed=0, teacher=by_place)
 
 
 def in_order(rows):
@@ -88,7 +95,7 @@ def test_text_columns_are_the_query_first_and_no_labels(shape):
     query, *passages = rows.text_columns
     assert set(rows.columns[query]) == {"one?", "two?"}
     assert all(set(rows.columns[column]) <= {"A", "B", "C", "D"} for column in passages)
-    assert len(passages) == (2 if shape in ("triplet", "n_tuple") else 1)
+    assert len(passages) == (2 if shape in ("triplet", "n_tuple", "list") else 1)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -104,7 +111,7 @@ def test_copies_of_a_passage_make_one_row_and_are_never_a_negative(shape):
     rows = rows_of(shape, copied)
     positives = [row for row in in_order(rows)[1] if row[:2] == ("one?", "A")]
     assert len(positives) == 1
-    assert positives[0][2:] in {(), ("B",), (1,), (1.0,)}
+    assert positives[0][2:] in [(), ("B",), (1,), (1.0,), ("B", [10, 9])]
 
 
 def test_relevant_passages_outside_the_corpus_make_no_row():
@@ -119,3 +126,30 @@ def test_an_unknown_shape_lists_those_that_exist():
 def test_data_that_makes_no_row_is_refused():
     with pytest.raises(UserError, match="no rows of shape pair could be made from 2 queries"):
         rows_of("pair", DATA.with_passages(["c"]))
+
+
+def test_a_list_is_an_n_tuple_with_the_teachers_score_of_each_passage_last():
+    columns, rows = in_order(rows_of("list", per_query=2))
+    assert columns == ["anchor", "positive", "negative_1", "negative_2", "scores"]
+    assert rows[0] == ("one?", "A", "C", "D", [10, 8, 7])
+    assert rows[1] == ("one?", "B", "C", "D", [9, 8, 7])
+    assert rows_of("list", per_query=2).passage_ids[0] == ("a", "c", "d")
+
+
+def test_a_list_without_a_teacher_is_refused():
+    with pytest.raises(UserError, match="shape list needs a teacher"):
+        to_rows(DATA, "list", negatives=partial(draw_random, per_query=1), seed=0)
+
+
+def test_judged_pairs_need_no_drawn_negatives_and_data_with_answers_only_does():
+    rows = to_rows(DATA, "labelled_pair", negatives=None, seed=0)
+    assert rows.columns["label"] == [1, 1, 1, 0, 0]
+    assert rows.drawn is None
+    answers = RetrievalSet({"q": "?"}, {"a": "A", "b": "B"}, {"q": {"a": 1}}, {})
+    with pytest.raises(UserError, match=r"all rows of shape labelled_pair have the same label.*negatives=random"):
+        to_rows(answers, "labelled_pair", negatives=None, seed=0)
+
+
+def test_rows_keep_the_negatives_that_were_drawn_for_them():
+    assert rows_of("triplet").drawn == {"q1": ["c"], "q2": ["a"]}
+    assert rows_of("pair").drawn is None
