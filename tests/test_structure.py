@@ -11,7 +11,7 @@ ORDER = [
     "errors", "cache", "targets", "value_types", "retrieval_set", "splits", "hub",
     "datasets", "datasets.docstrings", "datasets.pubmedqa", "datasets.pairs", "datasets.beir",
     "models", "encoding", "search", "negatives", "shapes", "metrics", "significance", "evaluators",
-    "batches", "tracking", "training", "result", "report", "components", "experiment",
+    "batches", "tracking", "fast_steps", "training", "result", "report", "components", "experiment",
     "config", "arguments", "job", "launcher", "cli", "__main__",
 ]  # fmt: skip
 
