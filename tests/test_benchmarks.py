@@ -23,11 +23,11 @@ def test_the_training_benchmark_prints_a_line_for_each_arm(tmp_path):
     lines = [line.split("|")[1:-1] for line in ended.stdout.splitlines() if line.startswith("|")]
     assert [line[0].strip() for line in lines] == ["arm", "---", "plain", "embexp"]
     # one round: the times are plain's own, and the delta's interval is of embexp against plain
-    assert float(lines[2][3]) == 1.0
-    assert float(lines[3][3]) > 0
-    assert not lines[2][7].strip()
-    assert "to" in lines[3][7]
-    assert lines[2][6] == " 0.800 (5 queries) "
+    assert float(lines[2][4]) == 1.0
+    assert float(lines[3][4]) > 0
+    assert not lines[2][8].strip()
+    assert "to" in lines[3][8]
+    assert lines[2][7] == " 0.800 (5 queries) "
 
 
 def test_the_training_benchmark_says_how_to_go_on_without_its_data(tmp_path):
