@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # options for pip, such as --extra-index-url for PyTorch's CPU builds (see the README)
 PIP_OPTIONS ?=
 
-.PHONY: demo test lint lock clean
+.PHONY: demo test lint bench lock clean
 demo: $(VENV)/.installed
 	$(BIN)/python -m embexp
 
@@ -16,6 +16,11 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# embexp against a plain script, an hour on two cores: make bench DATA=<folder with pqa_labeled/*.parquet>
+DATA ?= ../shared/data/PubMedQA
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/training.py --data $(DATA)
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "embexp needs Python 3.11 or newer: make PYTHON=python3.11 ...")'

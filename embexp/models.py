@@ -81,8 +81,8 @@ class Transformer:
         | max_seq_length | in tokens; null keeps the model's own                                                |
         | dropout        | while training; null keeps the model's own. On a CPU 0 nearly halves the time            |
         | dtype          | auto: bfloat16 where the hardware has it                                             |
-        | attention      | auto: the library's choice, but eager while training on a CPU, where torch's fused   |
-        |                | attention with dropout is slower and takes twice the memory                          |
+        | attention      | auto: the library's choice, but eager while training on a CPU with dropout or in     |
+        |                | bfloat16, where torch's fused attention is slower                                    |
         """
         self._path, self._prompts, self._dtype, self._attention = path, prompts, dtype, attention
         self._max_seq_length, self._dropout = max_seq_length, dropout
@@ -117,7 +117,9 @@ class Transformer:
         log.info("model %s, %s tokens at most", self._path, getattr(model, "max_seq_length", None))
         on_cpu = model.device.type == "cpu" and model.transformers_model is not None
         origin = {"path": self._path, "commit": self._commit, "weights": weights_hash(self._folder)}
-        eager_training = on_cpu and self._attention == "auto"
+        drops = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+        slow_fused = drops or _wants_bfloat16(self._dtype, model.device)  # torch's fused attention, on a CPU
+        eager_training = on_cpu and self._attention == "auto" and slow_fused
         return _embedding_model(model, self._prompts, self._dtype, origin, eager_training=eager_training)
 
 
@@ -163,8 +165,12 @@ def _embedding_model(
         model.prompts = {"query": prompts.get("query", ""), "document": prompts.get("passage", "")}
     own = model.prompts
     passage_prompt = own.get("document") or own.get("passage") or own.get("corpus") or ""
-    wanted = _has_fast_bfloat16(model.device) if dtype == "auto" else dtype == "bfloat16"
-    return EmbeddingModel(model, own.get("query") or "", passage_prompt, wanted, eager_training, origin)
+    bfloat16 = _wants_bfloat16(dtype, model.device)
+    return EmbeddingModel(model, own.get("query") or "", passage_prompt, bfloat16, eager_training, origin)
+
+
+def _wants_bfloat16(dtype: Precision, device: torch.device) -> bool:
+    return _has_fast_bfloat16(device) if dtype == "auto" else dtype == "bfloat16"
 
 
 def model_folder(
@@ -231,7 +237,6 @@ def _has_fast_bfloat16(device: torch.device) -> bool:
     """Whether the hardware multiplies in bfloat16 itself; emulation is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        found = torch.cpu.get_capabilities()
-        return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    if device.type == "cpu":  # avx512_bf16 alone took 1.5 to 2 times as long as float32 on a Xeon whose AMX is hidden
+        return bool(torch.cpu.get_capabilities().get("amx_bf16"))
     return False

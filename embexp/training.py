@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from embexp.batches import ConflictFreeBatchSampler, Conflicts, MaskedSimilarity
 from embexp.checkpoints import Checkpoint
 from embexp.encoding import token_lengths
 from embexp.errors import UserError
+from embexp.fast_steps import parts_of_like_length
 from embexp.models import EmbeddingModel
 from embexp.retrieval_set import RetrievalSet
 from embexp.shapes import Rows
@@ -234,7 +235,7 @@ class _Trainer(SentenceTransformerTrainer):
             assert self._conflicts is not None
             masked.mask = self._conflicts.mask(rows.tolist())
         # one forward pass for all columns would pad every query to the passages' length
-        with column_merging_disabled():
+        with column_merging_disabled(), self._parts():
             loss = super().compute_loss(model, inputs, *args, **kwargs)
         value = loss[0] if isinstance(loss, tuple) else loss
         if not torch.isfinite(value):
@@ -243,6 +244,11 @@ class _Trainer(SentenceTransformerTrainer):
                 f"Lower trainer.learning_rate (now {self.args.learning_rate:g}) or set model.dtype=float32"
             )
         return loss
+
+    def _parts(self) -> AbstractContextManager[None]:
+        # a GPU would rather have one large pass
+        on_cpu = self.model.device.type == "cpu" and self.model.transformers_model is not None
+        return parts_of_like_length(self.model) if on_cpu else nullcontext()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # neither the pickled arguments nor a model card, which would hold training texts and ask the Hub

@@ -170,3 +170,26 @@ def test_a_static_model_knows_the_words_of_its_texts_and_depends_on_seed_alone(t
 def test_a_static_model_without_room_is_refused(options):
     with pytest.raises(UserError, match="must be at least 1 and 100"):
         Static(**options).load(["a"])
+
+
+@pytest.mark.parametrize(
+    ("has", "bfloat16"), [({"avx512_bf16": True, "amx_bf16": True}, True), ({"avx512_bf16": True}, False), ({}, False)]
+)
+def test_a_cpu_computes_in_bfloat16_by_itself_only_where_it_has_tiles(folder, monkeypatch, has, bfloat16):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: has)
+    assert load(folder).bfloat16 is bfloat16
+    assert load(folder, dtype="bfloat16").bfloat16
+    assert not load(folder, dtype="float32").bfloat16
+
+
+@pytest.mark.parametrize(
+    ("options", "eager"),
+    [
+        ({"dtype": "float32", "dropout": 0.0}, False),
+        ({"dtype": "float32", "dropout": 0.1}, True),
+        ({"dtype": "bfloat16", "dropout": 0.0}, True),
+        ({"dtype": "bfloat16", "dropout": 0.0, "attention": "sdpa"}, False),
+    ],
+)
+def test_attention_is_eager_while_training_on_a_cpu_where_the_fused_one_is_slower(folder, options, eager):
+    assert load(folder, **options).eager_training is eager

@@ -1,0 +1,37 @@
+"""The benchmarks run end to end on tiny data."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.tiny import tiny_transformer
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def bench(*arguments):
+    call = [sys.executable, "benchmarks/training.py", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, env=environment)
+
+
+def test_the_training_benchmark_prints_a_line_for_each_arm(tmp_path):
+    model = tiny_transformer(tmp_path / "tiny")
+    ended = bench("--data", "docstrings:json", "--model", model, "--arms", "plain", "embexp")
+    assert ended.returncode == 0, ended.stderr
+    lines = [line.split("|")[1:-1] for line in ended.stdout.splitlines() if line.startswith("|")]
+    assert [line[0].strip() for line in lines] == ["arm", "---", "plain", "embexp"]
+    # one round: the times are plain's own, and the delta's interval is of embexp against plain
+    assert float(lines[2][4]) == 1.0
+    assert float(lines[3][4]) > 0
+    assert not lines[2][8].strip()
+    assert "to" in lines[3][8]
+    assert lines[2][7] == " 0.800 (5 queries) "
+
+
+def test_the_training_benchmark_says_how_to_go_on_without_its_data(tmp_path):
+    ended = bench("--data", tmp_path / "nowhere")
+    assert ended.returncode == 2
+    assert "has no folder pqa_labeled" in ended.stderr
+    assert "--data docstrings" in ended.stderr

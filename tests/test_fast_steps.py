@@ -1,0 +1,133 @@
+"""Fewer padded tokens in a step, the same gradients."""
+
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import (
+    AdaptiveLayerLoss,
+    CachedMultipleNegativesRankingLoss,
+    MatryoshkaLoss,
+    MultipleNegativesRankingLoss,
+)
+
+from embexp.fast_steps import parts_of_like_length
+from embexp.models import Transformer
+from embexp.negatives import draw_random
+from embexp.retrieval_set import RetrievalSet
+from embexp.shapes import to_rows
+from embexp.tracking import Tracker
+from embexp.training import train
+from tests.tiny import tiny_transformer
+
+WORDS = ["the", "size", "and", "colour", "is", "known", "for", "its", "question"]
+QUERIES = [" ".join(WORDS[: 1 + row % 3]) for row in range(40)]
+PASSAGES = [" ".join(WORDS[(row + place) % 9] for place in range(1 + row * 7 % 50)) for row in range(40)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_transformer(tmp_path_factory.mktemp("tiny") / "tiny")
+
+
+@pytest.fixture
+def model(folder):
+    return SentenceTransformer(str(folder), device="cpu").eval()  # no dropout, so that two passes can be equal
+
+
+def widths(model, run):
+    """The shapes (rows, tokens) that reach the transformer."""
+    shapes = []
+    hook = model[0].register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0]["input_ids"].shape)))
+    run()
+    hook.remove()
+    return shapes
+
+
+def step(model, loss):
+    model.zero_grad()
+    torch.manual_seed(0)
+    value = loss([model.preprocess(QUERIES), model.preprocess(PASSAGES)], None)
+    value.backward()
+    return value.item(), {
+        name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None
+    }
+
+
+LOSSES = {
+    "mnrl": MultipleNegativesRankingLoss,
+    "cached": lambda model: CachedMultipleNegativesRankingLoss(model, mini_batch_size=20),
+    "matryoshka": lambda model: MatryoshkaLoss(model, MultipleNegativesRankingLoss(model), [32, 16]),
+    "adaptive layers": lambda model: AdaptiveLayerLoss(model, MultipleNegativesRankingLoss(model)),
+}
+
+
+@pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES)
+def test_loss_and_gradients_are_those_of_one_pass(model, make):
+    loss = make(model.double())  # in float32 sums in another order differ by up to 3e-5 of a gradient
+    value, gradients = step(model, loss)
+    with parts_of_like_length(model):
+        found, parts = step(model, loss)
+    assert found == pytest.approx(value, abs=1e-12)
+    assert parts.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(parts[name], gradient, rtol=0, atol=1e-12)
+
+
+def test_each_part_is_as_wide_as_its_own_longest_text(model):
+    texts = ["the size", "the", "the size and colour is known", "the size and"]  # 4, 3, 8 and 5 tokens with both ends
+    features = model.preprocess(texts)
+    assert widths(model, lambda: model(dict(features))) == [(4, 8)]
+    with parts_of_like_length(model, part=2):
+        assert widths(model, lambda: model(dict(features))) == [(2, 4), (2, 8)]
+
+
+def test_embeddings_come_back_in_the_order_of_the_texts(model):
+    whole = model(model.preprocess(PASSAGES))["sentence_embedding"]
+    with parts_of_like_length(model, part=3):
+        parts = model(model.preprocess(PASSAGES))["sentence_embedding"]
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-6)
+
+
+def test_padding_on_the_left_stays_with_its_text(model):
+    model.tokenizer.padding_side = "left"
+    test_embeddings_come_back_in_the_order_of_the_texts(model)
+
+
+def test_the_forward_that_was_there_before_is_there_after(model):
+    with parts_of_like_length(model):
+        assert "forward" in vars(model)
+    assert "forward" not in vars(model)
+    accelerated = model.forward = lambda features: {"sentence_embedding": torch.zeros(1)}
+    with parts_of_like_length(model):
+        pass
+    assert model.forward is accelerated
+
+
+def test_training_on_a_cpu_embeds_in_parts(folder, tmp_path):
+    words = [f"{first}{second}" for first in "abcdef" for second in "ghij"]
+    data = RetrievalSet(
+        {f"q{word}": f"question {word}" for word in words},
+        {f"p{word}": f"the {word} is known" for word in words},
+        {f"q{word}": {f"p{word}": 1} for word in words},
+        {f"p{word}": word for word in words},
+    )
+    embedding_model = Transformer(path=str(folder)).load([])
+
+    def trained():
+        train(
+            embedding_model,
+            to_rows(data, "pair", negatives=draw_random, seed=0),
+            data,
+            loss=MultipleNegativesRankingLoss,
+            arguments={"per_device_train_batch_size": 24, "max_steps": 1, "eval_strategy": "no", "logging_steps": 1}
+            | {"use_cpu": True, "num_train_epochs": 1},
+            early_stopping=None,
+            dev_metrics=dict,
+            metric="recall@10",
+            seed=0,
+            folder=tmp_path,
+            tracker=Tracker(tmp_path, None),
+        )
+
+    # 24 queries, then 24 passages, in one batch
+    assert [rows for rows, _ in widths(embedding_model.model, trained)] == [16, 8, 16, 8]
