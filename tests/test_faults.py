@@ -101,9 +101,9 @@ def test_a_checkpoint_cut_short_is_skipped_for_the_one_before(config, whole, tmp
 
 
 def damage_the_best_before_it_is_loaded(folder: Path) -> None:
-    from embexp.training import _Trainer
+    from embexp.trainer import Trainer
 
-    load = _Trainer._load_best_model
+    load = Trainer._load_best_model
 
     def damaged(self):
         file = folder / "checkpoints" / f"checkpoint-{self.state.best_global_step}" / "model.safetensors"
@@ -111,7 +111,7 @@ def damage_the_best_before_it_is_loaded(folder: Path) -> None:
         file.write_bytes(content[:-8] + b"\x01" * 8)
         load(self)
 
-    _Trainer._load_best_model = damaged
+    Trainer._load_best_model = damaged
 
 
 def test_a_corrupt_best_checkpoint_fails_clearly_and_the_run_can_be_resumed(config, whole, tmp_path):

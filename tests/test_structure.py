@@ -12,8 +12,9 @@ ORDER = [
     "errors", "cache", "targets", "value_types", "retrieval_set", "splits", "hub",
     "datasets", "datasets.docstrings", "datasets.pubmedqa", "datasets.pairs", "datasets.beir",
     "model_folder", "models", "encoding", "paraphrases", "search", "teachers", "negatives", "shapes", "metrics",
-    "significance", "evaluators", "batches", "losses", "tracking", "checkpoints", "fast_steps", "training", "result",
-    "report", "components", "experiment", "config", "arguments", "resume", "job", "launcher", "cli", "__main__",
+    "significance", "evaluators", "batches", "losses", "tracking", "checkpoints", "fast_steps", "trainer", "training",
+    "result", "report", "components", "experiment", "config", "arguments", "resume", "job", "launcher", "cli",
+    "__main__",
 ]  # fmt: skip
 
 

@@ -1,0 +1,193 @@
+"""The library's trainer with what embexp adds: whole checkpoints, masked conflicts, dev as the judge, an end at NaN.
+
+Called by `training`, which says what to train on and how.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformerTrainer
+from sentence_transformers.base.evaluation import BaseEvaluator
+from sentence_transformers.base.losses.merged_forward import column_merging_disabled
+from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
+from tqdm import tqdm
+from transformers import TrainerCallback
+from transformers.trainer_callback import TrainerState
+
+from embexp import checkpoints
+from embexp.batches import Conflicts, MaskedSimilarity
+from embexp.checkpoints import Checkpoint
+from embexp.errors import UserError
+from embexp.fast_steps import parts_of_like_length
+from embexp.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+LOSS_PARAMETERS = "loss.safetensors"  # in a checkpoint
+ROW = "row"  # a column that carries the row's number to the loss; never embedded
+
+
+class Trainer(SentenceTransformerTrainer):
+    """The library's trainer, with masked conflicts, checkpoints that are whole, and an end at the first NaN."""
+
+    def __init__(
+        self, *, folder: Path, made_from: str, keep: int | None, conflicts: Conflicts | None, **arguments: Any
+    ) -> None:
+        super().__init__(**arguments)
+        self._folder, self._made_from, self._keep = folder, made_from, keep
+        self._conflicts = conflicts
+        self._masked = MaskedSimilarity.put_into(self.loss) if conflicts is not None else []
+
+    @property
+    def masks(self) -> bool:
+        """Whether conflicts inside a batch are masked."""
+        return bool(self._masked)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The loss of a batch, conflicts masked. Raises UserError, with the step, when it is not a number."""
+        rows = inputs.pop(ROW)
+        for masked in self._masked:
+            assert self._conflicts is not None
+            masked.mask = self._conflicts.mask(rows.tolist())
+        # one forward pass for all columns would pad every query to the passages' length
+        with column_merging_disabled(), self._parts():
+            loss = super().compute_loss(model, inputs, *args, **kwargs)
+        value = loss[0] if isinstance(loss, tuple) else loss
+        if not torch.isfinite(value):
+            raise UserError(
+                f"training diverged: the loss is {value.item()} at step {self.state.global_step + 1}. "
+                f"Lower trainer.learning_rate (now {self.args.learning_rate:g}) or set model.dtype=float32"
+            )
+        return loss
+
+    def _parts(self) -> AbstractContextManager[None]:
+        # a GPU would rather have one large pass
+        on_cpu = self.model.device.type == "cpu" and self.model.transformers_model is not None
+        return parts_of_like_length(self.model) if on_cpu else nullcontext()
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # neither the pickled arguments nor a model card, which would hold training texts and ask the Hub
+        self.model.save_pretrained(str(output_dir), create_model_card=False)
+        own = {name: value.detach().cpu() for name, value in self._parameters_of_the_loss().items()}
+        save_file(own, Path(str(output_dir), LOSS_PARAMETERS))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        checkpoint = checkpoints.path_of(self._folder, self.state.global_step)
+        checkpoints.seal(checkpoint, made_from=self._made_from, ended=self.control.should_training_stop)
+        checkpoints.rotate(self._folder, keep=self._keep, best=self.state.best_global_step)
+
+    def _load_from_checkpoint(self, checkpoint_path: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(checkpoint_path)
+        own = self._parameters_of_the_loss()
+        with torch.no_grad():
+            for name, value in load_file(Path(checkpoint_path, LOSS_PARAMETERS)).items():
+                own[name].copy_(value)
+
+    def _load_best_model(self) -> None:
+        # the library's logs a failure and keeps the last weights
+        best = checkpoints.path_of(self._folder, self.state.best_global_step)
+        if not checkpoints.is_whole(best):
+            raise UserError(
+                f"the best checkpoint {best} has been damaged since it was written. Resuming the run trains again from "
+                "the last checkpoint that is whole"
+            )
+        self._load_from_checkpoint(str(best))
+
+    def end_as(self, checkpoint: Checkpoint) -> None:
+        """Take the state of a training that was over when its last checkpoint was made."""
+        self.state = TrainerState.load_from_json(str(checkpoint.folder / "trainer_state.json"))
+        self._load_best_model()
+
+    def _parameters_of_the_loss(self) -> dict[str, torch.nn.Parameter]:
+        """Trained parameters that are not the model's, which the library does not save."""
+        of_the_model = set(map(id, self.model.parameters()))
+        named = self.loss.named_parameters()
+        return {name: value for name, value in named if value.requires_grad and id(value) not in of_the_model}
+
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        """Not added: it collects training texts and asks the Hub."""
+
+
+@dataclass
+class Collator(SentenceTransformerDataCollator):
+    """The library's collator, which hands on each row's number."""
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """The rows as a batch of features."""
+        numbers = torch.tensor([feature[ROW] for feature in features])
+        texts = [{name: value for name, value in feature.items() if name != ROW} for feature in features]
+        return {**super().__call__(texts), ROW: numbers}
+
+
+class Dev(BaseEvaluator):
+    """Gives the trainer the dev metrics."""
+
+    def __init__(self, dev_metrics: Callable[[], Mapping[str, float]]) -> None:
+        super().__init__()
+        self._dev_metrics = dev_metrics
+
+    def __call__(
+        self, model: Any, output_path: str | None = None, epoch: float = -1, steps: int = -1
+    ) -> dict[str, float]:
+        """The dev metrics of the model as it is now."""
+        try:
+            return dict(self._dev_metrics())
+        except UserError as error:
+            raise UserError(f"at step {steps}: {error}") from error
+
+
+class Track(TrainerCallback):
+    """Sends losses and dev metrics to the tracker and shows one progress line."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+        self._bar: tqdm | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Show the progress line, at the checkpoint's step in a resumed run."""
+        self._bar = tqdm(
+            total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=None, leave=False
+        )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Move the progress line; log wherever a checkpoint is made."""
+        assert self._bar is not None
+        self._bar.update(1)
+        if control.should_save:  # a resumed run starts its mean loss at the checkpoint; so does one that never stopped
+            control.should_log = True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Log wherever a checkpoint is made."""
+        if control.should_save:
+            control.should_log = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        """Send what the trainer logs to the tracker: dev metrics, or the mean loss since the last time."""
+        # metrics have an @ or a dot in their names; the trainer's own measurements of time have neither
+        names = [name for name in logs if name.startswith("eval_") and set(name) & set("@.")]
+        dev = {f"dev/{name.removeprefix('eval_')}": logs[name] for name in names}
+        if any(name.startswith("eval_") for name in logs):
+            self._tracker.log({"epoch": logs["epoch"], **dev}, step=state.global_step)
+            return
+        train = {f"train/{name}": logs[name] for name in ("loss", "learning_rate", "grad_norm") if name in logs}
+        if train:
+            self._tracker.log({"epoch": logs["epoch"], **train}, step=state.global_step)
+            if self._bar is not None:
+                self._bar.set_postfix(loss=f"{logs['loss']:.3f}" if "loss" in logs else "")
+            if self._bar is None or self._bar.disable:
+                log.info("step %d of %d: loss %.4f", state.global_step, state.max_steps, logs.get("loss", math.nan))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Take the progress line away."""
+        assert self._bar is not None
+        self._bar.close()
