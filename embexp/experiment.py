@@ -126,7 +126,7 @@ def _measure(config: Mapping[str, Any], result: dict[str, Any], folder: Path, tr
             train_set = without_paraphrases(trainable(splits), splits, encoder, threshold=threshold)
             result["counts"]["paraphrases_dropped"] = len(splits.train.queries) - len(train_set.queries)
             rows = _rows(config, train_set, encoder, result)
-            made_from = digest(result["fingerprint"])
+            made_from = digest([result["fingerprint"], model.bfloat16])
             checkpoint = last_usable(folder, made_from=made_from)
             tracker.cut_back(to_step=checkpoint.step if checkpoint else None)
             if checkpoint is None:

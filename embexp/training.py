@@ -55,7 +55,7 @@ def train(
     seed: int,
     folder: Path,
     tracker: Tracker,
-    made_from: str,
+    made_from: str = "",
     resume_from: Checkpoint | None = None,
 ) -> Training:
     """Train the model in place, ending with the weights of the checkpoint that is best on dev.

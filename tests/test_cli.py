@@ -33,7 +33,7 @@ def test_help_names_the_choices_and_does_not_import_torch(tmp_path):
         [sys.executable, "-c", code + "print('torch' in sys.modules)"], capture_output=True, text=True, cwd=tmp_path,
         check=False,
     )  # fmt: skip
-    assert "loss: contrastive, mnrl, triplet" in ended.stdout
+    assert "loss: angle, cached_mnrl, contrastive, cosent," in ended.stdout
     assert ended.stdout.endswith("False\n")
 
 

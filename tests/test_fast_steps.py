@@ -128,7 +128,6 @@ def test_training_on_a_cpu_embeds_in_parts(folder, tmp_path):
             metric="recall@10",
             seed=0,
             folder=tmp_path,
-            made_from="test",
             tracker=Tracker(tmp_path, None),
         )
 
