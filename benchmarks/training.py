@@ -155,9 +155,9 @@ def one(arm: str, data: str, model: str, steps: int, evaluate: bool) -> dict[str
     """Train one arm, then measure its weights on test with embexp's evaluator, in float32."""
     from embexp.encoding import Encoder
     from embexp.evaluators import Retrieval
-    from embexp.experiment import quiet_libraries
     from embexp.models import Transformer
     from embexp.negatives import draw_random
+    from embexp.run import quiet_libraries
     from embexp.search import Dense
     from embexp.shapes import to_rows
     from embexp.splits import trainable

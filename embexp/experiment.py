@@ -1,12 +1,11 @@
-"""One experiment, top to bottom: config -> splits -> rows -> train -> evaluate -> result -> report and tracking.
+"""One experiment, top to bottom: config -> splits -> rows -> train -> evaluate -> result.
 
-Read this module first; every step is one call into the module that does it.
+Read this module first; every step is one call into the module that does it. Called by `run`, which keeps the folder.
 """
 
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,17 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import datasets
-import transformers
-from filelock import FileLock, Timeout
-
 from embexp import report as reports
 from embexp import result as results
-from embexp.cache import default_folder, digest, kept_in
+from embexp.cache import digest
 from embexp.checkpoints import last_usable
 from embexp.components import build
 from embexp.encoding import Encoder, count_truncated
-from embexp.errors import UserError, described
 from embexp.evaluators import Evaluation, Evaluator, evaluate
 from embexp.models import EmbeddingModel
 from embexp.negatives import Drawn, draw_random, second_look
@@ -34,7 +28,7 @@ from embexp.search import BM25, Arm, Dense
 from embexp.shapes import Rows, to_rows
 from embexp.splits import Shares, limited, refuse_leaks, trainable
 from embexp.teachers import Judge, teacher_of
-from embexp.tracking import Tracker, open_mirror
+from embexp.tracking import Tracker
 from embexp.training import train
 
 log = logging.getLogger(__name__)
@@ -43,58 +37,16 @@ log = logging.getLogger(__name__)
 EVALUATION_NEGATIVES: dict[str, Any] = {"negatives": partial(draw_random, per_query=1), "seed": 0}
 
 
-def run(
-    config: Mapping[str, Any],
-    *,
-    names: Mapping[str, str],
-    folder: Path,
-    group: str | None = None,
-    resume: bool = False,
-) -> dict[str, Any]:
-    """Run one experiment and return the content of its result.json.
+def measure(config: Mapping[str, Any], result: dict[str, Any], folder: Path, tracker: Tracker) -> None:
+    """Run the experiment that the config describes and fill in `result`, the content of result.json.
 
-    config: the composed and checked config, as plain values. names: the choices of model, loss and dataset. folder: the
-    run's folder, which must exist. group: the multirun it belongs to. resume: go on with the killed or failed run in
-    the folder; one that was completed is returned as it is. Every error but an interruption from outside is recorded
-    in result.json and raised again.
+    folder: the run's folder, for the model, the checkpoints and the rankings; a checkpoint in it is gone on from.
     """
-    with _alone(folder), kept_in(_cache_folder(config["cache"])):
-        before = reports.read(folder)
-        if resume and before is not None and before["status"] == "completed":
-            reports.write(before, names, folder)
-            return before
-        if (folder / "metrics.jsonl").exists() and not resume:
-            raise UserError(f"{folder} holds another run; set hydra.run.dir to a new folder, or resume={folder}")
-        (folder / "result.json").unlink(missing_ok=True)
-        return _run(config, names, folder, group)
-
-
-def _run(config: Mapping[str, Any], names: Mapping[str, str], folder: Path, group: str | None) -> dict[str, Any]:
-    result = results.empty(config)
-    tracker = Tracker(folder, open_mirror(_mirror(config, names, folder, group)))
-    try:
-        _measure(config, result, folder, tracker)
-        result["status"] = "completed"
-    except Exception as error:
-        result |= {"status": "failed", "error": described(error)}
-        raise
-    finally:
-        try:
-            if result["status"] is not None:  # else interrupted: no result.json, and that is how it is known
-                results.write(result, folder)
-                reports.write(result, names, folder)
-        finally:
-            tracker.finish(_summary(result), exit_code=0 if result["status"] == "completed" else 1)
-    if not config["keep_checkpoints"]:
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return result
-
-
-def _measure(config: Mapping[str, Any], result: dict[str, Any], folder: Path, tracker: Tracker) -> None:
+    allowed = config["allowed_packages"]
     stage = _timer(result["seconds"])
 
     with stage("model"):
-        source = build(config["model"], allowed=config["allowed_packages"])
+        source = build(config["model"], allowed=allowed)
     with stage("data"):
         splits = _splits(config)
         result["counts"] = results.counts(splits)
@@ -103,7 +55,7 @@ def _measure(config: Mapping[str, Any], result: dict[str, Any], folder: Path, tr
         model: EmbeddingModel = source.load([*splits.train.corpus.values(), *splits.train.queries.values()])
         result["fingerprint"] = results.fingerprint(splits, model.origin)
         result["counts"]["truncated"] = count_truncated(model, splits.test)
-        evaluators = [build(node, allowed=config["allowed_packages"]) for node in config["evaluator"].values()]
+        evaluators = [build(node, allowed=allowed) for node in config["evaluator"].values()]
 
     def measured(arm: Arm) -> dict[str, Evaluation]:
         sides = {"dev": splits.dev, "test": splits.test}
@@ -114,40 +66,17 @@ def _measure(config: Mapping[str, Any], result: dict[str, Any], folder: Path, tr
         result["bm25"] = results.metrics_of(bm25)
     with stage("base"):
         encoder = Encoder(model, progress="base model", weights=model.origin["weights"])
-        base_arm = Dense(encoder)
-        base = measured(base_arm)
+        base = measured(Dense(encoder))
         result["base"] = results.metrics_of(base)
     arms = {"base": base["test"], "bm25": bm25["test"]}
 
     if config["trainer"] is not None:
-        with stage("training"):
-            dev_metrics = _dev_metrics(evaluators, base["dev"], splits)
-            threshold = None if model.untrained else config["paraphrase"]
-            train_set = without_paraphrases(trainable(splits), splits, encoder, threshold=threshold)
-            result["counts"]["paraphrases_dropped"] = len(splits.train.queries) - len(train_set.queries)
+        with stage("rows"):
+            train_set = _train_set(config, model, splits, encoder, result)
             rows = _rows(config, train_set, encoder, result)
-            made_from = digest([result["fingerprint"], model.bfloat16])
-            checkpoint = last_usable(folder, made_from=made_from)
-            tracker.cut_back(to_step=checkpoint.step if checkpoint else None)
-            if checkpoint is None:
-                tracker.log({f"dev/{name}": score for name, score in dev_metrics(base_arm).items()}, step=0)
-            training = train(
-                model,
-                rows,
-                train_set,
-                loss=build(config["loss"], allowed=config["allowed_packages"], without=["shape", "accepts", "teacher"]),
-                arguments={key: value for key, value in config["trainer"].items() if key != "early_stopping"},
-                early_stopping=config["trainer"]["early_stopping"],
-                dev_metrics=lambda: dev_metrics(Dense(Encoder(model))),
-                metric=config["metric"],
-                seed=config["seed"],
-                folder=folder,
-                tracker=tracker,
-                made_from=made_from,
-                resume_from=checkpoint,
-            )
-            result["counts"] |= {"train_rows": len(rows), "masked_conflicts": training.masked_rows}
-            result["counts"] |= {"steps": training.steps, "best_step": training.best_step}
+            dev_metrics = _dev_metrics(evaluators, base["dev"], splits)
+        with stage("training"):
+            _train(config, model, train_set, rows, encoder, dev_metrics, result, folder, tracker)
             model.model.save_pretrained(str(folder / "model"), create_model_card=False)
         with stage("tuned"):
             tuned = measured(Dense(Encoder(model, progress="tuned model")))
@@ -156,42 +85,6 @@ def _measure(config: Mapping[str, Any], result: dict[str, Any], folder: Path, tr
     with stage("comparison"):
         result |= results.compared(arms, splits, metric=config["metric"])
     results.write_retrieval(arms, splits, folder / "retrieval")
-
-
-def _rows(config: Mapping[str, Any], train_set: RetrievalSet, encoder: Encoder, result: dict[str, Any]) -> Rows:
-    """Train in the shape that the loss reads; what there is to say of its negatives goes into the result."""
-    rows = to_rows(
-        train_set,
-        config["loss"]["shape"],
-        negatives=_negatives(config, encoder),
-        teacher=_teacher(config["loss"], encoder),
-        seed=config["seed"],
-    )
-    if rows.drawn is not None:
-        result["counts"]["negatives"] = second_look(rows.drawn, train_set, encoder=encoder, seed=config["seed"])
-        log.info("%s", reports.negatives_line(result))
-    return rows
-
-
-def _cache_folder(chosen: bool | str) -> Path | None:
-    if isinstance(chosen, str):
-        return Path(chosen).expanduser()
-    return default_folder() if chosen else None
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Refuse a second process in the folder; the system frees the lock of a killed one."""
-    lock = FileLock(folder / "running.lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise UserError(f"another process is at work on the run in {folder}; wait for it, or end it") from error
-    try:
-        yield
-    finally:
-        lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _splits(config: Mapping[str, Any]) -> Splits:
@@ -209,6 +102,31 @@ def _splits(config: Mapping[str, Any]) -> Splits:
     return splits
 
 
+def _train_set(
+    config: Mapping[str, Any], model: EmbeddingModel, splits: Splits, encoder: Encoder, result: dict[str, Any]
+) -> RetrievalSet:
+    """Train without what would give dev or test away."""
+    threshold = None if model.untrained else config["paraphrase"]
+    train_set = without_paraphrases(trainable(splits), splits, encoder, threshold=threshold)
+    result["counts"]["paraphrases_dropped"] = len(splits.train.queries) - len(train_set.queries)
+    return train_set
+
+
+def _rows(config: Mapping[str, Any], train_set: RetrievalSet, encoder: Encoder, result: dict[str, Any]) -> Rows:
+    """Train in the shape that the loss reads; what there is to say of its negatives goes into the result."""
+    rows = to_rows(
+        train_set,
+        config["loss"]["shape"],
+        negatives=_negatives(config, encoder),
+        teacher=_teacher(config["loss"], encoder),
+        seed=config["seed"],
+    )
+    if rows.drawn is not None:
+        result["counts"]["negatives"] = second_look(rows.drawn, train_set, encoder=encoder, seed=config["seed"])
+        log.info("%s", reports.negatives_line(result))
+    return rows
+
+
 def _negatives(config: Mapping[str, Any], encoder: Encoder) -> Callable[..., Drawn] | None:
     if config["negatives"] is None:
         return None
@@ -217,6 +135,44 @@ def _negatives(config: Mapping[str, Any], encoder: Encoder) -> Callable[..., Dra
 
 def _teacher(loss: Mapping[str, Any], encoder: Encoder) -> Judge | None:
     return teacher_of(loss["teacher"], encoder, setting="loss.teacher") if loss["shape"] == "list" else None
+
+
+def _train(
+    config: Mapping[str, Any],
+    model: EmbeddingModel,
+    train_set: RetrievalSet,
+    rows: Rows,
+    encoder: Encoder,
+    dev_metrics: Callable[[Arm], dict[str, float]],
+    result: dict[str, Any],
+    folder: Path,
+    tracker: Tracker,
+) -> None:
+    """Train the model in place, from the run's last checkpoint where it has one."""
+    made_from = digest([result["fingerprint"], model.bfloat16])
+    checkpoint = last_usable(folder, made_from=made_from)
+    tracker.cut_back(to_step=checkpoint.step if checkpoint else None)
+    if checkpoint is None:
+        tracker.log({f"dev/{name}": score for name, score in dev_metrics(Dense(encoder)).items()}, step=0)
+    else:
+        log.info("going on from step %d", checkpoint.step)
+    training = train(
+        model,
+        rows,
+        train_set,
+        loss=build(config["loss"], allowed=config["allowed_packages"], without=["shape", "accepts", "teacher"]),
+        arguments={key: value for key, value in config["trainer"].items() if key != "early_stopping"},
+        early_stopping=config["trainer"]["early_stopping"],
+        dev_metrics=lambda: dev_metrics(Dense(Encoder(model))),
+        metric=config["metric"],
+        seed=config["seed"],
+        folder=folder,
+        tracker=tracker,
+        made_from=made_from,
+        resume_from=checkpoint,
+    )
+    result["counts"] |= {"train_rows": len(rows), "masked_conflicts": training.masked_rows}
+    result["counts"] |= {"steps": training.steps, "best_step": training.best_step}
 
 
 def _dev_metrics(
@@ -232,30 +188,6 @@ def _dev_metrics(
     return score
 
 
-def _mirror(
-    config: Mapping[str, Any], names: Mapping[str, str], folder: Path, group: str | None
-) -> Callable[[], Any] | None:
-    if config["logger"] is None:
-        return None
-    node = {**config["logger"], "group": config["logger"].get("group") or group}
-    make = build(node, allowed=config["allowed_packages"])
-    return lambda: make(folder=folder, config=config, names=names)
-
-
-def _summary(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What a dashboard compares: flat names such as test/base/recall@10 and test/delta/recall@10."""
-    flat: dict[str, Any] = {"status": result["status"] or "interrupted", "verdict": result["verdict"]}
-    for arm in ("base", "tuned", "bm25"):
-        for split, metrics in (result[arm] or {}).items():
-            flat |= {f"{split}/{arm}/{name}": score for name, score in metrics.items()}
-    for name, delta in (result["delta"] or {}).items():
-        flat |= {f"test/delta/{name}": delta["absolute"]}
-    if result["delta"]:
-        primary = result["delta"][result["metric"]]
-        flat |= {f"test/delta/{key}": primary[key] for key in ("ci_low", "ci_high", "p_value")}
-    return flat
-
-
 def _timer(seconds: dict[str, float]) -> Callable[[str], Any]:
     @contextmanager
     def stage(name: str) -> Iterator[None]:
@@ -268,11 +200,3 @@ def _timer(seconds: dict[str, float]) -> Callable[[str], Any]:
             seconds[name] = round(time.perf_counter() - start, 2)
 
     return stage
-
-
-def quiet_libraries() -> None:
-    """Keep the libraries' own progress bars and notices out of a run's output; warnings stay."""
-    logging.getLogger("bm25s").setLevel(logging.WARNING)
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()

@@ -29,7 +29,7 @@ log = logging.getLogger("embexp")
 
 @dataclass(frozen=True)
 class Job:
-    """What a run needs: see `experiment.run`. group: its multirun, else its folder, which its attempts share. logging:
+    """What a run needs: see `run.run`. group: its multirun, else its folder, which its attempts share. logging:
     Hydra's job_logging, for a process that has not set it up."""
 
     config: Mapping[str, Any]
@@ -76,10 +76,10 @@ class Job:
     def _measured(self) -> dict[str, Any]:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # unset, the library warns whenever a process forks
         log.info("%s: loading libraries ...", self.folder)
-        from embexp import experiment  # torch, transformers: seconds
+        from embexp import run  # torch, transformers: seconds
 
-        experiment.quiet_libraries()
-        return experiment.run(self.config, names=self.names, folder=self.folder, group=self.group, resume=self.resume)
+        run.quiet_libraries()
+        return run.run(self.config, names=self.names, folder=self.folder, group=self.group, resume=self.resume)
 
     @property
     def _to_resume(self) -> str:

@@ -52,7 +52,7 @@ class ProcessLauncher(Launcher):
         sweep_folder.mkdir(parents=True, exist_ok=True)
 
         server = multiprocessing.get_context("forkserver")
-        server.set_forkserver_preload(["embexp.experiment"])  # imports only: a matrix product there hangs its children
+        server.set_forkserver_preload(["embexp.run"])  # imports only: a matrix product there hangs its children
         rows: list[tuple[str, str, dict[str, Any] | None, str]] = []
         returns = []
         common = set.intersection(*(set(overrides) for overrides in job_overrides)) if len(jobs) > 1 else set()

@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from embexp.config import CONFIG_FOLDER, plain
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["embexp.experiment"])  # imports only, as in a multirun
+SERVER.set_forkserver_preload(["embexp.run"])  # imports only, as in a multirun
 QUICK = ["trainer=smoke", "trainer.max_steps=7", "trainer.eval_steps=2", "logger=none", "limit=null"]
 VARYING = ("seconds", "peak_memory_mib", "git")
 
@@ -64,12 +64,12 @@ def attempt(
 
 def _run(config: dict, folder: Path, before: Callable[[Path], None] | None) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    from embexp import experiment
+    from embexp.run import run
 
     if before is not None:
         before(folder)
     names = {"loss": "mnrl", "model": "static", "dataset": "pairs"}
-    experiment.run(config, names=names, folder=folder, group="attempts", resume=(folder / "metrics.jsonl").exists())
+    run(config, names=names, folder=folder, group="attempts", resume=(folder / "metrics.jsonl").exists())
 
 
 def at_file_event(number: int, folder: Path, *, where: str | None = None) -> None:

@@ -1,5 +1,6 @@
 """The benchmarks run end to end on tiny data."""
 
+import json
 import os
 import subprocess
 import sys
@@ -35,3 +36,24 @@ def test_the_training_benchmark_says_how_to_go_on_without_its_data(tmp_path):
     assert ended.returncode == 2
     assert "has no folder pqa_labeled" in ended.stderr
     assert "--data docstrings" in ended.stderr
+
+
+def test_the_table_of_losses_ranks_by_dev_and_shows_the_spread_over_seeds(tmp_path):
+    runs = {"mnrl": [(0.8, 0.7), (0.9, 0.8)], "cosent": [(0.95, 0.6)]}
+    for loss, scores in runs.items():
+        for seed, (dev, test) in enumerate(scores):
+            folder = tmp_path / f"{loss}{seed}"
+            (folder / ".hydra").mkdir(parents=True)
+            chosen = f"{{loss: {loss}, model: minilm, dataset: docstrings}}"
+            (folder / ".hydra" / "hydra.yaml").write_text(f"hydra: {{runtime: {{choices: {chosen}}}}}")
+            arm = {side: {"recall@10": value, "recall@1": 0.5} for side, value in (("dev", dev), ("test", test))}
+            result = {"status": "completed", "metric": "recall@10", "verdict": "better", "seconds": {"training": 7}}
+            result |= {"base": arm, "bm25": arm, "tuned": arm, "counts": {"queries": {"train": 9, "dev": 2, "test": 3}}}
+            (folder / "result.json").write_text(json.dumps(result))
+    call = [sys.executable, "benchmarks/losses.py", str(tmp_path)]
+    ended = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True)
+    rows = [line for line in ended.stdout.splitlines() if line.startswith(("| mnrl", "| cosent"))]
+    assert rows == [
+        "| cosent | 1 | 0.950 | 0.600 | 0.500 | 1 better | 7 |",
+        "| mnrl | 2 | 0.850 ± 0.050 | 0.750 ± 0.050 | 0.500 ± 0.000 | 2 better | 7 |",
+    ]

@@ -1,0 +1,125 @@
+"""One attempt at an experiment in its folder: alone there, tracked, with a result whatever happens, resumable.
+
+Called by `job`; what is measured is `experiment`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+import transformers
+from filelock import FileLock, Timeout
+
+from embexp import report as reports
+from embexp import result as results
+from embexp.cache import default_folder, kept_in
+from embexp.components import build
+from embexp.errors import UserError, described
+from embexp.experiment import measure
+from embexp.tracking import Tracker, open_mirror
+
+
+def run(
+    config: Mapping[str, Any],
+    *,
+    names: Mapping[str, str],
+    folder: Path,
+    group: str | None = None,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Run one experiment and return the content of its result.json.
+
+    config: the composed and checked config, as plain values. names: the choices of model, loss and dataset. folder: the
+    run's folder, which must exist. group: the multirun it belongs to. resume: go on with the killed or failed run in
+    the folder; one that was completed is returned as it is. Every error but an interruption from outside is recorded
+    in result.json and raised again.
+    """
+    with _alone(folder), kept_in(_cache_folder(config["cache"])):
+        before = reports.read(folder)
+        if resume and before is not None and before["status"] == "completed":
+            reports.write(before, names, folder)
+            return before
+        if (folder / "metrics.jsonl").exists() and not resume:
+            raise UserError(f"{folder} holds another run; set hydra.run.dir to a new folder, or resume={folder}")
+        (folder / "result.json").unlink(missing_ok=True)
+        return _attempt(config, names, folder, group)
+
+
+def _attempt(config: Mapping[str, Any], names: Mapping[str, str], folder: Path, group: str | None) -> dict[str, Any]:
+    result = results.empty(config)
+    tracker = Tracker(folder, open_mirror(_mirror(config, names, folder, group)))
+    try:
+        measure(config, result, folder, tracker)
+        result["status"] = "completed"
+    except Exception as error:
+        result |= {"status": "failed", "error": described(error)}
+        raise
+    finally:
+        try:
+            if result["status"] is not None:  # else interrupted: no result.json, and that is how it is known
+                results.write(result, folder)
+                reports.write(result, names, folder)
+        finally:
+            tracker.finish(_summary(result), exit_code=0 if result["status"] == "completed" else 1)
+    if not config["keep_checkpoints"]:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return result
+
+
+def _cache_folder(chosen: bool | str) -> Path | None:
+    if isinstance(chosen, str):
+        return Path(chosen).expanduser()
+    return default_folder() if chosen else None
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Refuse a second process in the folder; the system frees the lock of a killed one."""
+    lock = FileLock(folder / "running.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(f"another process is at work on the run in {folder}; wait for it, or end it") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _mirror(
+    config: Mapping[str, Any], names: Mapping[str, str], folder: Path, group: str | None
+) -> Callable[[], Any] | None:
+    if config["logger"] is None:
+        return None
+    node = {**config["logger"], "group": config["logger"].get("group") or group}
+    make = build(node, allowed=config["allowed_packages"])
+    return lambda: make(folder=folder, config=config, names=names)
+
+
+def _summary(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What a dashboard compares: flat names such as test/base/recall@10 and test/delta/recall@10."""
+    flat: dict[str, Any] = {"status": result["status"] or "interrupted", "verdict": result["verdict"]}
+    for arm in ("base", "tuned", "bm25"):
+        for split, metrics in (result[arm] or {}).items():
+            flat |= {f"{split}/{arm}/{name}": score for name, score in metrics.items()}
+    for name, delta in (result["delta"] or {}).items():
+        flat |= {f"test/delta/{name}": delta["absolute"]}
+    if result["delta"]:
+        primary = result["delta"][result["metric"]]
+        flat |= {f"test/delta/{key}": primary[key] for key in ("ci_low", "ci_high", "p_value")}
+    return flat
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' own progress bars and notices out of a run's output; warnings stay."""
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
