@@ -80,7 +80,7 @@ class Transformer:
         | prompts        | `query` and `passage`, put before every text; null keeps the model's own             |
         | max_seq_length | in tokens; null keeps the model's own                                                |
         | dropout        | while training; null keeps the model's own. On a CPU 0 nearly halves the time            |
-        | dtype          | auto: bfloat16 where the hardware has it                                             |
+        | dtype          | auto: bfloat16 where the hardware is fast at it (on a CPU: with AMX)                    |
         | attention      | auto: the library's choice, but eager while training on a CPU with dropout or in     |
         |                | bfloat16, where torch's fused attention is slower                                    |
         """
