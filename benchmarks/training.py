@@ -147,6 +147,7 @@ def train_embexp(rows: Any, train_set: Any, source: Any, folder: Path, *, steps:
         seed=SEED,
         folder=folder,
         tracker=Tracker(folder, None),
+        made_from="benchmark",
     )
     return embedding_model.model
 

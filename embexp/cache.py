@@ -139,7 +139,7 @@ def _unpacked(payload: bytes) -> Mapping[str, np.ndarray]:
 def _source_digest() -> str:
     """Changed code, ours or a library's, may give other results for the same parts."""
     versions = [importlib.metadata.version(library) for library in LIBRARIES]
-    found = hashlib.sha256(json.dumps([platform.machine(), *versions]).encode())
+    found = hashlib.sha256(json.dumps([platform.machine(), platform.python_version(), *versions]).encode())
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         found.update(path.read_bytes())
     return found.hexdigest()

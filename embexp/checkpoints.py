@@ -58,10 +58,12 @@ def is_whole(checkpoint: Path) -> bool:
 
 
 def rotate(folder: Path, *, keep: int | None, best: int | None) -> None:
-    """Remove all but the last `keep` checkpoints of the run in `folder` and the one of the step `best`."""
+    """Remove all but the last `keep` checkpoints of the run in `folder`, those that were best for them, and `best`."""
     checkpoints = _checkpoints(folder)
-    for checkpoint in checkpoints[: -keep if keep else 0]:
-        if _step(checkpoint) != best:
+    kept = checkpoints[-keep:] if keep else checkpoints
+    needed = {best, *map(_step, kept), *map(_best_step, kept)}
+    for checkpoint in checkpoints:
+        if _step(checkpoint) not in needed:
             shutil.rmtree(checkpoint)
 
 

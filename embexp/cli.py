@@ -76,7 +76,12 @@ def _run_hydra(resumed: Path | None) -> list[int]:
     def task(config: DictConfig) -> None:
         job = Job.current(config)
         if resumed is not None:
-            resume.refuse_changes(resumed, config)
+            try:
+                resume.refuse_changes(resumed, config)
+            except UserError as error:  # Hydra would add a traceback
+                print(explained(error), file=sys.stderr)
+                codes.append(1)
+                return
             job = replace(job, group=resume.group_of(resumed), resume=True)
         codes.append(job.run())
 

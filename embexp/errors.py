@@ -12,6 +12,10 @@ class UserError(Exception):
         super().__init__("\n".join(problems))
 
 
+class BusyError(UserError):
+    """Another process is at work in the run's folder."""
+
+
 def listed(values: object, *, most: int = 5) -> str:
     """Join up to `most` values for a message and say how many more there are."""
     items = [str(value) for value in values]  # type: ignore[attr-defined]

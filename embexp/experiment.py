@@ -149,7 +149,8 @@ def _train(
     tracker: Tracker,
 ) -> None:
     """Train the model in place, from the run's last checkpoint where it has one."""
-    made_from = digest([result["fingerprint"], model.bfloat16])
+    # the rows too: negatives and teachers' scores come from models that may have changed
+    made_from = digest([result["fingerprint"], model.bfloat16, rows.columns, rows.query_ids, rows.passage_ids])
     checkpoint = last_usable(folder, made_from=made_from)
     tracker.cut_back(to_step=checkpoint.step if checkpoint else None)
     if checkpoint is None:

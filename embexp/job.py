@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from embexp import config as configs
 from embexp import report as reports
-from embexp.errors import UserError, described
+from embexp.errors import BusyError, UserError, described
 
 log = logging.getLogger("embexp")
 
@@ -43,12 +43,13 @@ class Job:
     def current(cls, config: DictConfig) -> Job:
         """The job that Hydra has just composed and made a folder for."""
         hydra = HydraConfig.get()
+        folder = Path(hydra.runtime.output_dir)
         choices = hydra.runtime.choices
         return cls(
             config=configs.plain(config),
             names={group: str(choices[group]) for group in ("loss", "model", "dataset")},
-            folder=Path(hydra.runtime.output_dir),
-            group=str(hydra.sweep.dir if hydra.mode == RunMode.MULTIRUN else hydra.runtime.output_dir),
+            folder=folder,
+            group=str(folder.parent if hydra.mode == RunMode.MULTIRUN else folder),
             logging=OmegaConf.to_container(hydra.job_logging, resolve=True),  # type: ignore[arg-type]
         )
 
@@ -99,7 +100,7 @@ class Job:
             except OSError:  # the disk may be what failed
                 text += "\n  debug=true shows the traceback"
             log.error("%s", text)
-        if any(self.folder.glob("checkpoints/*")):
+        if any(self.folder.glob("checkpoints/*")) and not isinstance(error, BusyError):
             log.error("what it has done is kept; to go on: %s", self._to_resume)
 
 

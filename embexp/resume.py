@@ -40,14 +40,15 @@ def arguments_of(folder: Path, overrides: Sequence[str]) -> tuple[list[str], lis
     sources = hydra["runtime"]["config_sources"]
     added = [source["path"] for source in sources if source["provider"] == "command-line"]
     flags = [*(part for path in added for part in ("--config-dir", path)), "--config-name", hydra["job"]["config_name"]]
-    own = [f"hydra.run.dir='{folder}'", "hydra.output_subdir=null"]  # .hydra stays as the run was started
+    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    own = [f"hydra.run.dir='{quoted}'", "hydra.output_subdir=null"]  # .hydra stays as the run was started
     return [*task, *searched, *further, *own], flags
 
 
 def group_of(folder: Path) -> str:
     """What the run's attempts are grouped under: its multirun, else its own folder."""
-    hydra = _saved(folder, "hydra.yaml")["hydra"]
-    return str(hydra["sweep"]["dir"]) if hydra["mode"] == "MULTIRUN" else str(folder)
+    mode = _saved(folder, "hydra.yaml")["hydra"]["mode"]
+    return str(folder.parent if mode == "MULTIRUN" else folder)
 
 
 def refuse_changes(folder: Path, config: DictConfig) -> None:

@@ -20,7 +20,7 @@ from embexp import report as reports
 from embexp import result as results
 from embexp.cache import default_folder, kept_in
 from embexp.components import build
-from embexp.errors import UserError, described
+from embexp.errors import BusyError, UserError, described
 from embexp.experiment import measure
 from embexp.tracking import Tracker, open_mirror
 
@@ -44,6 +44,7 @@ def run(
         before = reports.read(folder)
         if resume and before is not None and before["status"] == "completed":
             reports.write(before, names, folder)
+            _tidy(config, folder)
             return before
         if (folder / "metrics.jsonl").exists() and not resume:
             raise UserError(f"{folder} holds another run; set hydra.run.dir to a new folder, or resume={folder}")
@@ -67,9 +68,13 @@ def _attempt(config: Mapping[str, Any], names: Mapping[str, str], folder: Path, 
                 reports.write(result, names, folder)
         finally:
             tracker.finish(_summary(result), exit_code=0 if result["status"] == "completed" else 1)
+    _tidy(config, folder)
+    return result
+
+
+def _tidy(config: Mapping[str, Any], folder: Path) -> None:
     if not config["keep_checkpoints"]:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return result
 
 
 def _cache_folder(chosen: bool | str) -> Path | None:
@@ -81,16 +86,15 @@ def _cache_folder(chosen: bool | str) -> Path | None:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Refuse a second process in the folder; the system frees the lock of a killed one."""
-    lock = FileLock(folder / "running.lock", timeout=0)
+    lock = FileLock(folder / ".running.lock", timeout=0)  # stays: removing it would let a third process in
     try:
         lock.acquire()
     except Timeout as error:
-        raise UserError(f"another process is at work on the run in {folder}; wait for it, or end it") from error
+        raise BusyError(f"another process is at work on the run in {folder}; wait for it, or end it") from error
     try:
         yield
     finally:
         lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _mirror(

@@ -118,6 +118,7 @@ class WandbMirror:
             # loss, model and dataset are names here, so that runs group by them; all keys are under settings
             "config": {**names, "seed": config.get("seed"), "metric": config.get("metric"), "settings": dict(config)},
         }
+        earlier = set(folder.glob("wandb/run-*"))
         try:
             self._run = wandb.init(
                 **arguments, mode="offline" if self._offline else "online", settings=wandb.Settings(**settings)
@@ -126,8 +127,8 @@ class WandbMirror:
             if self._offline:
                 raise
             log.warning("wandb can't be reached (%s); this run is kept offline", _first_line(error))
-            for attempt in (folder / "wandb").glob("run-*"):
-                shutil.rmtree(attempt, ignore_errors=True)  # one experiment, one wandb run
+            for failed in set(folder.glob("wandb/run-*")) - earlier:
+                shutil.rmtree(failed, ignore_errors=True)  # one attempt, one wandb run
             self._offline = True
             self._run = wandb.init(**arguments, mode="offline", settings=wandb.Settings(**settings))
 

@@ -59,7 +59,7 @@ class Trainer(SentenceTransformerTrainer):
             assert self._conflicts is not None
             masked.mask = self._conflicts.mask(rows.tolist())
         # one forward pass for all columns would pad every query to the passages' length
-        with column_merging_disabled(), self._parts():
+        with column_merging_disabled():
             loss = super().compute_loss(model, inputs, *args, **kwargs)
         value = loss[0] if isinstance(loss, tuple) else loss
         if not torch.isfinite(value):
@@ -68,6 +68,11 @@ class Trainer(SentenceTransformerTrainer):
                 f"Lower trainer.learning_rate (now {self.args.learning_rate:g}) or set model.dtype=float32"
             )
         return loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Forward and backward: a loss that caches gradients embeds its texts once more in the latter."""
+        with self._parts():
+            return super().training_step(*args, **kwargs)
 
     def _parts(self) -> AbstractContextManager[None]:
         # a GPU would rather have one large pass
@@ -106,7 +111,10 @@ class Trainer(SentenceTransformerTrainer):
     def end_as(self, checkpoint: Checkpoint) -> None:
         """Take the state of a training that was over when its last checkpoint was made."""
         self.state = TrainerState.load_from_json(str(checkpoint.folder / "trainer_state.json"))
-        self._load_best_model()
+        if self.state.best_global_step is None:  # dev was never looked at
+            self._load_from_checkpoint(str(checkpoint.folder))
+        else:
+            self._load_best_model()
 
     def _parameters_of_the_loss(self) -> dict[str, torch.nn.Parameter]:
         """Trained parameters that are not the model's, which the library does not save."""

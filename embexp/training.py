@@ -55,7 +55,7 @@ def train(
     seed: int,
     folder: Path,
     tracker: Tracker,
-    made_from: str = "",
+    made_from: str,
     resume_from: Checkpoint | None = None,
 ) -> Training:
     """Train the model in place, ending with the weights of the checkpoint that is best on dev.
@@ -127,7 +127,7 @@ def _training_attention(embedding_model: EmbeddingModel) -> Iterator[None]:
 def _epochs(arguments: Mapping[str, Any], rows: int, batch_size: int) -> int:
     max_steps = arguments.get("max_steps", -1)
     if max_steps > 0:
-        return 1 + max_steps // math.ceil(rows / batch_size)
+        return 1 + max_steps * arguments.get("gradient_accumulation_steps", 1) // math.ceil(rows / batch_size)
     return max(1, math.ceil(arguments.get("num_train_epochs", 3)))
 
 

@@ -89,6 +89,14 @@ def test_other_data_or_another_base_is_refused(tmp_path):
     assert steps(tmp_path) == [5]
 
 
+def test_the_best_of_each_checkpoint_that_stays_does_too(tmp_path):
+    for step, best in ((10, 10), (20, 10), (30, 30)):
+        checkpoint(tmp_path, step, best=best)
+    rotate(tmp_path, keep=2, best=30)
+    cut_short(path_of(tmp_path, 30))
+    assert last_usable(tmp_path, made_from="data").step == 20
+
+
 @pytest.mark.parametrize(("keep", "best", "left"), [(2, 5, [5, 15, 20]), (1, 20, [20]), (3, None, [10, 15, 20])])
 def test_old_checkpoints_go_but_the_best_stays(tmp_path, keep, best, left):
     for step in (5, 10, 15, 20):

@@ -105,7 +105,8 @@ def test_the_forward_that_was_there_before_is_there_after(model):
     assert model.forward is accelerated
 
 
-def test_training_on_a_cpu_embeds_in_parts(folder, tmp_path):
+def train_once(folder, tmp_path, *, loss, dropout=None):
+    """The shapes that reach the transformer in one step on 24 pairs."""
     words = [f"{first}{second}" for first in "abcdef" for second in "ghij"]
     data = RetrievalSet(
         {f"q{word}": f"question {word}" for word in words},
@@ -113,14 +114,14 @@ def test_training_on_a_cpu_embeds_in_parts(folder, tmp_path):
         {f"q{word}": {f"p{word}": 1} for word in words},
         {f"p{word}": word for word in words},
     )
-    embedding_model = Transformer(path=str(folder)).load([])
+    embedding_model = Transformer(path=str(folder), dropout=dropout).load([])
 
     def trained():
         train(
             embedding_model,
             to_rows(data, "pair", negatives=draw_random, seed=0),
             data,
-            loss=MultipleNegativesRankingLoss,
+            loss=loss,
             arguments={"per_device_train_batch_size": 24, "max_steps": 1, "eval_strategy": "no", "logging_steps": 1}
             | {"use_cpu": True, "num_train_epochs": 1},
             early_stopping=None,
@@ -129,7 +130,22 @@ def test_training_on_a_cpu_embeds_in_parts(folder, tmp_path):
             seed=0,
             folder=tmp_path,
             tracker=Tracker(tmp_path, None),
+            made_from="test",
         )
 
-    # 24 queries, then 24 passages, in one batch
-    assert [rows for rows, _ in widths(embedding_model.model, trained)] == [16, 8, 16, 8]
+    return widths(embedding_model.model, trained)
+
+
+def test_training_on_a_cpu_embeds_in_parts(folder, tmp_path):
+    shapes = train_once(folder, tmp_path, loss=MultipleNegativesRankingLoss)
+    assert [rows for rows, _ in shapes] == [16, 8, 16, 8]  # 24 queries, then 24 passages, in one batch
+
+
+def test_cached_gradients_come_from_the_parts_that_were_embedded_at_first(folder, tmp_path):
+    def loss(model):
+        return CachedMultipleNegativesRankingLoss(model, mini_batch_size=20)
+
+    shapes = train_once(folder, tmp_path, loss=loss, dropout=0.5)  # whose draws differ in other parts
+    first, again = shapes[: len(shapes) // 2], shapes[len(shapes) // 2 :]
+    assert [rows for rows, _ in first] == [16, 4, 4, 16, 4, 4]
+    assert again == first

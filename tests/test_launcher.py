@@ -75,7 +75,7 @@ def test_a_failing_job_leaves_a_failed_result_and_its_traceback_in_the_log(multi
     folder, _ = multirun
     result = json.loads((folder / "multirun" / "test" / "2" / "result.json").read_text())
     assert result["status"] == "failed"
-    assert result["error"] == "a bug in this data set"
+    assert result["error"] == "RuntimeError: a bug in this data set"
     assert "Traceback" in (folder / "multirun" / "test" / "2" / "embexp.log").read_text()
 
 

@@ -41,6 +41,8 @@ def test_a_command_of_the_readme_runs(embexp, tmp_path, pairs_file, command):
     if "trainer=none" in arguments:
         small = [word for word in small if word != "trainer=smoke"]
     (tmp_path / "path" / "to").mkdir(parents=True)
+    if "loss=matryoshka" in arguments:
+        small.append("loss.dims=[8]")  # of 16
     if "model=local" in arguments:
         from tests.tiny import tiny_transformer
 

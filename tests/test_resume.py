@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
+from embexp.resume import arguments_of, group_of
 from tests.attempts import QUICK, Ending, at_file_event, attempt, configured, counting_file_events
 from tests.command import REPOSITORY, separate
 from tests.tiny import tiny_transformer
@@ -51,7 +53,7 @@ def config_for(kind: str, pairs: Path, folder: Path) -> dict:
         "trainer.eval_steps=5",
         "trainer.lr_scheduler_type=cosine",
     ]
-    return configured(*data, "model=local", f"model.path={tiny}", "model.dropout=0.2", *epochs)
+    return configured(*data, "model=local", f"model.path={tiny}", "model.dropout=0.2", "paraphrase=null", *epochs)
 
 
 KINDS = ["static", "own parameters", "early stopping", "transformer with dropout, three epochs"]
@@ -119,6 +121,8 @@ def test_the_command_goes_on_where_it_was_killed_and_refuses_a_changed_config(em
     assert changed.code == 1
     for words in ("trainer.learning_rate was 5e-05, now 0.1", "seed was 0, now 2"):
         assert words in changed.output
+    assert "Traceback" not in changed.output
+    assert "HYDRA_FULL_ERROR" not in changed.output
     again = separate(*command, folder=tmp_path)
     assert (again.returncode, f"resume={folder}" in again.stderr) == (1, True)
     assert (folder / ".hydra" / "overrides.yaml").read_text().count("seed") == 0  # as it was started
@@ -130,7 +134,6 @@ def test_the_command_goes_on_where_it_was_killed_and_refuses_a_changed_config(em
     finished = embexp(f"resume={folder}")
     assert finished.code == 0
     assert "Verdict" in finished.output
-    assert not list(folder.glob("*.lock"))
 
 
 def test_ctrl_c_prints_the_command_that_goes_on(pairs, tmp_path):
@@ -147,6 +150,35 @@ def test_ctrl_c_prints_the_command_that_goes_on(pairs, tmp_path):
     assert started.returncode == 1
     assert f"python -m embexp resume='{folder}'" in output
     assert not (folder / "result.json").exists()
+
+
+def saved(folder, mode):
+    (folder / ".hydra").mkdir(parents=True)
+    hydra = f"""
+    hydra:
+      mode: {mode}
+      overrides: {{task: [seed=3], hydra: ["hydra.searchpath=[file:///own]", "hydra.run.dir=elsewhere"]}}
+      runtime: {{config_sources: [{{path: /my/conf, provider: command-line}}, {{path: x, provider: main}}]}}
+      sweep: {{dir: "multirun/${{now:%H}}"}}
+      job: {{config_name: config}}
+    """
+    (folder / ".hydra" / "hydra.yaml").write_text(hydra)
+
+
+def test_attempts_share_a_group_the_multiruns_or_their_own(tmp_path):
+    saved(tmp_path / "multirun" / "4", "MULTIRUN")
+    saved(tmp_path / "single", "RUN")
+    assert group_of(tmp_path / "multirun" / "4") == str(tmp_path / "multirun")
+    assert group_of(tmp_path / "single") == str(tmp_path / "single")
+
+
+def test_a_run_is_composed_again_in_its_folder_whatever_its_name(tmp_path):
+    folder = tmp_path / "it's a \\ folder"
+    saved(folder, "RUN")
+    overrides, flags = arguments_of(folder, [f"resume={folder}", "debug=true"])
+    assert overrides[:3] == ["seed=3", "hydra.searchpath=[file:///own]", "debug=true"]
+    assert OverridesParser.create().parse_override(overrides[3]).value() == str(folder)
+    assert flags == ["--config-dir", "/my/conf", "--config-name", "config"]
 
 
 def test_a_folder_that_holds_no_run_or_several_is_explained(embexp, tmp_path):
