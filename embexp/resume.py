@@ -40,7 +40,7 @@ def arguments_of(folder: Path, overrides: Sequence[str]) -> tuple[list[str], lis
     sources = hydra["runtime"]["config_sources"]
     added = [source["path"] for source in sources if source["provider"] == "command-line"]
     flags = [*(part for path in added for part in ("--config-dir", path)), "--config-name", hydra["job"]["config_name"]]
-    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    quoted = str(folder).replace("'", "\\'")
     own = [f"hydra.run.dir='{quoted}'", "hydra.output_subdir=null"]  # .hydra stays as the run was started
     return [*task, *searched, *further, *own], flags
 

@@ -137,10 +137,13 @@ class WandbMirror:
         self._run.log(dict(values), step=step)
 
     def finish(self, summary: Mapping[str, Any], *, exit_code: int) -> None:
-        """Write the summary and end the run."""
+        """Write the summary and end the run; offline, this process's other open runs too."""
         self._run.summary.update(dict(summary))
         self._run.finish(exit_code=exit_code)
         if self._offline:
+            import wandb
+
+            wandb.teardown()  # finish returns before wandb's own process has written the file's end
             for written in sorted((self._folder / "wandb").glob("offline-run-*")):
                 log.info("to upload this run: wandb sync %s", written)
 

@@ -173,7 +173,7 @@ def test_attempts_share_a_group_the_multiruns_or_their_own(tmp_path):
 
 
 def test_a_run_is_composed_again_in_its_folder_whatever_its_name(tmp_path):
-    folder = tmp_path / "it's a \\ folder"
+    folder = tmp_path / "it's a folder"
     saved(folder, "RUN")
     overrides, flags = arguments_of(folder, [f"resume={folder}", "debug=true"])
     assert overrides[:3] == ["seed=3", "hydra.searchpath=[file:///own]", "debug=true"]

@@ -166,18 +166,27 @@ def test_an_offline_run_can_be_read_back_with_history_config_summary_and_exit_co
 
 
 def test_two_runs_of_one_process_have_two_ids_and_their_own_exit_codes(wandb, tmp_path):
-    mirrors = {}
-    for name in ("first", "second"):  # the first is still open when the second starts
+    for exit_code, name in enumerate(("first", "second")):
         (tmp_path / name).mkdir()
-        mirrors[name] = WandbMirror(folder=tmp_path / name, config={}, names={"loss": name}, mode="offline")
-    for exit_code, mirror in enumerate(mirrors.values()):
+        mirror = WandbMirror(folder=tmp_path / name, config={}, names={"loss": name}, mode="offline")
         mirror.log({"loss": 1.0}, step=1)
         mirror.finish({}, exit_code=exit_code)
-    (first,), (second,) = (runs(tmp_path / name) for name in mirrors)
+    (first,), (second,) = (runs(tmp_path / name) for name in ("first", "second"))
     assert first.name != second.name  # run-<id>.wandb
     for file, name, exit_code in ((first, "first", 0), (second, "second", 1)):
         history, config, *_, ended = read_back(file)
         assert (len(history), config["loss"], ended) == (1, name, exit_code)
+
+
+def test_a_run_left_open_does_not_become_the_next_one(wandb, tmp_path):
+    for name in ("first", "second"):  # the first has failed before it could finish
+        (tmp_path / name).mkdir()
+        mirror = WandbMirror(folder=tmp_path / name, config={}, names={"loss": name}, mode="offline")
+    mirror.log({"loss": 1.0}, step=1)
+    mirror.finish({}, exit_code=0)
+    (second,) = runs(tmp_path / "second")
+    history, config, *_ = read_back(second)
+    assert (len(history), config["loss"]) == (1, "second")
 
 
 TRACK = """
