@@ -303,3 +303,28 @@ def test_a_full_run_keeps_checkpoints_when_asked(embexp, sources):
     kept = sorted(path.name for path in (run.folder / "checkpoints").glob("checkpoint-*"))
     assert kept == ["checkpoint-2", "checkpoint-4"]
     shutil.rmtree(run.folder)
+
+
+def test_a_second_run_on_the_same_data_and_base_makes_nothing_anew(embexp, tmp_path):
+    choices = [
+        *QUICK,
+        f"cache={tmp_path / 'kept'}",
+        "loss=triplet",
+        "negatives=hard",
+        "dataset.packages=[json,logging,email]",
+    ]
+    first = embexp(*choices)
+    entries = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").rglob("*") if path.suffix != ".lock"}
+    kinds = {path.parent.name for path in entries}
+    assert kinds >= {"docstrings", "splits", "leaks", "bm25", "embeddings", "negatives", "token_lengths"}
+    second = embexp(*choices)
+    now = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").rglob("*") if path.suffix != ".lock"}
+    assert now == entries
+    same = ("base", "tuned", "bm25", "delta", "counts", "fingerprint")
+    assert {key: second.result[key] for key in same} == {key: first.result[key] for key in same}
+
+
+def test_without_a_cache_the_scores_are_the_same(embexp, tmp_path):
+    choices = [*QUICK, "negatives=hard", "loss=triplet", "dataset.packages=[json,logging,email]"]
+    kept, made = embexp(*choices, f"cache={tmp_path / 'kept'}"), embexp(*choices, "cache=false")
+    assert made.result["tuned"] == kept.result["tuned"]
