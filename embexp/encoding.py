@@ -28,10 +28,10 @@ class Encoder:
         *,
         batch_size: int = 64,
         progress: str | None = None,
-        weights: str | None = None,
+        content: str | None = None,
     ) -> None:
-        """progress: what to call the work in a progress bar; None shows none. weights: their digest, where known."""
-        self._weights = weights
+        """progress: what to call the work in a progress bar; None shows none. content: the model's, where known."""
+        self._content = content
         self._model = model
         self._batch_size = batch_size
         self._progress = progress
@@ -47,12 +47,12 @@ class Encoder:
 
     @property
     def identity(self) -> dict[str, Any] | None:
-        """All that an embedding depends on beside its text; None for weights without a digest, as while training."""
-        if self._weights is None:
+        """All that an embedding depends on beside its text; None for a model without a digest, as while training."""
+        if self._content is None:
             return None
         model = self._model
         return {
-            "weights": self._weights,
+            "content": self._content,
             "bfloat16": model.bfloat16,
             "query_prompt": model.query_prompt,
             "passage_prompt": model.passage_prompt,

@@ -65,7 +65,7 @@ def measure(config: Mapping[str, Any], result: dict[str, Any], folder: Path, tra
         bm25 = measured(BM25())
         result["bm25"] = results.metrics_of(bm25)
     with stage("base"):
-        encoder = Encoder(model, progress="base model", weights=model.origin["weights"])
+        encoder = Encoder(model, progress="base model", content=model.origin["content"])
         base = measured(Dense(encoder))
         result["base"] = results.metrics_of(base)
     arms = {"base": base["test"], "bm25": bm25["test"]}

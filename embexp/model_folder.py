@@ -18,6 +18,12 @@ MODULES = (  # the classes that a folder may name live in these
     "sentence_transformers.sentence_transformer.modules",
 )  # fmt: skip
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib", "*.h5", "*.msgpack")
+HARMLESS = {  # what a folder's files may pass to the library's loaders
+    "add_pooling_layer", "attn_implementation", "common", "do_lower_case", "dtype", "max_length", "model_max_length",
+    "num_labels", "padding", "padding_side", "text", "torch_dtype", "truncation", "truncation_side",
+    "trust_remote_code",  # refused on its own unless it is false
+    "use_cache",
+}  # fmt: skip
 RERUN = "Save the model again with SentenceTransformer.save_pretrained, from a source that you trust"
 
 
@@ -66,12 +72,25 @@ def _said(node: Any, file: Path) -> Iterator[str]:
                     yield from _path(part, str(file))
             if str(key).endswith("attn_implementation") and "/" in str(value):
                 yield f"{file} names attention code from elsewhere: {value!r}"
+            if key in ("tokenizer_name_or_path", "gguf_file") and value:
+                yield f"{file} has {key}, which reads {value!r} instead of the model's own files"
+            if str(key).endswith(("_args", "_kwargs")) and isinstance(value, Mapping):
+                yield from _arguments(value, f"{file} has {key}")
             if key == "base_model_name_or_path" and file.name == "adapter_config.json":
                 yield f"{file} is an adapter of {value!r}, which would be loaded from elsewhere; merge it first"
             yield from _said(value, file)
     elif isinstance(node, list):
         for value in node:
             yield from _said(value, file)
+
+
+def _arguments(values: Mapping[str, Any], place: str) -> Iterator[str]:
+    """Arguments that could make a loader read another file or format, as `use_safetensors` does."""
+    for name, value in values.items():
+        if name not in HARMLESS:
+            yield f"{place}.{name}, which may change what is read; taken are {', '.join(sorted(HARMLESS))}"
+        elif isinstance(value, Mapping):
+            yield from _arguments(value, f"{place}.{name}")
 
 
 def _class(reference: Any, file: str) -> Iterator[str]:

@@ -27,6 +27,7 @@ from embexp.model_folder import refuse_unsafe
 log = logging.getLogger(__name__)
 
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+SAFETENSORS_ONLY = {"use_safetensors": True, "weights_only": True}  # a folder's own files could say otherwise
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -37,7 +38,8 @@ class EmbeddingModel:
     query_prompt and passage_prompt are put before every query and passage, in training and evaluation alike.
     bfloat16: whether matrix products run in bfloat16 (weights stay float32). eager_training: whether attention is
     switched to plain matrix products while training. origin: path, commit and the SHA-256 of the weights, for the
-    record. untrained: whether its vectors are random, so that nearness says nothing yet.
+    record, and `content`, the digest of all that decides an embedding, tokenizer and settings too. untrained: whether
+    its vectors are random, so that nearness says nothing yet.
     """
 
     model: SentenceTransformer
@@ -79,8 +81,8 @@ class Transformer:
         |                | in model/, with the SHA-256 `sha256`; used instead of a download of just these       |
         | prompts        | `query` and `passage`, put before every text; null keeps the model's own             |
         | max_seq_length | in tokens; null keeps the model's own                                                |
-        | dropout        | while training; null keeps the model's own. On a CPU 0 nearly halves the time            |
-        | dtype          | auto: bfloat16 where the hardware is fast at it (on a CPU: with AMX)                    |
+        | dropout        | while training; null keeps the model's own. 0 is faster on a CPU                     |
+        | dtype          | auto: bfloat16 where the hardware is fast at it (on a CPU: with AMX)                 |
         | attention      | auto: the library's choice, but eager while training on a CPU with dropout or in     |
         |                | bfloat16, where torch's fused attention is slower                                    |
         """
@@ -96,7 +98,9 @@ class Transformer:
         chosen = {} if self._attention == "auto" else {"attn_implementation": self._attention}
         try:
             model = SentenceTransformer(
-                str(self._folder), local_files_only=True, model_kwargs={"dtype": torch.float32, **chosen}
+                str(self._folder),
+                local_files_only=True,
+                model_kwargs={"dtype": torch.float32, **SAFETENSORS_ONLY, **chosen},
             )
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             raise UserError(
@@ -116,7 +120,7 @@ class Transformer:
                     module.p = self._dropout
         log.info("model %s, %s tokens at most", self._path, getattr(model, "max_seq_length", None))
         on_cpu = model.device.type == "cpu" and model.transformers_model is not None
-        origin = {"path": self._path, "commit": self._commit, "weights": weights_hash(self._folder)}
+        origin = {"path": self._path, "commit": self._commit, **hashes(self._folder)}
         drops = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
         slow_fused = drops or _wants_bfloat16(self._dtype, model.device)  # torch's fused attention, on a CPU
         eager_training = on_cpu and self._attention == "auto" and slow_fused
@@ -145,7 +149,7 @@ class Static:
         weights = torch.randn(tokenizer.get_vocab_size(), self._dimension, generator=generator) / self._dimension**0.5
         model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=weights)])
         digest = hashlib.sha256(weights.numpy().tobytes() + tokenizer.to_str().encode()).hexdigest()
-        origin = {"path": "static", "commit": None, "weights": digest}
+        origin = {"path": "static", "commit": None, "weights": digest, "content": digest}
         return replace(_embedding_model(model, None, "float32", origin), untrained=True)
 
 
@@ -224,13 +228,16 @@ def _installed(packaged: Mapping[str, str]) -> Path | None:
     return folder
 
 
-def weights_hash(folder: Path) -> str:
-    """The SHA-256 of all weights in a model's folder."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*.safetensors")):
+def hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 digests of a model's folder: `weights`, of the safetensors; `content`, of all files that are loaded."""
+    weights, content = hashlib.sha256(), hashlib.sha256()
+    for file in sorted({file for pattern in HUB_FILES for file in folder.rglob(pattern) if file.is_file()}):
         with file.open("rb") as data:
-            digest.update(hashlib.file_digest(data, "sha256").digest())
-    return digest.hexdigest()
+            found = hashlib.file_digest(data, "sha256").digest()
+        if file.suffix == ".safetensors":
+            weights.update(found)
+        content.update(hashlib.sha256(file.relative_to(folder).as_posix().encode()).digest() + found)
+    return {"weights": weights.hexdigest(), "content": content.hexdigest()}
 
 
 def _has_fast_bfloat16(device: torch.device) -> bool:

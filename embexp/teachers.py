@@ -18,7 +18,7 @@ from sentence_transformers import CrossEncoder
 from embexp.cache import arrays_kept, digest
 from embexp.encoding import Encoder
 from embexp.errors import UserError
-from embexp.models import model_folder, weights_hash
+from embexp.models import SAFETENSORS_ONLY, hashes, model_folder
 from embexp.retrieval_set import RetrievalSet
 from embexp.search import keyword_scores
 
@@ -80,7 +80,8 @@ class Keywords:
 class CrossEncoderScores:
     """A cross-encoder with one output, through a sigmoid: from 0 to 1, about as far apart as cosines are.
 
-    Only safetensors are read and no code that comes with it is run. identity: the digest of its weights.
+    Only safetensors are read and no code that comes with it is run. identity: all that a score depends on beside
+    the pair.
     """
 
     def __init__(self, path: str, *, setting: str) -> None:
@@ -91,14 +92,14 @@ class CrossEncoderScores:
                 str(folder),
                 local_files_only=True,
                 activation_fn=torch.nn.Sigmoid(),  # not the one that the folder names
-                model_kwargs={"dtype": torch.float32, "use_safetensors": True},
+                model_kwargs={"dtype": torch.float32, **SAFETENSORS_ONLY},
             )
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             raise UserError(f"{setting}={path}: {folder} can't be loaded as a cross-encoder ({error})") from error
         outputs = self._model.num_labels
         if outputs != 1:
             raise UserError(f"{setting}={path} gives {outputs} scores for a pair; a cross-encoder for search gives 1")
-        self.identity = weights_hash(folder)
+        self.identity = {"content": hashes(folder)["content"], "longest": self._model.max_seq_length}
         log.info("%s: the cross-encoder %s%s", setting, path, f" at {commit}" if commit else "")
 
     def __call__(self, queries: Sequence[str], passages: Sequence[str]) -> np.ndarray:
@@ -111,7 +112,7 @@ class CrossEncoderScores:
         def make() -> Mapping[str, np.ndarray]:
             return {"scores": np.asarray(self._model.predict(pairs, show_progress_bar=False), dtype=np.float32)}
 
-        parts = {"weights": self.identity, "longest": self._model.max_seq_length, "pairs": digest(pairs)}
+        parts = self.identity | {"pairs": digest(pairs)}
         found = arrays_kept("scores", parts, make)["scores"]
         if not np.isfinite(found).all():
             raise UserError("the cross-encoder gives NaN or infinite scores; they can't be learned from")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from embexp import encoding
+from embexp.cache import kept_in
 from embexp.encoding import Encoder, count_truncated, token_lengths
 from embexp.errors import UserError
 from embexp.models import Static, Transformer
@@ -66,6 +68,22 @@ def test_each_text_is_embedded_once_per_prompt(load, monkeypatch):
     encoder.queries(["bread"])
     assert embedded == [["the apple", "bread"], ["the chair"], ["bread"]]
     assert np.array_equal(first[[1, 0]], again[[0, 2]])
+
+
+def test_embeddings_kept_are_not_those_of_a_model_whose_pooling_alone_changed(folder, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "other")
+    pooling = other / "1_Pooling" / "config.json"
+    pooling.write_text(pooling.read_text().replace('"mean"', '"cls"'))
+
+    def embedded(place):
+        model = Transformer(path=str(place), dtype="float32").load([])
+        return Encoder(model, content=model.origin["content"]).passages(TEXTS)
+
+    with kept_in(tmp_path / "cache"):
+        first, second = embedded(folder), embedded(other)
+        assert np.array_equal(embedded(folder), first)
+    assert np.abs(first - second).max() > 1e-2
+    assert second == pytest.approx(SentenceTransformer(str(other), device="cpu").encode(TEXTS), abs=1e-5)
 
 
 def test_encoding_leaves_a_model_in_training_in_training(load):

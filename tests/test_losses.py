@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+import yaml
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import losses as library
 
+from embexp.components import build
 from embexp.errors import UserError
 from embexp.losses import gist, global_orthogonal, matryoshka
+from tests.command import REPOSITORY
 from tests.tiny import tiny_transformer
 
 TEXTS = [["question about the apple", "bread"], ["the apple is known", "the bread is known"]]
@@ -26,6 +31,20 @@ def model(folder):
 
 def features(model):
     return [model.preprocess(texts) for texts in TEXTS]
+
+
+@pytest.mark.parametrize("name", ["margin_mse", "distill_kl"])
+def test_a_teachers_scores_are_learned_by_cosines_so_that_the_length_of_embeddings_does_not_matter(model, name):
+    node = yaml.safe_load((REPOSITORY / f"conf/loss/{name}.yaml").read_text())
+    loss = build(node, allowed=[], without=["shape", "accepts", "teacher"])(model)
+    columns = [torch.tensor([[3.0, 4.0]]), torch.tensor([[4.0, 3.0]]), torch.tensor([[0.0, 2.0]])]  # 0.96 and 0.8
+    teacher = torch.tensor([[0.9, 0.1]])
+    value = float(loss.compute_loss_from_embeddings(columns, teacher))
+    # the teacher is as good as sure; the student's softmax of gap 0.16 at temperature 0.05 is 1 / (1 + exp(-3.2))
+    expected = {"margin_mse": (0.16 - 0.8) ** 2, "distill_kl": 0.05**2 * math.log(1 + math.exp(-3.2))}
+    assert value == pytest.approx(expected[name], rel=1e-4)
+    scaled = [factor * column for factor, column in zip((2.0, 3.0, 5.0), columns, strict=True)]
+    assert float(loss.compute_loss_from_embeddings(scaled, teacher)) == pytest.approx(value)
 
 
 @pytest.mark.parametrize("named", [False, True])

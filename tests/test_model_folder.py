@@ -7,11 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+from embexp import models
 from embexp.errors import UserError
 from embexp.model_folder import refuse_unsafe
 from embexp.models import Transformer
-from tests.tiny import tiny_transformer
+from embexp.teachers import CrossEncoderScores
+from tests.tiny import tiny_cross_encoder, tiny_transformer
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +49,11 @@ def refused(folder):
 def test_a_sound_folder_passes(folder):
     change(folder / "2_Dense" / "config.json", activation_function="torch.nn.modules.activation.Tanh")
     change(folder / "config.json", activation_function="gelu_new")  # a name, as transformers has it
+    change(folder / "sentence_bert_config.json", model_args={"torch_dtype": "float32"}, tokenizer_name_or_path=None)
+    change(folder / "tokenizer_config.json", sp_model_kwargs={})
     (folder / "training_args.bin").write_bytes(b"")  # never read
     refuse_unsafe(folder, "x")
+    Transformer(path=str(folder)).load([])
 
 
 @pytest.mark.parametrize(
@@ -77,6 +83,14 @@ def test_module_paths_that_leave_the_folder_are_refused(folder, path):
         ("0_Router/router_config.json", {"types": {"q": "evil.Model"}}, "router_config.json names the class"),
         ("0_Router/router_config.json", {"types": {"../q": "x"}}, "router_config.json names the path '../q'"),
         ("wordembedding_config.json", {"tokenizer_class": "evil.Words"}, "names the class 'evil.Words'"),
+        ("sentence_bert_config.json", {"model_args": {"use_safetensors": False}}, "has model_args.use_safetensors"),
+        ("sentence_bert_config.json", {"model_kwargs": {"weights_only": False}}, "has model_kwargs.weights_only"),
+        ("1_T/sentence_bert_config.json", {"tokenizer_args": {"tokenizer_file": "/x"}}, "_args.tokenizer_file"),
+        ("sentence_bert_config.json", {"processor_kwargs": {"subfolder": ".."}}, "has processor_kwargs.subfolder"),
+        ("sentence_bert_config.json", {"config_args": {"gguf_file": "x.gguf"}}, "has config_args.gguf_file"),
+        ("sentence_bert_config.json", {"processing_kwargs": {"text": {"x": 1}}}, "has processing_kwargs.text.x"),
+        ("sentence_bert_config.json", {"tokenizer_name_or_path": "/else/where"}, "has tokenizer_name_or_path"),
+        ("config.json", {"gguf_file": "/else/where.gguf"}, "has gguf_file, which reads '/else/where.gguf'"),
         ("adapter_config.json", {"base_model_name_or_path": "/else/where"}, "is an adapter of '/else/where'"),
         ("config.json", {"_attn_implementation": "someone/kernel"}, "attention code from elsewhere"),
         ("model.safetensors.index.json", {"weight_map": {"w": "../w.safetensors"}}, "names the path"),
@@ -92,8 +106,31 @@ def test_a_pickle_in_a_module_without_safetensors_is_refused_and_not_read(folder
     assert "1_Pooling/pytorch_model.bin may be a pickle" in refused(folder)
     with pytest.raises(UserError, match="may be a pickle"):
         Transformer(path=str(folder))
-    (folder / "1_Pooling" / "model.safetensors").write_bytes(b"")  # beside one the library never reads it
+    (folder / "1_Pooling" / "model.safetensors").write_bytes(b"")  # beside one it is not read, whatever the files say
     refuse_unsafe(folder, "x")
+
+
+class Evil:
+    def __init__(self, marker):
+        self._marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self._marker,)
+
+
+@pytest.mark.parametrize("arguments", ["model_args", "model_kwargs"])
+def test_a_pickle_beside_safetensors_is_not_read_even_when_the_folder_asks_and_passed_the_look(
+    folder, tmp_path, monkeypatch, arguments
+):
+    judge = tiny_cross_encoder(tmp_path / "judge")
+    for place in (folder, judge):
+        torch.save(Evil(tmp_path / "ran"), place / "pytorch_model.bin")
+        change(place / "sentence_bert_config.json", **{arguments: {"use_safetensors": False, "weights_only": False}})
+    assert f"has {arguments}.use_safetensors, which may change what is read" in refused(folder)
+    monkeypatch.setattr(models, "refuse_unsafe", lambda *_: None)
+    Transformer(path=str(folder)).load([])
+    CrossEncoderScores(str(judge), setting="loss.teacher")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_links_out_of_the_folder_are_refused(folder, tmp_path):

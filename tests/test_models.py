@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 
 from embexp.encoding import Encoder
 from embexp.errors import UserError
-from embexp.models import Static, Transformer
+from embexp.models import Static, Transformer, hashes
 from tests.command import REPOSITORY
 from tests.tiny import tiny_transformer
 
@@ -151,11 +151,31 @@ def test_more_tokens_than_the_model_has_positions_are_refused(folder):
 def test_the_origin_follows_the_weights_and_not_the_place(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "copy")
     first, copy = load(folder), load(tmp_path / "copy")
-    assert first.origin["weights"] == copy.origin["weights"]
+    assert first.origin | {"path": "x"} == copy.origin | {"path": "x"}
     copy.model[0].auto_model.pooler.dense.bias.data += 1
     copy.model.save_pretrained(str(tmp_path / "changed"))
     assert set(load_file(tmp_path / "changed/model.safetensors")) == set(load_file(folder / "model.safetensors"))
-    assert load(tmp_path / "changed").origin["weights"] != first.origin["weights"]
+    changed = load(tmp_path / "changed")
+    assert changed.origin["weights"] != first.origin["weights"]
+    assert changed.origin["content"] != first.origin["content"]
+
+
+@pytest.mark.parametrize("name", ["1_Pooling/config.json", "tokenizer.json", "merges.txt", "spiece.model"])
+def test_all_that_is_loaded_is_in_the_origins_content_and_only_weights_are_in_its_weights(folder, name):
+    before = hashes(folder)
+    (folder / "README.md").write_text("other words")
+    (folder / ".gitattributes").write_text("*.bin")
+    assert hashes(folder) == before
+    with (folder / name).open("a") as file:
+        file.write(" ")
+    assert hashes(folder)["weights"] == before["weights"]
+    assert hashes(folder)["content"] != before["content"]
+
+
+def test_a_saved_static_model_is_loaded_as_any_other(toy, tmp_path):
+    static = Static(dimension=8).load(toy.corpus.values())
+    static.model.save_pretrained(str(tmp_path / "static"))
+    assert Encoder(load(tmp_path / "static")).queries(["apple"]) == pytest.approx(Encoder(static).queries(["apple"]))
 
 
 def test_a_static_model_knows_the_words_of_its_texts_and_depends_on_seed_alone(toy):

@@ -44,6 +44,27 @@ def test_scores_are_kept_between_runs(folder, tmp_path):
         assert judge(QUERIES, PASSAGES).tolist() == first.tolist()
 
 
+def test_scores_kept_are_not_those_of_a_judge_whose_tokenizer_alone_changed(folder, tmp_path):
+    def scored(*pair):
+        return float(CrossEncoderScores(str(folder), setting="loss.teacher")(*([text] for text in pair))[0])
+
+    with kept_in(tmp_path / "cache"):
+        apple, bread = scored("apple", "apple"), scored("bread", "bread")
+        assert abs(apple - bread) > 1e-5  # far more than rounding
+        tokenizer = json.loads((folder / "tokenizer.json").read_text())
+        words = tokenizer["model"]["vocab"]
+        words["apple"], words["bread"] = words["bread"], words["apple"]
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+        assert (scored("apple", "apple"), scored("bread", "bread")) == pytest.approx((bread, apple), abs=1e-6)
+
+
+def test_a_judge_that_reads_less_of_a_text_is_another_judge(folder, monkeypatch):
+    whole = CrossEncoderScores(str(folder), setting="negatives.rescorer").identity
+    monkeypatch.setattr(CrossEncoder, "max_seq_length", 32)
+    assert CrossEncoderScores(str(folder), setting="negatives.rescorer").identity == whole | {"longest": 32}
+    assert whole["longest"] == 64
+
+
 def test_what_is_no_cross_encoder_is_refused_with_the_setting(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"^loss.teacher=.* is an empty folder\. Set loss.teacher= to a local folder"):
@@ -61,7 +82,7 @@ def test_a_foreign_class_in_the_folder_is_refused_and_its_code_not_run(folder, t
     monkeypatch.syspath_prepend(folder)
     modules = folder / "modules.json"
     modules.write_text(json.dumps([{"idx": 0, "name": "0", "path": "", "type": "evil.Model"}]))
-    with pytest.raises(UserError, match="can't be loaded as a cross-encoder"):
+    with pytest.raises(UserError, match=r"names the class 'evil\.Model'"):
         CrossEncoderScores(str(folder), setting="loss.teacher")
     assert not marker.exists()
 
