@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+FEWEST_DOCUMENTS = 20  # for a verdict; at twenty the worst simulated world gets 75 % coverage (docs/trust.md)
 Grades = Mapping[str, int]  # passage id -> grade of one query; > 0 is relevant
 
 

@@ -23,20 +23,18 @@ from embexp.teachers import Cosines, CrossEncoderScores, Judge, Keywords
 
 QUERIES_AT_ONCE = 5000  # whose candidates are judged in one call
 LOOKED_AT = 1000  # queries whose negatives get a second look
-RESCORER = "negatives.rescorer"
 
 
 @dataclass(frozen=True, eq=False)
 class Drawn(Mapping[str, list[str]]):
     """Query id -> negative passage ids, and how they were found.
 
-    filled_at_random: how many of them, where the search left too few. rescorer: the cross-encoder that was asked.
+    filled_at_random: how many of them, where the search left too few.
     """
 
     by_query: Mapping[str, list[str]]
     found_by: Literal["random", "bm25", "model"]
     filled_at_random: int = 0
-    rescorer: str | None = None
 
     def __getitem__(self, query: str) -> list[str]:
         return self.by_query[query]
@@ -106,7 +104,7 @@ def draw_hard(
         if margin is not None and not 0 <= margin <= 1:
             raise UserError(f"negatives.{name}={margin}; it must be from 0 to 1, or null for none")
 
-    reranker = CrossEncoderScores(rescorer, setting=RESCORER) if rescorer else None
+    reranker = CrossEncoderScores(rescorer, setting="negatives.rescorer") if rescorer else None
     judge: Judge = reranker or Cosines(encoder)
     limited = absolute_margin is not None or relative_margin is not None
 
@@ -122,25 +120,23 @@ def draw_hard(
 
     if encoder.identity is None:  # of a model in training: nothing to know it by
         by_query, filled = make()
-        return Drawn(by_query, "model", filled, rescorer)
+        return Drawn(by_query, "model", filled)
     parts = {"by": encoder.identity, "per_query": per_query, "ranks": [first, last], "seed": seed}
     parts |= {"margins": [absolute_margin, relative_margin], "rescorer": reranker.identity if reranker else None}
     by_query, filled = json_kept("negatives", parts | _content(retrieval_set), make)
-    return Drawn(by_query, "model", filled, rescorer)
+    return Drawn(by_query, "model", filled)
 
 
 def second_look(drawn: Drawn, retrieval_set: RetrievalSet, *, encoder: Encoder, seed: int) -> dict[str, Any]:
     """How many were drawn, and the share that another judge finds at least as good as the query's positive.
 
-    The judge is the rescorer where one was named, else BM25 for what the model found and the model for the rest. Pairs
+    The judge had no say in the draw: BM25 for what the model (and a rescorer) found, the model for the rest. Pairs
     judged in the data are not looked at; of many queries a sample is.
     """
     asked = sorted(random.Random(seed).sample(sorted(drawn), min(LOOKED_AT, len(drawn))))
     unjudged = {query: [p for p in drawn[query] if p not in retrieval_set.qrels[query]] for query in asked}
     judge: Judge
-    if drawn.rescorer:
-        name, judge = drawn.rescorer, CrossEncoderScores(drawn.rescorer, setting=RESCORER)
-    elif drawn.found_by == "model":
+    if drawn.found_by == "model":
         name, judge = "bm25", Keywords(retrieval_set)
     else:
         name, judge = "model", Cosines(encoder)

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from embexp.metrics import FEWEST_DOCUMENTS
+
 HEADLINE = ["recall@1", "recall@3", "recall@5", "recall@10", "ndcg@10", "mrr@10"]
 ADVICE = (
     "What to try: a lower learning rate (trainer.learning_rate=1e-5), another loss (loss=mnrl), a stronger or less "
@@ -73,8 +75,10 @@ def verdict_line(result: Mapping[str, Any]) -> str:
         f"**Verdict: {result['verdict']}.** {metric} {base[metric]:.3f} -> {result['tuned']['test'][metric]:.3f} "
         f"on test ({queries} queries): {_signed(delta)}, 95 % interval {_interval(delta)}, p = {delta['p_value']:.4f}."
     )
-    if delta["documents"] < 10:
+    if delta["documents"] < FEWEST_DOCUMENTS:
         line += f" Test has only {delta['documents']} documents: too few for an interval to be trusted."
+    elif delta["p_value"] >= 0.05 and delta["ci_low"] * delta["ci_high"] > 0:
+        line += " The change rests on too few documents for its interval to be trusted."
     keyword = result["bm25"]["test"].get(metric)
     if keyword is not None and keyword >= result["tuned"]["test"][metric]:
         compared = "better" if keyword > result["tuned"]["test"][metric] else "as good"

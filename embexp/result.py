@@ -120,10 +120,12 @@ def counts(splits: Splits) -> dict[str, Any]:
 
 
 def write(result: Mapping[str, Any], folder: Path) -> None:
-    """Write result.json so that it is whole or not there."""
+    """Write result.json so that it is whole or not there; as strict JSON, NaN and infinity are null."""
     partial = folder / "result.json.partial"
     with partial.open("w", encoding="utf-8") as file:
-        json.dump({**result, "peak_memory_mib": _peak_memory()}, file, indent=2, default=str)
+        content = json.dumps({**result, "peak_memory_mib": _peak_memory()}, default=str)
+        strict = json.loads(content, parse_constant=lambda name: None)  # NaN, Infinity and -Infinity
+        json.dump(strict, file, indent=2, allow_nan=False)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(folder / "result.json")

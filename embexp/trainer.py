@@ -63,10 +63,7 @@ class Trainer(SentenceTransformerTrainer):
             loss = super().compute_loss(model, inputs, *args, **kwargs)
         value = loss[0] if isinstance(loss, tuple) else loss
         if not torch.isfinite(value):
-            raise UserError(
-                f"training diverged: the loss is {value.item()} at step {self.state.global_step + 1}. "
-                f"Lower trainer.learning_rate (now {self.args.learning_rate:g}) or set model.dtype=float32"
-            )
+            raise _diverged(f"the loss is {value.item()}", step=self.state.global_step + 1)
         return loss
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -147,11 +144,17 @@ class Dev(BaseEvaluator):
     def __call__(
         self, model: Any, output_path: str | None = None, epoch: float = -1, steps: int = -1
     ) -> dict[str, float]:
-        """The dev metrics of the model as it is now."""
+        """The dev metrics of the model as it is now. The base gave them too: an error is the training's."""
         try:
             return dict(self._dev_metrics())
         except UserError as error:
-            raise UserError(f"at step {steps}: {error}") from error
+            raise _diverged(str(error), step=steps) from error
+
+
+def _diverged(what: str, *, step: int) -> UserError:
+    return UserError(
+        f"training diverged at step {step}: {what}. Lower trainer.learning_rate, or set model.dtype=float32"
+    )
 
 
 class Track(TrainerCallback):

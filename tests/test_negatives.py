@@ -176,7 +176,6 @@ def test_a_rescorers_scores_decide_the_margins_and_the_models_order_stays(monkey
     monkeypatch.setattr(negatives, "CrossEncoderScores", lambda path, setting: Scores(scores))
     drawn = hard(FIVE, per_query=2, relative_margin=0.1, rescorer="judge")
     assert drawn["q"] == ["edge", "near"]  # almost is above 0.81
-    assert second_look(drawn, FIVE, encoder=Fixed(), seed=0)["doubtful"] == 0
 
 
 class Scores:
@@ -207,6 +206,16 @@ def test_what_the_model_found_is_looked_at_by_keywords():
     look = second_look(Drawn({"q": ["b", "c"]}, "model"), data, encoder=Fixed(), seed=0)
     assert look["second_look"] == "bm25"
     assert look["doubtful"] == pytest.approx(1 / 2)  # b has the same words at the same length, c none
+
+
+def test_a_rescorer_does_not_judge_its_own_choice(monkeypatch):
+    scores = {"answer": 0.9, "almost": 0.95, "edge": 0.2, "near": 0.5, "far": 0.1}
+    monkeypatch.setattr(negatives, "CrossEncoderScores", lambda path, setting: Scores(scores))
+    data = replace(FIVE, queries={"q": "answer edge"})
+    drawn = hard(data, per_query=2, relative_margin=0.1, rescorer="judge")
+    look = second_look(drawn, data, encoder=Fixed(), seed=0)
+    # of edge and near the first has as many of the query's words as the positive; the rescorer would doubt none
+    assert (look["second_look"], look["doubtful"]) == ("bm25", pytest.approx(1 / 2))
 
 
 def test_bm25_negatives_share_the_querys_words_and_the_rest_is_random(toy):

@@ -45,9 +45,19 @@ def test_relative_is_null_when_base_is_zero():
     ("low", "high", "verdict"),
     [(0.01, 0.2, "better"), (-0.2, -0.01, "worse"), (-0.1, 0.1, "no difference"), (0.0, 0.2, "no difference")],
 )
-def test_verdict_needs_an_interval_that_excludes_zero(low, high, verdict):
-    assert Delta(0.1, None, low, high, 0.5, 1, 1, 1, 30, documents=20).verdict == verdict
-    assert Delta(0.1, None, low, high, 0.5, 1, 1, 1, 30, documents=19).verdict == "no difference"
+def test_verdict_needs_an_interval_and_a_p_value_that_exclude_zero(low, high, verdict):
+    assert Delta(0.1, None, low, high, 0.049, 1, 1, 1, 30, documents=20).verdict == verdict
+    assert Delta(0.1, None, low, high, 0.05, 1, 1, 1, 30, documents=20).verdict == "no difference"
+    assert Delta(0.1, None, low, high, 0.049, 1, 1, 1, 30, documents=19).verdict == "no difference"
+
+
+def test_a_change_that_one_document_carries_is_no_verdict_though_no_draw_is_below_zero():
+    # influence +0.848 once and -0.042 twenty times: 2 effective documents, so the widened interval ends at the
+    # smallest draw, which is never below +0.01
+    delta = delta_of(mean_of(np.zeros(21)), mean_of([0.01] * 20 + [0.9]))
+    assert delta.ci_low == pytest.approx(0.01)
+    assert delta.p_value > 0.1
+    assert delta.verdict == "no difference"
 
 
 def test_two_documents_give_the_distribution_worked_by_hand():
