@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", TOKENIZERS_PARALLELISM="true")  # before any import of them
+os.environ.update(OMP_NUM_THREADS="1")  # tiny models lose more to waiting threads than they gain
 os.environ.update(EMBEXP_CACHE=tempfile.mkdtemp(prefix="embexp-cache-"))  # the tests share one of their own
 
 import pytest

@@ -124,7 +124,7 @@ def test_a_hub_model_without_the_hub_is_explained_within_20_seconds(embexp, tmp_
 
 def test_ctrl_c_ends_with_one_and_no_result(tmp_path, pairs_file):
     process = subprocess.Popen(
-        [sys.executable, "-m", "embexp", *QUICK, "trainer.max_steps=100000", "limit=null", *pairs(pairs_file),
+        [sys.executable, "-m", "embexp", *QUICK, "trainer.max_steps=5000", "limit=null", *pairs(pairs_file),
          "hydra.run.dir=run"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
