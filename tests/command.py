@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -58,3 +59,8 @@ def separate(*arguments: str, folder: Path, timeout: float = 120, **options: Any
         [sys.executable, "-m", "embexp", *arguments],
         cwd=folder, capture_output=True, text=True, timeout=timeout, check=False, **options,
     )  # fmt: skip
+
+
+def hear_interrupts() -> None:
+    """For a child that is to be interrupted: a shell that starts the tests in the background has switched that off."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.command import QUICK, separate
+from tests.command import QUICK, hear_interrupts, separate
 
 
 def pairs(file):
@@ -127,6 +127,7 @@ def test_ctrl_c_ends_with_one_and_no_result(tmp_path, pairs_file):
         [sys.executable, "-m", "embexp", *QUICK, "trainer.max_steps=5000", "limit=null", *pairs(pairs_file),
          "hydra.run.dir=run"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        preexec_fn=hear_interrupts,
     )  # fmt: skip
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 90

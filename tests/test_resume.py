@@ -18,7 +18,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 
 from embexp.resume import arguments_of, group_of
 from tests.attempts import QUICK, Ending, at_file_event, attempt, configured, counting_file_events
-from tests.command import REPOSITORY, separate
+from tests.command import REPOSITORY, hear_interrupts, separate
 from tests.tiny import tiny_transformer
 
 
@@ -142,7 +142,7 @@ def test_ctrl_c_prints_the_command_that_goes_on(pairs, tmp_path):
     command = ["dataset=pairs", "model=static", *QUICK, *own]
     started = subprocess.Popen(
         [sys.executable, "-m", "embexp", *command, f"hydra.run.dir='{folder}'"],
-        cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=hear_interrupts,
     )  # fmt: skip
     wait_for(lambda: list(folder.glob("checkpoints/*/complete.json")), started)
     started.send_signal(signal.SIGINT)
