@@ -19,7 +19,7 @@ from embexp.errors import UserError
 
 # where a target may live without being allowed: nothing here fetches, writes or imports what its arguments name
 PLACES = (
-    "embexp.datasets", "embexp.evaluators", "embexp.losses", "embexp.models", "embexp.negatives", "embexp.splits",
+    "embexp.datasets", "embexp.evaluators", "embexp.losses", "embexp.mine", "embexp.models", "embexp.negatives", "embexp.splits",
     "embexp.tracking",
     "sentence_transformers.base.evaluation", "sentence_transformers.base.losses",
     "sentence_transformers.sentence_transformer.evaluation", "sentence_transformers.sentence_transformer.losses",
