@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from embexp import launcher, resume
 from embexp.arguments import checked_arguments
-from embexp.config import CONFIG_FOLDER, refuse_environment
+from embexp.checks import CONFIG_FOLDER, refuse_environment
 from embexp.errors import UserError
 from embexp.job import Job, explained
 

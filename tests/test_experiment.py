@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from embexp import result as results
-from embexp.config import CONFIG_FOLDER
+from embexp.checks import CONFIG_FOLDER
 from embexp.report import HEADLINE
 from tests.command import QUICK, REPOSITORY
 from tests.tiny import tiny_cross_encoder, tiny_transformer
