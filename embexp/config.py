@@ -60,7 +60,9 @@ OWN_KEYS: dict[str, dict[str, tuple[tuple[type, ...], str]]] = {
         "shape": ((str,), "the name of a shape"),
         "accepts": ((list,), "a list of shapes"),
         "teacher": ((str, type(None)), "a cross-encoder's folder or Hub id, or null for the base model"),
+        "needs": ((str, type(None)), "transformer, or null for any model"),
     },
+    "model": {"kind": ((str,), "a word for what it is, such as static")},
     "trainer": {"early_stopping": ((int, type(None)), "a whole number or null")},
 }
 # what the runner reads of the trainer, so that a file of the user's own must have it too
@@ -135,6 +137,7 @@ def mistakes_in(config: Mapping[str, Any]) -> list[str]:
         problems.append(f"paraphrase={config['paraphrase']} must be a cosine from 0.5 to 1, or null")
     problems += _metric_mistakes(config)
     problems += _shape_mistakes(config)
+    problems += _needs_mistakes(config)
     return problems
 
 
@@ -264,6 +267,19 @@ def _shape_mistakes(config: Mapping[str, Any]) -> list[str]:
         pairs = ", or loss.shape=pair" if "pair" in loss["accepts"] else ""
         problems.append(f"loss.shape={loss['shape']} needs negatives and there are none; set negatives=hard{pairs}")
     return problems
+
+
+def _needs_mistakes(config: Mapping[str, Any]) -> list[str]:
+    """A loss that needs another kind of model than the chosen one; a model without a kind is looked at when loaded."""
+    loss, model = config["loss"], config["model"]
+    if not isinstance(loss, Mapping) or not isinstance(model, Mapping) or config["trainer"] is None:
+        return []
+    needs, kind = loss.get("needs"), model.get("kind")
+    if needs not in (None, "transformer"):
+        return [f"loss.needs={needs!r} must be transformer, or null for any model"]
+    if needs is None or kind in (None, needs):
+        return []
+    return [f"this loss needs a {needs} and the model is {kind}; choose another model (model=minilm) or loss=mnrl"]
 
 
 def _losses_by_shape() -> dict[str, list[str]]:
