@@ -53,7 +53,9 @@ OWN_KEYS: dict[str, dict[str, Types]] = {
         "shape": ((str,), "the name of a shape"),
         "accepts": ((list,), "a list of shapes"),
         "teacher": ((str, type(None)), "a cross-encoder's folder or Hub id, or null for the base model"),
+        "needs": ((str, type(None)), "transformer, or null for any model"),
     },
+    "model": {"kind": ((str,), "a word for what it is, such as static")},
     "trainer": {"early_stopping": ((int, type(None)), "a whole number or null")},
 }
 # what the runner reads of the trainer, so that a file of the user's own must have it too
@@ -94,7 +96,7 @@ def _mistakes_of_experiments(config: Mapping[str, Any]) -> list[str]:
         problems += _trainer_mistakes(config["trainer"])
     if isinstance(config["paraphrase"], int | float) and not 0.5 <= config["paraphrase"] <= 1:
         problems.append(f"paraphrase={config['paraphrase']} must be a cosine from 0.5 to 1, or null")
-    return problems + _metric_mistakes(config) + _shape_mistakes(config)
+    return problems + _metric_mistakes(config) + _shape_mistakes(config) + _needs_mistakes(config)
 
 
 def _trainer_mistakes(trainer: Mapping[str, Any]) -> list[str]:
@@ -149,6 +151,19 @@ def _shape_mistakes(config: Mapping[str, Any]) -> list[str]:
         pairs = ", or loss.shape=pair" if "pair" in loss["accepts"] else ""
         problems.append(f"loss.shape={loss['shape']} needs negatives and there are none; set negatives=hard{pairs}")
     return problems
+
+
+def _needs_mistakes(config: Mapping[str, Any]) -> list[str]:
+    """A loss that needs another kind of model than the chosen one; a model without a kind is looked at when loaded."""
+    loss, model = config["loss"], config["model"]
+    if not isinstance(loss, Mapping) or not isinstance(model, Mapping) or config["trainer"] is None:
+        return []
+    needs, kind = loss.get("needs"), model.get("kind")
+    if needs not in (None, "transformer"):
+        return [f"loss.needs={needs!r} must be transformer, or null for any model"]
+    if needs is None or kind in (None, needs):
+        return []
+    return [f"this loss needs a {needs} and the model is {kind}; choose another model (model=minilm) or loss=mnrl"]
 
 
 def _losses_by_shape() -> dict[str, list[str]]:

@@ -20,6 +20,7 @@ from embexp.checkpoints import last_usable
 from embexp.components import build
 from embexp.encoding import Encoder, count_truncated
 from embexp.evaluators import Evaluation, Evaluator, evaluate
+from embexp.losses import OWN_KEYS, refuse_unfit
 from embexp.models import EmbeddingModel
 from embexp.negatives import Drawn, draw_random, second_look
 from embexp.paraphrases import without_paraphrases
@@ -46,13 +47,15 @@ def measure(config: Mapping[str, Any], result: dict[str, Any], folder: Path, tra
     stage = _timer(result["seconds"])
 
     with stage("model"):
-        source = build(config["model"], allowed=allowed)
+        source = build(config["model"], allowed=allowed, without=["kind"])
     with stage("data"):
         splits = _splits(config)
         result["counts"] = results.counts(splits)
     with stage("loading"):
         # a tokenizer may be trained on these; never on the questions that the model is tested on
         model: EmbeddingModel = source.load([*splits.train.corpus.values(), *splits.train.queries.values()])
+        if config["trainer"] is not None:
+            refuse_unfit(model, needs=config["loss"].get("needs"))
         result["fingerprint"] = results.fingerprint(splits, model.origin)
         result["counts"]["truncated"] = count_truncated(model, splits.test)
         evaluators = [build(node, allowed=allowed) for node in config["evaluator"].values()]
@@ -161,7 +164,7 @@ def _train(
         model,
         rows,
         train_set,
-        loss=build(config["loss"], allowed=config["allowed_packages"], without=["shape", "accepts", "teacher"]),
+        loss=build(config["loss"], allowed=config["allowed_packages"], without=OWN_KEYS),
         arguments={key: value for key, value in config["trainer"].items() if key != "early_stopping"},
         early_stopping=config["trainer"]["early_stopping"],
         dev_metrics=lambda: dev_metrics(Dense(Encoder(model))),

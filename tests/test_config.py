@@ -101,6 +101,12 @@ def test_all_mistakes_are_listed_at_once_with_the_nearest_name():
         ("loss=matryoshka loss.dims=[0]", "must be whole numbers from 1 up"),
         ("loss=matryoshka metric=dim65.recall@10", "did you mean dim64.recall@10?"),
         ("metric=dim64.recall@10", "is not made by the chosen evaluators"),
+        ("loss=gist model=static", "this loss needs a transformer and the model is static; choose another model"),
+        ("loss=cached_mnrl model=static", "this loss needs a transformer"),
+        ("loss=matryoshka loss@loss.inner=gist model=static", "this loss needs a transformer"),
+        ("loss=gist loss.needs=gpu", "loss.needs='gpu' must be transformer, or null for any model"),
+        ("loss=gist loss.needs=[x]", "loss.needs=['x'] must be transformer, or null for any model"),
+        ("model=static model.kind=3", "model.kind=3 must be a word for what it is, such as static"),
         ("loss._target_=os.system", "_target_ 'os.system'"),
         ("loss._target_=sentence_transformers.sentence_transformer.losses.margin_mse.torch.load", "package 'torch'"),
         ("negatives._target_=embexp.negatives.nothing", "was not found"),
@@ -180,6 +186,17 @@ def test_shapes_and_measures_of_the_check_are_those_of_the_code():
 
     assert list(shapes.SHAPES) == SHAPES
     assert list(metrics.MEASURES) == configs.MEASURES
+
+
+def test_the_keys_of_a_loss_file_that_are_no_parameters_are_those_of_the_code():
+    from embexp import losses
+
+    assert list(losses.OWN_KEYS) == list(configs.OWN_KEYS["loss"])
+
+
+def test_what_a_loss_needs_matters_only_where_it_is_trained():
+    for fits in (["loss=gist"], ["loss=gist", "model=static", "trainer=none"], ["model=static"]):
+        assert check(*fits) == fits
 
 
 def test_the_default_config_has_no_mistake_and_a_broken_one_has():

@@ -12,10 +12,9 @@ from tests.command import QUICK, REPOSITORY
 from tests.tiny import tiny_cross_encoder, tiny_transformer
 
 PUBMEDQA = REPOSITORY.parent / "shared" / "data" / "PubMedQA"
-ACCEPTED = {path.stem: yaml.safe_load(path.read_text())["accepts"] for path in (CONFIG_FOLDER / "loss").glob("*.yaml")}
+FILES = {path.stem: yaml.safe_load(path.read_text()) for path in (CONFIG_FOLDER / "loss").glob("*.yaml")}
 AROUND_ANOTHER = {"matryoshka": ["loss.dims=[8,4]"], "global_orthogonal": []}
-LOSSES = [(loss, shape) for loss in sorted(ACCEPTED) if loss not in AROUND_ANOTHER for shape in ACCEPTED[loss]]
-TRANSFORMERS_ONLY = ["cached_mnrl", "gist"]  # the library's refuse static embeddings
+LOSSES = [(loss, shape) for loss in sorted(FILES) if loss not in AROUND_ANOTHER for shape in FILES[loss]["accepts"]]
 
 
 @pytest.fixture
@@ -64,10 +63,19 @@ FEW_STEPS = ["trainer.max_steps=2", "trainer.eval_strategy=no", "limit=12"]
 
 @pytest.mark.parametrize(("loss", "shape"), LOSSES)
 def test_every_loss_trains_on_every_shape_that_it_accepts(embexp, sources, tiny, loss, shape):
-    model = tiny if loss in TRANSFORMERS_ONLY else QUICK
+    model = tiny if FILES[loss].get("needs") else QUICK
     run = embexp(*model, *FEW_STEPS, *sources["pairs"], f"loss={loss}", f"loss.shape={shape}", "negatives.per_query=2")
     assert run.code == 0, run.output
     assert run.result["counts"]["steps"] == 2
+
+
+def test_a_static_model_from_a_folder_is_refused_as_it_loads_by_a_loss_that_needs_a_transformer(embexp, sources):
+    trained = embexp(*QUICK, *sources["pairs"])
+    run = embexp("model=local", f"model.path={trained.folder / 'model'}", "trainer=smoke", "logger=none", "loss=gist",
+                 *sources["pairs"])  # fmt: skip
+    assert run.code == 1
+    assert "this loss needs a transformer, and the model " in run.output
+    assert run.result["bm25"] is None  # nothing was measured before
 
 
 @pytest.mark.parametrize("inner", ["mnrl", "cached_mnrl", "gist", "triplet", "cosent", "contrastive", "distill_kl"])

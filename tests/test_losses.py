@@ -12,7 +12,7 @@ from sentence_transformers.sentence_transformer import losses as library
 
 from embexp.components import build
 from embexp.errors import UserError
-from embexp.losses import gist, global_orthogonal, matryoshka
+from embexp.losses import OWN_KEYS, gist, global_orthogonal, matryoshka
 from tests.command import REPOSITORY
 from tests.tiny import tiny_transformer
 
@@ -36,7 +36,7 @@ def features(model):
 @pytest.mark.parametrize("name", ["margin_mse", "distill_kl"])
 def test_a_teachers_scores_are_learned_by_cosines_so_that_the_length_of_embeddings_does_not_matter(model, name):
     node = yaml.safe_load((REPOSITORY / f"conf/loss/{name}.yaml").read_text())
-    loss = build(node, allowed=[], without=["shape", "accepts", "teacher"])(model)
+    loss = build(node, allowed=[], without=OWN_KEYS)(model)
     columns = [torch.tensor([[3.0, 4.0]]), torch.tensor([[4.0, 3.0]]), torch.tensor([[0.0, 2.0]])]  # 0.96 and 0.8
     teacher = torch.tensor([[0.9, 0.1]])
     value = float(loss.compute_loss_from_embeddings(columns, teacher))
