@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from embexp import report as reports
 from embexp import result as results
-from embexp.cache import default_folder, kept_in
+from embexp.cache import folder_of, kept_in
 from embexp.components import build
 from embexp.errors import BusyError, UserError, described
 from embexp.experiment import measure
@@ -40,7 +40,7 @@ def run(
     the folder; one that was completed is returned as it is. Every error but an interruption from outside is recorded
     in result.json and raised again.
     """
-    with _alone(folder), kept_in(_cache_folder(config["cache"])):
+    with _alone(folder), kept_in(folder_of(config["cache"])):
         before = reports.read(folder)
         if resume and before is not None and before["status"] == "completed":
             reports.write(before, names, folder)
@@ -75,12 +75,6 @@ def _attempt(config: Mapping[str, Any], names: Mapping[str, str], folder: Path, 
 def _tidy(config: Mapping[str, Any], folder: Path) -> None:
     if not config["keep_checkpoints"]:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-
-
-def _cache_folder(chosen: bool | str) -> Path | None:
-    if isinstance(chosen, str):
-        return Path(chosen).expanduser()
-    return default_folder() if chosen else None
 
 
 @contextmanager

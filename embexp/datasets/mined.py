@@ -1,4 +1,4 @@
-"""A folder that `python -m embexp.mine` wrote: BEIR's layout with slices, and with passages as train and dev read them."""
+"""A folder that `python -m embexp.mine` wrote: BEIR's layout with slices, and with passages as training reads them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def load(*, path: str) -> Splits:
     folder = Path(path).expanduser()
     if not (folder / RECORD).is_file():
         raise UserError(
-            f"dataset.path={path} has no {RECORD}, which mining writes last; run python -m embexp.mine out={path} to its "
-            "end, or set dataset=beir for a folder from elsewhere"
+            f"dataset.path={path} has no {RECORD}, which mining writes last; run python -m embexp.mine out={path} to "
+            "its end, or set dataset=beir for a folder from elsewhere"
         )
     sets = beir.sets(folder)
     missing = [name for name in ("train", "dev", "test") if name not in sets or not sets[name].queries]

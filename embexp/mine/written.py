@@ -9,6 +9,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def write(data: DataSet, folder: Path, *, record: Mapping[str, Any], page: str) 
     _lines(folder / "queries.jsonl", queries)
     slices = {name: data.of_side(name) for name in ("unseen", "seen", "real", "paraphrase")}
     slices = {name: ids for name, ids in slices.items() if ids}
-    splits = {"train": data.of_side("train"), "dev": data.of_side("dev"), "test": sum(slices.values(), [])}
+    splits = {"train": data.of_side("train"), "dev": data.of_side("dev"), "test": list(chain(*slices.values()))}
     for name, ids in splits.items():
         if not ids:  # of a set for evaluation alone
             (folder / "qrels" / f"{name}.tsv").unlink(missing_ok=True)
