@@ -38,6 +38,9 @@ def _mistakes_of_mining(config: Mapping[str, Any]) -> list[str]:
         problems.append("set documents= to a folder or files, or dataset= to a data set whose passages are mined; one")
     if config["real_questions"] == "dataset" and config["dataset"] is None:
         problems.append("real_questions=dataset needs a data set: dataset=pubmedqa, say")
+    split = config["split"]
+    if isinstance(split, Mapping) and split.get("test") == 0 and config["real_questions"] is None:
+        problems.append("split.test=0 leaves nothing to test on; set real_questions=, or a share above 0")
     if isinstance(config["paraphrases"], int | float) and not 0 <= config["paraphrases"] <= 1:
         problems.append(f"paraphrases={config['paraphrases']} must be a share from 0 to 1")
     if isinstance(config["complete"], int) and config["complete"] < 0:

@@ -31,11 +31,15 @@ class Real:
 NONE = Real({}, {}, {})
 
 
-def of_data_set(splits: Splits) -> Real:
-    """All queries of a data set."""
-    sides = (splits.train, splits.dev, splits.test)
-    queries = {query: text for side in sides for query, text in side.queries.items()}
-    return Real(queries, {query: side.qrels[query] for side in sides for query in side.queries}, {})
+def of_data_set(splits: Splits, passages: Mapping[str, Passage]) -> Real:
+    """All queries of a data set that are about these passages."""
+    queries: dict[str, str] = {}
+    qrels: dict[str, Mapping[str, int]] = {}
+    for side in (splits.train, splits.dev, splits.test):
+        about = [query for query in side.queries if passages.keys() >= set(side.relevant(query))]
+        queries |= {query: side.queries[query] for query in about}
+        qrels |= {query: {passage: side.qrels[query][passage] for passage in side.relevant(query)} for query in about}
+    return Real(queries, qrels, {})
 
 
 def read(path: str, passages: Mapping[str, Passage], *, judge: Judge | None) -> Real:
