@@ -56,6 +56,8 @@ def mine(config: Mapping[str, Any], folder: Path) -> Outcome:
                 estimate = client.estimate(miner.requests(wanted), known.count_tokens)
                 return Outcome(None, summary.of_estimate(estimate, config))
             made = _Making(config, known, sides, side_of, client, miner).data_set(wanted)
+            if client.stopped is not None and not made.record["kinds"]:
+                return Outcome(client.stopped, "No question was made, and nothing was written.")
             written.write(made.data, folder, record=made.record, page=summary.page(made.record, made.data))
             return Outcome(client.stopped, summary.of_data_set(made.record, folder))
 
