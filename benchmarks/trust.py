@@ -22,6 +22,7 @@ from reworded import MODERATE, NEAR_MISS, STRONG
 from embexp import cache, significance
 from embexp.checks import CONFIG_FOLDER
 from embexp.components import build
+from embexp.copies import near_duplicates
 from embexp.encoding import Encoder
 from embexp.errors import UserError
 from embexp.metrics import ndcg, recall
@@ -30,7 +31,7 @@ from embexp.paraphrases import centred, similar
 from embexp.retrieval_set import RetrievalSet, Splits
 from embexp.search import ranked
 from embexp.significance import Scores, compare
-from embexp.splits import NEAR_COPIES, near_duplicates, refuse_leaks
+from embexp.splits import NEAR_COPIES, refuse_leaks
 
 NOISE = 300  # noisy copies for each kind of noise
 DRAWS = 1000  # of the bootstrap here; a run draws 10,000

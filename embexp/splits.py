@@ -6,13 +6,13 @@ Called by the loaders in `datasets` (cutting) and by `experiment` (refusing). Kn
 from __future__ import annotations
 
 import random
-import re
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from embexp.cache import json_kept
+from embexp.copies import near_duplicates
 from embexp.errors import UserError, listed
 from embexp.retrieval_set import RetrievalSet, Splits, validated
 
@@ -180,34 +180,6 @@ def _leaks(splits: Splits, near_duplicate: float) -> list[str]:
             "Move them to the slice seen, or hold their documents out"
         )
     return problems
-
-
-def near_duplicates(
-    left: Mapping[str, str], right: Mapping[str, str], *, threshold: float
-) -> Iterator[tuple[str, str]]:
-    """Pairs of ids (left, right) whose texts are the same but for small changes.
-
-    Texts are compared without case and punctuation by the cosine of their counts of character n-grams (3 to 5), which
-    for two texts does not depend on any third; threshold 1 finds the same words, in any order.
-    """
-    from sklearn.feature_extraction.text import HashingVectorizer  # slow to import; needed only with data at hand
-
-    if not left or not right:
-        return
-    left_ids, right_ids = list(left), list(right)
-    left_texts = [_normal(left[key]) or " " for key in left_ids]
-    right_texts = [_normal(right[key]) or " " for key in right_ids]
-    vectorizer = HashingVectorizer(analyzer="char_wb", ngram_range=(3, 5), alternate_sign=False)
-    right_vectors = vectorizer.transform(right_texts).T.tocsr()
-    for start in range(0, len(left_ids), 1000):  # in pieces, so that memory stays flat
-        block = (vectorizer.transform(left_texts[start : start + 1000]) @ right_vectors).tocoo()
-        near = block.data >= threshold - 1e-6
-        for row, column in sorted(zip(block.row[near].tolist(), block.col[near].tolist(), strict=True)):
-            yield left_ids[start + row], right_ids[column]
-
-
-def _normal(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.casefold())) or text.strip()
 
 
 def _groups_of_queries(retrieval_set: RetrievalSet) -> list[list[str]]:

@@ -1,20 +1,25 @@
+import re
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 
+import numpy as np
 import pytest
 from hypothesis import given as for_all
 from hypothesis import settings
 from hypothesis import strategies as st
+from sklearn.feature_extraction.text import HashingVectorizer
 
+from embexp.copies import near_duplicates
 from embexp.errors import UserError
 from embexp.negatives import draw_random
 from embexp.retrieval_set import RetrievalSet, Splits
 from embexp.shapes import to_rows
-from embexp.splits import Shares, cut, cut_dev, given, limited, near_duplicates, refuse_leaks, trainable, unified
+from embexp.splits import Shares, cut, cut_dev, given, limited, refuse_leaks, trainable, unified
 from tests.conftest import toy_set
 
 WHALE = "what is the colour of the back of the great blue whale in the southern ocean"
+TEXTS = st.lists(st.text("abc ?", max_size=12), min_size=1, max_size=8)
 DROPPED = "queries dropped as near copies of test or dev"
 
 
@@ -126,6 +131,16 @@ def test_near_duplicates_are_found_without_case_and_punctuation_and_in_any_order
     assert list(near_duplicates({"a": WHALE}, {"near": f"{WHALE} now"}, threshold=1.0)) == []
     assert list(near_duplicates({"a": WHALE}, {"near": f"{WHALE} now"}, threshold=0.9)) == [("a", "near")]
     assert list(near_duplicates({}, right, threshold=0.9)) == []
+
+
+@settings(max_examples=25, deadline=None)
+@for_all(TEXTS, TEXTS, st.sampled_from([0.3, 0.6, 0.9, 1.0]))
+def test_near_duplicates_leave_out_no_pair_that_comparing_every_text_whole_finds(left, right, threshold):
+    texts = [re.sub(r"[^\w]+", " ", text).strip() or text.strip() or " " for text in [*left, *right]]
+    vectors = HashingVectorizer(analyzer="char_wb", ngram_range=(3, 5), alternate_sign=False).transform(texts)
+    cosines = (vectors @ vectors.T).toarray()[: len(left), len(left) :]
+    expected = list(zip(*(axis.tolist() for axis in np.nonzero(cosines >= threshold - 1e-6)), strict=True))
+    assert list(near_duplicates(dict(enumerate(left)), dict(enumerate(right)), threshold=threshold)) == expected
 
 
 @pytest.mark.parametrize(("left", "right"), [(0, 2), (1, 2), (0, 1)])

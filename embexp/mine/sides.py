@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from embexp.copies import near_duplicates
 from embexp.errors import UserError
 from embexp.mine.passages import Passage, Question, Rejected, Wanted, hashed
-from embexp.splits import near_duplicates
 
 NEAR_TRAINING = "near a training question"
 NEAR_TEST = "near a test question"
