@@ -35,11 +35,7 @@ class Dense:
     def search(self, retrieval_set: RetrievalSet, *, top: int) -> Ranking:
         """Rank by cosine; see `ranked` for ties."""
         assert self.encoder is not None
-        passages = self.encoder.passages(list(retrieval_set.corpus.values()))
-        queries = self.encoder.queries(list(retrieval_set.queries.values()))
-        block = max(1, CELLS_AT_ONCE // len(passages))
-        scores = (queries[start : start + block] @ passages.T for start in range(0, len(queries), block))
-        return ranked(retrieval_set, scores, top=top)
+        return ranked(retrieval_set, cosine_scores(retrieval_set, self.encoder), top=top)
 
 
 class BM25:
@@ -55,6 +51,14 @@ class BM25:
     def _ranking(self, retrieval_set: RetrievalSet, top: int) -> Ranking:
         ranking = ranked(retrieval_set, keyword_scores(retrieval_set), top=top)
         return {query: [(passage, score) for passage, score in hits if score > 0] for query, hits in ranking.items()}
+
+
+def cosine_scores(retrieval_set: RetrievalSet, encoder: Encoder) -> Iterator[np.ndarray]:
+    """Blocks of (some queries, passages) cosines, in the queries' order."""
+    passages = encoder.passages(list(retrieval_set.corpus.values()))
+    queries = encoder.queries(list(retrieval_set.queries.values()))
+    block = max(1, CELLS_AT_ONCE // len(passages))
+    return (queries[start : start + block] @ passages.T for start in range(0, len(queries), block))
 
 
 def keyword_scores(retrieval_set: RetrievalSet) -> Iterator[np.ndarray]:

@@ -16,6 +16,7 @@ ORDER = [
     "result", "report", "components", "experiment", "run",
     "checks", "config", "arguments", "resume", "job", "launcher", "cli",
     "__main__", "mine", "mine.passages",
+    "mine.standalone", "mine.sentences", "mine.duplicates", "mine.round_trip", "mine.funnel",
 ]  # fmt: skip
 
 

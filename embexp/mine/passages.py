@@ -67,7 +67,8 @@ class Question:
     """A query made from a passage.
 
     kind: question, keywords, problem (from an LLM), heading or sentence (without one). span: the words of the passage
-    that answer it; with cloze they are the query itself, and the passage that is trained on goes without them.
+    that answer it; with cloze they are the query itself, and the passage that is trained on goes without them. also: ids
+    of further passages that it stands for, in the same document and under the same headings.
     """
 
     text: str
@@ -75,6 +76,7 @@ class Question:
     kind: str
     span: str
     cloze: bool = False
+    also: tuple[str, ...] = ()
 
     @cached_property
     def id(self) -> str:

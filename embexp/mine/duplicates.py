@@ -1,0 +1,93 @@
+"""Finds questions that are asked twice, and those asked of things that do not belong together. Called by `funnel`.
+
+| the same words on              | then                                                                                |
+|--------------------------------|-------------------------------------------------------------------------------------|
+| one passage                    | the first stays                                                                     |
+| passages of one section        | the first stays, and the other passages answer it too                               |
+| other documents or sections    | all go: every one of them answers, or none does, and they may stand on two sides    |
+
+Nearly the same words: the first stays, unless they differ in a number or a name with digits, as in "install 2.0" and
+"install 3.0", whose letters are 97 % alike.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from embexp.copies import near_duplicates
+from embexp.mine.passages import Passage, Question
+
+Reasons = dict[int, str]  # place of a question -> why it goes
+
+
+def without_duplicates(
+    questions: Sequence[Question], passages: Mapping[str, Passage], *, threshold: float | None
+) -> tuple[list[Question], Reasons]:
+    """The questions that stay, with further passages where several were asked the same, and why the others go.
+
+    threshold: from this similarity on (embexp.copies) two questions are nearly the same; None only drops a question
+    that stands twice on one passage.
+    """
+    reasons: Reasons = {}
+    further: dict[int, list[str]] = defaultdict(list)
+    if threshold is None:
+        seen: set[str] = set()
+        for place, question in enumerate(questions):
+            if question.id in seen:
+                reasons[place] = "stands twice on its passage"
+            seen.add(question.id)
+    else:
+        _same_words(questions, passages, reasons, further)
+        _nearly_the_same(questions, reasons, threshold)
+    kept = [
+        replace(question, also=_unique(question, further[place])) if further.get(place) else question
+        for place, question in enumerate(questions)
+        if place not in reasons
+    ]
+    return kept, reasons
+
+
+def _same_words(
+    questions: Sequence[Question], passages: Mapping[str, Passage], reasons: Reasons, further: dict[int, list[str]]
+) -> None:
+    groups: dict[str, list[int]] = defaultdict(list)
+    for place, question in enumerate(questions):
+        groups[" ".join(question.text.casefold().split()).rstrip(" .?!")].append(place)
+    for places in groups.values():
+        units = {_unit(passages[questions[place].passage]) for place in places}
+        first = places[0]
+        for place in places if len(units) > 1 else places[1:]:
+            if len(units) > 1:
+                reasons[place] = f"asked in the same words of {len(units)} documents or sections"
+            else:
+                reasons[place] = f"asked in the same words of passage {questions[first].passage}"
+                further[first] += [questions[place].passage, *questions[place].also]
+
+
+def _nearly_the_same(questions: Sequence[Question], reasons: Reasons, threshold: float) -> None:
+    texts = {place: question.text for place, question in enumerate(questions) if place not in reasons}
+    for first, other in near_duplicates(_keyed(texts), _keyed(texts), threshold=threshold):
+        place, later = int(first), int(other)
+        both_left = place < later and place not in reasons and later not in reasons
+        if both_left and _numbers(texts[place]) == _numbers(texts[later]):
+            reasons[later] = f"nearly the same as: {texts[place][:100]}"
+
+
+def _unit(passage: Passage) -> tuple[str, ...]:
+    """What is held out whole together at the finest (see `sides`)."""
+    return (passage.document, *passage.headings[:2])
+
+
+def _unique(question: Question, further: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(one for one in (*question.also, *further) if one != question.passage))
+
+
+def _keyed(texts: Mapping[int, str]) -> dict[str, str]:
+    return {str(place): text for place, text in texts.items()}
+
+
+def _numbers(text: str) -> list[str]:
+    return sorted(re.findall(r"\w*\d[\w.]*", text.casefold()))
