@@ -34,7 +34,7 @@ PACKAGES = [
     "wandb",
 ]
 KEYS = [
-    "status", "error", "metric", "base", "tuned", "bm25", "delta", "slices", "verdict", "counts", "seconds",
+    "status", "error", "metric", "base", "tuned", "bm25", "delta", "slices", "verdict", "notes", "counts", "seconds",
     "fingerprint", "versions", "seed", "git", "config",
 ]  # fmt: skip
 BY_SPLIT = Mapping[str, Evaluation]  # "dev" and "test" -> what was measured on it
@@ -48,6 +48,7 @@ def empty(config: Mapping[str, Any]) -> dict[str, Any]:
         "config": dict(config),
         "versions": _versions(),
         "git": _git(),
+        "notes": [],  # what a reader of the scores must know, as sentences
         "counts": {},
         "seconds": {},
         "fingerprint": {},

@@ -34,10 +34,7 @@ class Judge(Protocol):
 
 def teacher_of(named: str | None, encoder: Encoder, *, setting: str) -> Judge:
     """The cross-encoder of this folder or Hub id, or the base model where none is named."""
-    if named is not None:
-        return CrossEncoderScores(named, setting=setting)
-    log.info("no teacher named: the base model's own scores are learned from; %s= names a cross-encoder", setting)
-    return Cosines(encoder)
+    return Cosines(encoder) if named is None else CrossEncoderScores(named, setting=setting)
 
 
 class Cosines:

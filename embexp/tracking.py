@@ -97,7 +97,6 @@ class WandbMirror:
         import wandb  # only where this mirror is chosen
 
         self._offline = mode == "offline" or (mode == "auto" and not _has_key())
-        self._folder = folder
         settings = {
             "console": "off",  # output and arguments stay here
             "x_disable_meta": True,
@@ -144,8 +143,12 @@ class WandbMirror:
             import wandb
 
             wandb.teardown()  # finish returns before wandb's own process has written the file's end
-            for written in sorted((self._folder / "wandb").glob("offline-run-*")):
-                log.info("to upload this run: wandb sync %s", written)
+
+
+def to_upload(folder: Path) -> list[Path]:
+    """The wandb runs of a run's folder that are kept offline and were not uploaded since."""
+    kept = sorted(folder.glob("wandb/offline-run-*"))
+    return [run for run in kept if not any(run.glob("*.synced"))]
 
 
 def open_mirror(make: Callable[[], Mirror] | None) -> Mirror | None:

@@ -23,7 +23,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from embexp.batches import ConflictFreeBatchSampler, Conflicts
 from embexp.checkpoints import Checkpoint
 from embexp.encoding import token_lengths
-from embexp.errors import UserError
+from embexp.errors import UserError, counted
 from embexp.models import EmbeddingModel
 from embexp.retrieval_set import RetrievalSet
 from embexp.shapes import Rows
@@ -97,7 +97,8 @@ def train(
             if trainer.masks
             else "left in: this loss compares no other rows, or in a way that can't be masked"
         )
-        log.warning("%d rows share a batch with a conflicting row, which is %s", sampler.masked_rows, what)
+        sharing = counted(sampler.masked_rows, "row shares", "rows share")
+        log.warning("%s a batch with a conflicting row, which is %s", sharing, what)
     for callback in (ProgressCallback, PrinterCallback):  # replaced by the one line that Track shows
         trainer.remove_callback(callback)
     with _training_attention(embedding_model):

@@ -13,7 +13,7 @@ ORDER = [
     "datasets", "datasets.docstrings", "datasets.pubmedqa", "datasets.pairs", "datasets.beir",
     "model_folder", "models", "encoding", "paraphrases", "search", "teachers", "negatives", "shapes", "metrics",
     "significance", "evaluators", "batches", "losses", "tracking", "checkpoints", "fast_steps", "trainer", "training",
-    "result", "report", "components", "experiment", "run",
+    "result", "tables", "details", "report", "components", "experiment", "run",
     "mine", "mine.passages", "config", "arguments", "resume", "job", "launcher", "cli",
     "__main__",
 ]  # fmt: skip
