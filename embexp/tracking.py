@@ -75,6 +75,16 @@ class Tracker:
             self._mirror = None
 
 
+SETTINGS: dict[str, Any] = {  # wandb's own
+    "console": "off",  # output and arguments stay here
+    "x_disable_meta": True,
+    "save_code": False,
+    "disable_git": True,
+    "silent": True,
+    "reinit": "create_new",
+}
+
+
 class WandbMirror:
     """One wandb run for one experiment, in the run's folder; online when a key is configured, else offline."""
 
@@ -97,16 +107,6 @@ class WandbMirror:
         import wandb  # only where this mirror is chosen
 
         self._offline = mode == "offline" or (mode == "auto" and not _has_key())
-        settings = {
-            "console": "off",  # output and arguments stay here
-            "x_disable_meta": True,
-            "save_code": False,
-            "disable_git": True,
-            "silent": True,
-            "init_timeout": timeout,
-            "finish_timeout": timeout,
-            "reinit": "create_new",
-        }
         arguments: dict[str, Any] = {
             "dir": str(folder),
             "project": project,
@@ -117,11 +117,10 @@ class WandbMirror:
             # loss, model and dataset are names here, so that runs group by them; all keys are under settings
             "config": {**names, "seed": config.get("seed"), "metric": config.get("metric"), "settings": dict(config)},
         }
+        settings = wandb.Settings(**SETTINGS, init_timeout=timeout, finish_timeout=timeout)
         earlier = set(folder.glob("wandb/run-*"))
         try:
-            self._run = wandb.init(
-                **arguments, mode="offline" if self._offline else "online", settings=wandb.Settings(**settings)
-            )
+            self._run = wandb.init(**arguments, mode="offline" if self._offline else "online", settings=settings)
         except Exception as error:
             if self._offline:
                 raise
@@ -129,7 +128,7 @@ class WandbMirror:
             for failed in set(folder.glob("wandb/run-*")) - earlier:
                 shutil.rmtree(failed, ignore_errors=True)  # one attempt, one wandb run
             self._offline = True
-            self._run = wandb.init(**arguments, mode="offline", settings=wandb.Settings(**settings))
+            self._run = wandb.init(**arguments, mode="offline", settings=settings)
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
         """Log at the optimiser step."""

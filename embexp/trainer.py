@@ -21,7 +21,7 @@ from sentence_transformers.base.losses.merged_forward import column_merging_disa
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from tqdm import tqdm
 from transformers import TrainerCallback
-from transformers.trainer_callback import TrainerState
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
 from embexp import checkpoints
 from embexp.batches import Conflicts, MaskedSimilarity
@@ -46,6 +46,8 @@ class Trainer(SentenceTransformerTrainer):
         self._folder, self._made_from, self._keep = folder, made_from, keep
         self._conflicts = conflicts
         self._masked = MaskedSimilarity.put_into(self.loss) if conflicts is not None else []
+        for callback in (ProgressCallback, PrinterCallback):  # replaced by the one line that Track shows
+            self.remove_callback(callback)
 
     @property
     def masks(self) -> bool:
@@ -105,8 +107,14 @@ class Trainer(SentenceTransformerTrainer):
             )
         self._load_from_checkpoint(str(best))
 
-    def end_as(self, checkpoint: Checkpoint) -> None:
-        """Take the state of a training that was over when its last checkpoint was made."""
+    def train_from(self, checkpoint: Checkpoint | None) -> None:
+        """Train from the start, or go on from a checkpoint; one of a training that was over is only taken back."""
+        if checkpoint is not None and checkpoint.ended:
+            self._end_as(checkpoint)
+        else:
+            self.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
+
+    def _end_as(self, checkpoint: Checkpoint) -> None:
         self.state = TrainerState.load_from_json(str(checkpoint.folder / "trainer_state.json"))
         if self.state.best_global_step is None:  # dev was never looked at
             self._load_from_checkpoint(str(checkpoint.folder))

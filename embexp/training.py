@@ -18,7 +18,6 @@ import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainingArguments
 from transformers import EarlyStoppingCallback, set_seed
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from embexp.batches import ConflictFreeBatchSampler, Conflicts
 from embexp.checkpoints import Checkpoint
@@ -67,18 +66,10 @@ def train(
     those that the runner owns. dev_metrics: scores the model as it is now. early_stopping: evaluations without a
     better `metric` after which to stop. Raises UserError when the loss becomes NaN, with the step.
     """
-    batch_size = int(arguments["per_device_train_batch_size"])
-    sampler = ConflictFreeBatchSampler(
-        rows,
-        Conflicts.of(rows, data),
-        _lengths(embedding_model, rows),
-        batch_size=batch_size,
-        seed=seed,
-        epochs=_epochs(arguments, len(rows), batch_size),
-    )
+    sampler = _sampler(embedding_model, rows, data, arguments, seed=seed)
     set_seed(seed)  # a loss may have parameters of its own
-    made = _make_loss(loss, embedding_model)
     trainer = Trainer(
+        loss=_make_loss(loss, embedding_model),
         folder=folder,
         made_from=made_from,
         keep=arguments.get("save_total_limit"),
@@ -86,29 +77,37 @@ def train(
         model=embedding_model.model,
         args=_training_arguments(arguments, embedding_model, rows, sampler, metric=metric, seed=seed, folder=folder),
         train_dataset=Dataset.from_dict({**rows.columns, ROW: list(range(len(rows)))}),
-        loss=made,
         evaluator=Dev(dev_metrics),
         data_collator=Collator(preprocess_fn=embedding_model.model.preprocess, prompts=_prompts(embedding_model, rows)),
         callbacks=[Track(tracker), *([EarlyStoppingCallback(early_stopping)] if early_stopping else [])],
     )
     if sampler.masked_rows:
-        what = (
-            "masked in the loss"
-            if trainer.masks
-            else "left in: this loss compares no other rows, or in a way that can't be masked"
-        )
-        sharing = counted(sampler.masked_rows, "row shares", "rows share")
-        log.warning("%s a batch with a conflicting row, which is %s", sharing, what)
-    for callback in (ProgressCallback, PrinterCallback):  # replaced by the one line that Track shows
-        trainer.remove_callback(callback)
+        _tell_of_conflicts(sampler.masked_rows, masked=trainer.masks)
     with _training_attention(embedding_model):
-        if resume_from is not None and resume_from.ended:
-            trainer.end_as(resume_from)
-        else:
-            trainer.train(resume_from_checkpoint=str(resume_from.folder) if resume_from else None)
+        trainer.train_from(resume_from)
     embedding_model.model.eval()
     masked_rows = sampler.masked_rows if trainer.masks else 0
     return Training(trainer.state.global_step, masked_rows, trainer.state.best_global_step)
+
+
+def _sampler(
+    embedding_model: EmbeddingModel, rows: Rows, data: RetrievalSet, arguments: Mapping[str, Any], *, seed: int
+) -> ConflictFreeBatchSampler:
+    batch_size = int(arguments["per_device_train_batch_size"])
+    return ConflictFreeBatchSampler(
+        rows,
+        Conflicts.of(rows, data),
+        _lengths(embedding_model, rows),
+        batch_size=batch_size,
+        seed=seed,
+        epochs=_epochs(arguments, len(rows), batch_size),
+    )
+
+
+def _tell_of_conflicts(rows: int, *, masked: bool) -> None:
+    left_in = "left in: this loss compares no other rows, or in a way that can't be masked"
+    what = "masked in the loss" if masked else left_in
+    log.warning("%s a batch with a conflicting row, which is %s", counted(rows, "row shares", "rows share"), what)
 
 
 @contextmanager

@@ -50,6 +50,15 @@ def test_a_module_opens_with_its_job(module):
     assert ast.get_docstring(ast.parse(modules()[module].read_text()))
 
 
+@pytest.mark.parametrize("module", ORDER)
+def test_a_module_and_its_functions_are_short_enough_to_read(module):
+    text = modules()[module].read_text()
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    lengths = {node.name: node.end_lineno - node.lineno + 1 for node in functions}
+    assert {name: length for name, length in lengths.items() if length > 50} == {}
+    assert len(text.splitlines()) <= 300
+
+
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "conf").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_a_config_file_says_what_it_is_for(path):
     lines = path.read_text().splitlines()
