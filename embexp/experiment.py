@@ -22,7 +22,7 @@ from embexp.encoding import Encoder, count_truncated
 from embexp.errors import counted
 from embexp.evaluators import Evaluation, Evaluator, evaluate
 from embexp.losses import OWN_KEYS, refuse_unfit
-from embexp.models import EmbeddingModel
+from embexp.models import EmbeddingModel, identified
 from embexp.negatives import DEFAULT, Drawn, draw_random, second_look
 from embexp.paraphrases import without_paraphrases
 from embexp.retrieval_set import RetrievalSet, Splits
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 # the pairs that dev and test are measured on do not depend on what is trained with, so that runs compare
 EVALUATION_NEGATIVES: dict[str, Any] = {"negatives": partial(draw_random, per_query=1), "seed": 0}
-
+HELPERS = ("guide", "teacher", "rescorer")  # keys of losses and negatives that name a model
 UNTRAINED = "the base model's vectors are random, so that being better than it says little; compare with BM25"
 NO_TEACHER = (
     "without a teacher the loss learns the base model's own scores, which teaches it nothing new; "
@@ -55,11 +55,13 @@ def measure(config: Mapping[str, Any], result: dict[str, Any], folder: Path, tra
 
     with stage("model"):
         source = build(config["model"], allowed=allowed, without=["kind"])
+        helpers = _helpers(config)
     with stage("data"):
         splits = _splits(config)
         result["counts"] = results.counts(splits)
     with stage("loading"):
         model = _loaded(config, source, splits, result)
+        result["fingerprint"] = results.fingerprint(splits, model.origin, helpers)
         evaluators = [build(node, allowed=allowed) for node in config["evaluator"].values()]
 
     def measured(arm: Arm) -> dict[str, Evaluation]:
@@ -92,6 +94,22 @@ def measure(config: Mapping[str, Any], result: dict[str, Any], folder: Path, tra
     results.write_retrieval(arms, splits, folder / "retrieval")
 
 
+def _helpers(config: Mapping[str, Any]) -> dict[str, dict[str, str | None]]:
+    """The guide, the teacher and the rescorer that the config names, by content; had at once, or the run fails here."""
+
+    def named(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, str]]:
+        for key, value in node.items():
+            if key in HELPERS and isinstance(value, str):
+                yield f"{path}.{key}", value
+            elif isinstance(value, Mapping):
+                yield from named(value, f"{path}.{key}")
+
+    if config["trainer"] is None:
+        return {}
+    settings = [*named(config["loss"], "loss"), *named(config["negatives"] or {}, "negatives")]
+    return {setting: identified(path, setting=setting) for setting, path in settings}
+
+
 def _splits(config: Mapping[str, Any]) -> Splits:
     splits: Splits = build(config["dataset"], allowed=config["allowed_packages"])
     shares = config["dataset"].get("split") or {}  # a data set of the user's own may bring its splits ready
@@ -111,7 +129,6 @@ def _loaded(config: Mapping[str, Any], source: Any, splits: Splits, result: dict
         refuse_unfit(model, needs=config["loss"].get("needs"))
     if model.untrained:
         _note(result, UNTRAINED)
-    result["fingerprint"] = results.fingerprint(splits, model.origin)
     result["counts"]["truncated"] = count_truncated(model, splits.test)
     return model
 

@@ -90,15 +90,18 @@ def compared(arms: Mapping[str, Evaluation], splits: Splits, *, metric: str) -> 
     return {"delta": deltas, "slices": slices, "verdict": Delta(**deltas[metric]).verdict if deltas else None}
 
 
-def fingerprint(splits: Splits, origin: Mapping[str, str | None]) -> dict[str, Any]:
-    """What a score depends on, by content: each split's queries and qrels, the corpus, the base weights."""
+def fingerprint(
+    splits: Splits, origin: Mapping[str, str | None], helpers: Mapping[str, Mapping[str, str | None]]
+) -> dict[str, Any]:
+    """What a score depends on, by content: each split's queries and qrels, the corpus, the base weights, and the models
+    that helped to train (`helpers`, by the setting that names them)."""
     corpus = _digest(splits.test.corpus)
     sides = {"train": splits.train, "dev": splits.dev, "test": splits.test}
     data = {
         name: _digest({"queries": dict(s.queries), "qrels": dict(s.qrels), "corpus": corpus})
         for name, s in sides.items()
     }
-    return {**data, "corpus": corpus, "dataset": dict(splits.origin), "model": dict(origin)}
+    return {**data, "corpus": corpus, "dataset": dict(splits.origin), "model": dict(origin), "helpers": dict(helpers)}
 
 
 def counts(splits: Splits) -> dict[str, Any]:

@@ -82,7 +82,7 @@ class CrossEncoderScores:
     """
 
     def __init__(self, path: str, *, setting: str) -> None:
-        """path: a local folder or a Hub id. Raises UserError, which names `setting`, when it can't be had."""
+        """path: a local folder or a Hub id (id@revision). Raises UserError, naming `setting`, when it can't be had."""
         folder, commit = model_folder(path, setting=setting)
         try:
             self._model = CrossEncoder(
