@@ -81,6 +81,8 @@ def checked_arguments(
 
 
 def _unwritable(folder: Path) -> list[str]:
+    if "${" in str(folder.absolute()):  # Hydra would fill it in once more, in its log's name for one
+        return [f"the run's folder {folder.absolute()} has ${{ in its path, which a config can't; set hydra.run.dir="]
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if there.is_dir() and os.access(there, os.W_OK):
         return []

@@ -23,12 +23,14 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from embexp.errors import UserError
 from embexp.hub import snapshot
-from embexp.model_folder import refuse_unsafe
+from embexp.model_folder import refuse_unsafe, why_not_loaded
 
 log = logging.getLogger(__name__)
 
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 SAFETENSORS_ONLY = {"use_safetensors": True, "weights_only": True}  # a folder's own files could say otherwise
+# what the libraries raise for a folder that is damaged or of another version
+LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError)
 HUB_ID_AT = re.compile(r"(?P<id>\w[\w.-]*(/\w[\w.-]*)?)@(?P<revision>.+)")
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -104,10 +106,10 @@ class Transformer:
                 local_files_only=True,
                 model_kwargs={"dtype": torch.float32, **SAFETENSORS_ONLY, **chosen},
             )
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        except LOADING_ERRORS as error:
             raise UserError(
-                f"{self.SETTING}={self._path}: {self._folder} can't be loaded as a model ({error}). "
-                f"{_instead(self.SETTING)}"
+                f"{self.SETTING}={self._path}: {self._folder} can't be loaded as a model "
+                f"({why_not_loaded(self._folder, error)}). {_instead(self.SETTING)}"
             ) from error
         if self._max_seq_length is not None:
             positions = getattr(getattr(model[0], "config", None), "max_position_embeddings", None)

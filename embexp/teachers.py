@@ -12,13 +12,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from sentence_transformers import CrossEncoder
 
 from embexp.cache import arrays_kept, digest
 from embexp.encoding import Encoder
 from embexp.errors import UserError
-from embexp.models import SAFETENSORS_ONLY, hashes, model_folder
+from embexp.model_folder import why_not_loaded
+from embexp.models import LOADING_ERRORS, SAFETENSORS_ONLY, hashes, model_folder
 from embexp.retrieval_set import RetrievalSet
 from embexp.search import keyword_scores
 
@@ -91,8 +91,9 @@ class CrossEncoderScores:
                 activation_fn=torch.nn.Sigmoid(),  # not the one that the folder names
                 model_kwargs={"dtype": torch.float32, **SAFETENSORS_ONLY},
             )
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-            raise UserError(f"{setting}={path}: {folder} can't be loaded as a cross-encoder ({error})") from error
+        except LOADING_ERRORS as error:
+            why = why_not_loaded(folder, error)
+            raise UserError(f"{setting}={path}: {folder} can't be loaded as a cross-encoder ({why})") from error
         outputs = self._model.num_labels
         if outputs != 1:
             raise UserError(f"{setting}={path} gives {outputs} scores for a pair; a cross-encoder for search gives 1")
