@@ -65,7 +65,7 @@ class Trainer(SentenceTransformerTrainer):
             loss = super().compute_loss(model, inputs, *args, **kwargs)
         value = loss[0] if isinstance(loss, tuple) else loss
         if not torch.isfinite(value):
-            raise _diverged(f"the loss is {value.item()}", step=self.state.global_step + 1)
+            raise diverged(f"the loss is {value.item()}", step=self.state.global_step + 1)
         return loss
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -156,10 +156,11 @@ class Dev(BaseEvaluator):
         try:
             return dict(self._dev_metrics())
         except UserError as error:
-            raise _diverged(str(error), step=steps) from error
+            raise diverged(str(error), step=steps) from error
 
 
-def _diverged(what: str, *, step: int) -> UserError:
+def diverged(what: str, *, step: int) -> UserError:
+    """The error that ends a training which has gone wrong, with the step that showed it."""
     return UserError(
         f"training diverged at step {step}: {what}. Lower trainer.learning_rate, or set model.dtype=float32"
     )

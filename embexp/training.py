@@ -21,15 +21,17 @@ from transformers import EarlyStoppingCallback, set_seed
 
 from embexp.batches import ConflictFreeBatchSampler, Conflicts
 from embexp.checkpoints import Checkpoint
-from embexp.encoding import token_lengths
+from embexp.encoding import Encoder, token_lengths
 from embexp.errors import UserError, counted
 from embexp.models import EmbeddingModel
 from embexp.retrieval_set import RetrievalSet
 from embexp.shapes import Rows
 from embexp.tracking import Tracker
-from embexp.trainer import ROW, Collator, Dev, Track, Trainer
+from embexp.trainer import ROW, Collator, Dev, Track, Trainer, diverged
 
 log = logging.getLogger(__name__)
+
+LOOKED_AT = 64  # texts that the trained model must still embed
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ def train(
     with _training_attention(embedding_model):
         trainer.train_from(resume_from)
     embedding_model.model.eval()
+    if trainer.state.best_global_step is None:
+        _refuse_divergence(embedding_model, rows, step=trainer.state.global_step)
     masked_rows = sampler.masked_rows if trainer.masks else 0
     return Training(trainer.state.global_step, masked_rows, trainer.state.best_global_step)
 
@@ -122,6 +126,16 @@ def _training_attention(embedding_model: EmbeddingModel) -> Iterator[None]:
         yield
     finally:
         transformer.set_attn_implementation(usual)
+
+
+def _refuse_divergence(embedding_model: EmbeddingModel, rows: Rows, *, step: int) -> None:
+    """Where dev is not looked at, neither a loss nor a score would show what the last step has done."""
+    if not all(bool(torch.isfinite(weights).all()) for weights in embedding_model.model.parameters()):
+        raise diverged("weights are infinite or no numbers", step=step)
+    try:
+        Encoder(embedding_model).queries(rows.columns[rows.text_columns[0]][:LOOKED_AT])
+    except UserError as error:
+        raise diverged(str(error), step=step) from error
 
 
 def _epochs(arguments: Mapping[str, Any], rows: int, batch_size: int) -> int:

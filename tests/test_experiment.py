@@ -134,19 +134,28 @@ def test_a_tuned_model_worse_than_the_base_on_dev_is_said_first(embexp, sources)
 
 
 @pytest.mark.parametrize(
-    ("evaluated", "words"),
-    [("no", "training diverged at step 2: the loss is nan"), ("steps", "training diverged at step 1: the model gives")],
+    ("evaluated", "rate", "steps", "words"),
+    [
+        ("no", "1e38", 4, "training diverged at step 2: the loss is nan"),
+        ("no", "1e30", 1, "training diverged at step 1: the model gives NaN"),  # nothing comes after the last step
+        ("no", "1e38", 1, "training diverged at step 1: weights are infinite"),
+        ("steps", "1e38", 4, "training diverged at step 1: the model gives NaN"),
+    ],
 )
-def test_a_diverging_training_fails_with_its_step_and_leaves_a_result(embexp, sources, tmp_path, evaluated, words):
+def test_a_diverging_training_fails_with_its_step_and_leaves_a_result(
+    embexp, sources, tmp_path, evaluated, rate, steps, words
+):
     tiny_transformer(tmp_path / "tiny")
-    run = embexp("model=local", f"model.path={tmp_path / 'tiny'}", "trainer=smoke", "logger=none", *sources["pairs"],
-                 "trainer.learning_rate=1e38", "trainer.max_grad_norm=0", "trainer.warmup_steps=0",
-                 f"trainer.eval_strategy={evaluated}", "trainer.eval_steps=1")  # fmt: skip
+    wild = [f"trainer.learning_rate={rate}", "trainer.max_grad_norm=0", "trainer.warmup_steps=0"]
+    when = [f"trainer.max_steps={steps}", f"trainer.eval_strategy={evaluated}", "trainer.eval_steps=1"]
+    model = ["model=local", f"model.path={tmp_path / 'tiny'}", "trainer=smoke", "logger=none"]
+    run = embexp(*model, *sources["pairs"], *wild, *when)
     assert run.code == 1
     assert words in run.output
     assert "Traceback" not in run.output
     assert run.result["status"] == "failed"
     assert words in run.result["error"]
+    assert not (run.folder / "model").exists()
     assert run.result["base"]["test"]["recall@10"] >= 0
     assert run.result["tuned"] is None
     assert set(results.KEYS) <= run.result.keys()
