@@ -84,11 +84,17 @@ def checked_arguments(
     return [*(o.input_line or "" for o in known), *accepted]
 
 
+<<<<<<< HEAD
 def _folder_mistakes(hydra: DictConfig, *, sweep: bool, fresh: bool) -> list[str]:
     try:
         folder = Path(str(hydra.sweep.dir if sweep else hydra.run.dir))
     except InterpolationToMissingValueError:
         return []  # named by a key that must be set, which is said already
+=======
+def _unwritable(folder: Path) -> list[str]:
+    if "${" in str(folder.absolute()):  # Hydra would fill it in once more, in its log's name for one
+        return [f"the run's folder {folder.absolute()} has ${{ in its path, which a config can't; set hydra.run.dir="]
+>>>>>>> m-d
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         return [

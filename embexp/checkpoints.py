@@ -70,7 +70,7 @@ def rotate(folder: Path, *, keep: int | None, best: int | None) -> None:
 def last_usable(folder: Path, *, made_from: str) -> Checkpoint | None:
     """The last whole checkpoint whose best predecessor is whole too, after removing every other; None without one.
 
-    Raises UserError when it was made from other data or another base model than `made_from`.
+    Raises UserError when it was made from other data or other models than `made_from`.
     """
     usable = None
     for checkpoint in reversed(_checkpoints(folder)):
@@ -81,8 +81,8 @@ def last_usable(folder: Path, *, made_from: str) -> Checkpoint | None:
     content = _seal_of(usable) if usable else None
     if content is not None and content["made_from"] != made_from:
         raise UserError(
-            f"the data or the base model has changed since {usable} was made, so this run can't be continued; "
-            "start a new one, or bring the old data back"
+            f"the data, the base model or one that helps to train it (guide, teacher, rescorer) has changed since "
+            f"{usable} was made, so this run can't be continued; start a new one, or bring back what was there"
         )
     for checkpoint in _checkpoints(folder):
         if usable is None or checkpoint not in (usable, path_of(folder, _best_step(usable) or 0)):

@@ -34,7 +34,7 @@ PACKAGES = [
     "wandb",
 ]
 KEYS = [
-    "status", "error", "metric", "base", "tuned", "bm25", "delta", "slices", "verdict", "counts", "seconds",
+    "status", "error", "metric", "base", "tuned", "bm25", "delta", "slices", "verdict", "notes", "counts", "seconds",
     "fingerprint", "versions", "seed", "git", "config",
 ]  # fmt: skip
 BY_SPLIT = Mapping[str, Evaluation]  # "dev" and "test" -> what was measured on it
@@ -48,6 +48,7 @@ def empty(config: Mapping[str, Any]) -> dict[str, Any]:
         "config": dict(config),
         "versions": _versions(),
         "git": _git(),
+        "notes": [],  # what a reader of the scores must know, as sentences
         "counts": {},
         "seconds": {},
         "fingerprint": {},
@@ -96,15 +97,18 @@ def compared(arms: Mapping[str, Evaluation], splits: Splits, *, metric: str) -> 
     return {"delta": deltas, "slices": slices, "verdict": Delta(**deltas[metric]).verdict if deltas else None}
 
 
-def fingerprint(splits: Splits, origin: Mapping[str, str | None]) -> dict[str, Any]:
-    """What a score depends on, by content: each split's queries and qrels, the corpus, the base weights."""
+def fingerprint(
+    splits: Splits, origin: Mapping[str, str | None], helpers: Mapping[str, Mapping[str, str | None]]
+) -> dict[str, Any]:
+    """What a score depends on, by content: each split's queries and qrels, the corpus, the base weights, and the models
+    that helped to train (`helpers`, by the setting that names them)."""
     corpus = _digest(splits.test.corpus)
     sides = {"train": splits.train, "dev": splits.dev, "test": splits.test}
     data = {
         name: _digest({"queries": dict(s.queries), "qrels": dict(s.qrels), "corpus": corpus})
         for name, s in sides.items()
     }
-    return {**data, "corpus": corpus, "dataset": dict(splits.origin), "model": dict(origin)}
+    return {**data, "corpus": corpus, "dataset": dict(splits.origin), "model": dict(origin), "helpers": dict(helpers)}
 
 
 def counts(splits: Splits) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from embexp.errors import BusyError, UserError, described
 from embexp.experiment import measure
 from embexp.tracking import Tracker, open_mirror
 
+log = logging.getLogger(__name__)
+
 
 def run(
     config: Mapping[str, Any],
@@ -43,6 +45,7 @@ def run(
     with _alone(folder), kept_in(folder_of(config["cache"])):
         before = reports.read(folder)
         if resume and before is not None and before["status"] == "completed":
+            log.info("this run was complete already, so nothing is done again; this is its result")
             reports.write(before, names, folder)
             _tidy(config, folder)
             return before
@@ -104,6 +107,8 @@ def _mirror(
 def _summary(result: Mapping[str, Any]) -> dict[str, Any]:
     """What a dashboard compares: flat names such as test/base/recall@10 and test/delta/recall@10."""
     flat: dict[str, Any] = {"status": result["status"] or "interrupted", "verdict": result["verdict"]}
+    if result["notes"]:
+        flat["notes"] = "; ".join(result["notes"])
     for arm in ("base", "tuned", "bm25"):
         for split, metrics in (result[arm] or {}).items():
             flat |= {f"{split}/{arm}/{name}": score for name, score in metrics.items()}

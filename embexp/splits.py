@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from embexp.cache import json_kept
-from embexp.errors import UserError, listed
+from embexp.errors import UserError, counted, listed
 from embexp.retrieval_set import RetrievalSet, Splits, validated
 
 NEAR_COPIES = "queries dropped as near copies of test or dev"  # the note that counts them
@@ -167,16 +167,18 @@ def _leaks(splits: Splits, near_duplicate: float) -> list[str]:
         pairs = list(near_duplicates(sides[left].queries, sides[right].queries, threshold=near_duplicate))
         if pairs:
             shown = listed([f"{a} = {b} ({sides[left].queries[a][:60]!r})" for a, b in pairs], most=3)
+            found = counted(len(pairs), "query stands", "queries stand")
             problems.append(
-                f"leak: {len(pairs)} queries stand, exactly or nearly, in {left} and in {right}: {shown}. "
-                f"Remove them from {left}, or leave out the split column so that embexp cuts by document"
+                f"leak: {found}, exactly or nearly, in {left} and in {right}: {shown}. "
+                f"Remove what stands in {left}, or leave out the split column so that embexp cuts by document"
             )
     trained = {document for query in splits.train.queries for document in splits.train.documents_of(query)}
     unseen = splits.slices.get("unseen", ())
     shared = [query for query in unseen if splits.test.documents_of(query) & trained]
     if shared:
+        found = counted(len(shared), "test query", "test queries")
         problems.append(
-            f"leak: {len(shared)} test queries called unseen are about documents that training saw: {listed(shared)}. "
+            f"leak: {found} called unseen, on documents that training saw: {listed(shared)}. "
             "Move them to the slice seen, or hold their documents out"
         )
     return problems

@@ -185,6 +185,7 @@ def test_shapes_and_measures_of_the_check_are_those_of_the_code():
     from embexp import metrics, shapes
 
     assert list(shapes.SHAPES) == SHAPES
+    assert list(shapes.WITH_NEGATIVES) == configs.NEEDS_NEGATIVES
     assert list(metrics.MEASURES) == configs.MEASURES
 
 
@@ -192,6 +193,12 @@ def test_the_keys_of_a_loss_file_that_are_no_parameters_are_those_of_the_code():
     from embexp import losses
 
     assert list(losses.OWN_KEYS) == list(configs.OWN_KEYS["loss"])
+
+
+def test_the_negatives_that_nobody_asked_for_are_the_defaults():
+    from embexp.negatives import DEFAULT
+
+    assert composed()["negatives"] == DEFAULT
 
 
 def test_what_a_loss_needs_matters_only_where_it_is_trained():

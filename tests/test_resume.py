@@ -133,7 +133,8 @@ def test_the_command_goes_on_where_it_was_killed_and_refuses_a_changed_config(em
     assert json.loads((folder / "result.json").read_text())["counts"]["steps"] == 400
     finished = embexp(f"resume={folder}")
     assert finished.code == 0
-    assert "Verdict" in finished.output
+    assert "this run was complete already, so nothing is done again" in finished.output.split("Verdict")[0]
+    assert "complete already" not in resumed.output
 
 
 def test_ctrl_c_prints_the_command_that_goes_on(pairs, tmp_path):

@@ -11,11 +11,14 @@ REPOSITORY = Path(__file__).parent.parent
 ORDER = [
     "errors", "cache", "targets", "value_types", "retrieval_set", "splits", "hub",
     "datasets", "datasets.docstrings", "datasets.pubmedqa", "datasets.pairs", "datasets.beir",
+    "datasets.mined",
     "model_folder", "models", "encoding", "paraphrases", "search", "teachers", "negatives", "shapes", "metrics",
     "significance", "evaluators", "batches", "losses", "tracking", "checkpoints", "fast_steps", "trainer", "training",
-    "result", "report", "components", "experiment", "run",
-    "checks", "config", "arguments", "resume", "job", "launcher", "cli",
-    "__main__", "mine", "mine.passages",
+    "result", "tables", "details", "report", "components", "experiment", "run",
+    "checks", "config", "arguments", "resume", "job", "launcher", "cli", "__main__",
+    "mine", "mine.passages", "mine.documents", "mine.chunker", "mine.sides", "mine.sentences", "mine.written",
+    "mine.funnel", "mine.real", "mine.knowledge", "mine.summary", "mine.mining", "mine.config", "mine.cli",
+    "mine.__main__",
 ]  # fmt: skip
 
 
@@ -48,6 +51,15 @@ def test_a_module_imports_only_from_earlier_ones(module):
 @pytest.mark.parametrize("module", ORDER)
 def test_a_module_opens_with_its_job(module):
     assert ast.get_docstring(ast.parse(modules()[module].read_text()))
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_a_module_and_its_functions_are_short_enough_to_read(module):
+    text = modules()[module].read_text()
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    lengths = {node.name: node.end_lineno - node.lineno + 1 for node in functions}
+    assert {name: length for name, length in lengths.items() if length > 50} == {}
+    assert len(text.splitlines()) <= 300
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "conf").rglob("*.yaml")), ids=lambda path: path.stem)
