@@ -7,10 +7,6 @@ import pandas as pd
 import pytest
 
 from embexp import result as results
-<<<<<<< HEAD
-from embexp.checks import CONFIG_FOLDER
-=======
->>>>>>> m-d
 from embexp.report import HEADLINE
 from tests.command import QUICK
 from tests.tiny import tiny_transformer

@@ -6,8 +6,10 @@ import pytest
 
 from tests.command import QUICK
 
-TOPICS = ["invoices", "passwords", "holidays", "laptops", "parking", "lunch", "travel", "badges", "printers", "meetings",
-          "software", "security"]  # fmt: skip
+TOPICS = [
+    *("invoices", "passwords", "holidays", "laptops", "parking", "lunch"),
+    *("travel", "badges", "printers", "meetings", "software", "security"),
+]
 
 
 @pytest.fixture
@@ -60,7 +62,8 @@ def test_the_same_command_again_writes_the_same_data_set(embexp, handbook):
 def test_documents_added_later_change_no_question_of_the_others(embexp, handbook):
     before = {row["_id"]: row["metadata"]["side"] for row in rows(embexp.mine(*OFFLINE).folder / "queries.jsonl")}
     for name in ("zebras", "yachts"):
-        (handbook / f"{name}.md").write_text(f"# {name}\n\nWild {name} are not allowed in the building after dark at all.\n")
+        text = f"Wild {name} are not allowed in the building after dark at all."
+        (handbook / f"{name}.md").write_text(f"# {name}\n\n{text}\n")
     after = {row["_id"]: row["metadata"]["side"] for row in rows(embexp.mine(*OFFLINE).folder / "queries.jsonl")}
     assert {key: after.get(key) for key in before} == before
     assert len(after) > len(before)

@@ -69,8 +69,7 @@ def queries_of(
     for side, questions in dealt.items():
         for question in questions:
             answers = [question.passage, *_neighbours(question, passages, by_place), *further.get(question.id, ())]
-            about = {"passage": question.passage, "kind": question.kind, "span": question.span}
-            about |= {"bm25_first": question.id in easy, "cloze": question.cloze}
+            about = {**_about(question), "bm25_first": question.id in easy, "cloze": question.cloze}
             found[question.id] = Query(question.text, side, dict.fromkeys(answers, 1), about)
     return found
 
