@@ -83,7 +83,7 @@ def record(
             "this_time": report.sent,
             "failed": report.failed,
             "cut_off": report.lost.calls,
-        },  # fmt: skip
+        },
         "tokens": {"prompt": spent.prompt_tokens, "completion": spent.completion_tokens, "estimated": spent.estimated},
         "usd": None if spent.unpriced else float(spent.usd),
         "usd_cut_off_at_most": None if report.lost.unpriced else float(report.lost.usd),
