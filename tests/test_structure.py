@@ -14,7 +14,9 @@ ORDER = [
     "model_folder", "models", "encoding", "paraphrases", "search", "teachers", "negatives", "shapes", "metrics",
     "significance", "evaluators", "batches", "losses", "tracking", "checkpoints", "fast_steps", "trainer", "training",
     "result", "report", "components", "experiment", "run",
-    "mine", "mine.passages", "config", "arguments", "resume", "job", "launcher", "cli",
+    "mine", "mine.passages", "mine.journal", "mine.budget", "mine.request", "mine.server", "mine.protocol", "mine.call",
+    "mine.progress", "mine.client", "mine.loose_json", "mine.answers", "mine.prompts", "mine.llm",
+    "config", "arguments", "resume", "job", "launcher", "cli",
     "__main__",
 ]  # fmt: skip
 
