@@ -16,9 +16,11 @@ ORDER = [
     "significance", "evaluators", "batches", "losses", "tracking", "checkpoints", "fast_steps", "trainer", "training",
     "result", "tables", "details", "report", "components", "experiment", "run",
     "checks", "config", "arguments", "resume", "job", "launcher", "cli", "__main__",
-    "mine", "mine.passages", "mine.documents", "mine.chunker", "mine.sides", "mine.sentences", "mine.written",
-    "mine.funnel", "mine.real", "mine.knowledge", "mine.summary", "mine.mining", "mine.config", "mine.cli",
-    "mine.__main__",
+    "mine", "mine.passages", "mine.documents", "mine.chunker", "mine.sides",
+    "mine.journal", "mine.budget", "mine.request", "mine.server", "mine.protocol", "mine.call", "mine.progress",
+    "mine.client", "mine.loose_json", "mine.answers", "mine.prompts", "mine.llm",
+    "mine.sentences", "mine.written", "mine.funnel", "mine.real", "mine.knowledge", "mine.summary", "mine.mining",
+    "mine.config", "mine.cli", "mine.__main__",
 ]  # fmt: skip
 
 
