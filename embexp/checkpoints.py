@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from embexp.durable import sync, sync_name, write_whole
 from embexp.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -41,14 +41,11 @@ def path_of(folder: Path, step: int) -> Path:
 
 
 def seal(checkpoint: Path, *, made_from: str, ended: bool) -> None:
-    """Declare a checkpoint whole. made_from: the digest of the data and base weights that it was trained on."""
+    """Declare a checkpoint whole, once it is on disk. made_from: the digest of the data and models behind it."""
     content = {"files": _digests(checkpoint), "made_from": made_from, "ended": ended}
-    partial = checkpoint / f"{SEAL}.partial"
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(checkpoint / SEAL)
+    sync(checkpoint)
+    sync_name(checkpoint.parent)
+    write_whole(checkpoint / SEAL, json.dumps(content))
 
 
 def is_whole(checkpoint: Path) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import resource
 import subprocess
@@ -17,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 
+from embexp.durable import sync, write_whole
 from embexp.evaluators import Evaluation
 from embexp.retrieval_set import RetrievalSet, Splits
 from embexp.search import Ranking
@@ -131,15 +131,16 @@ def counts(splits: Splits) -> dict[str, Any]:
 
 
 def write(result: Mapping[str, Any], folder: Path) -> None:
-    """Write result.json so that it is whole or not there; as strict JSON, NaN and infinity are null."""
-    partial = folder / "result.json.partial"
-    with partial.open("w", encoding="utf-8") as file:
-        content = json.dumps({**result, "peak_memory_mib": _peak_memory()}, default=str)
-        strict = json.loads(content, parse_constant=lambda name: None)  # NaN, Infinity and -Infinity
-        json.dump(strict, file, indent=2, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(folder / "result.json")
+    """Write result.json so that it is whole or not there; as strict JSON, NaN and infinity are null.
+
+    What it tells of, the model and the rankings, is on disk before.
+    """
+    content = json.dumps({**result, "peak_memory_mib": _peak_memory()}, default=str)
+    strict = json.loads(content, parse_constant=lambda name: None)  # NaN, Infinity and -Infinity
+    for made in (folder / "model", folder / "retrieval"):
+        if made.is_dir():
+            sync(made)
+    write_whole(folder / "result.json", json.dumps(strict, indent=2, allow_nan=False))
 
 
 def write_retrieval(arms: Mapping[str, Evaluation], splits: Splits, folder: Path) -> None:

@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from embexp.durable import write_whole
+
 log = logging.getLogger(__name__)
 
 
@@ -54,9 +56,7 @@ class Tracker:
                 break
             kept.append(line)
         self._file.close()
-        partial = self._path.with_suffix(".partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        partial.replace(self._path)
+        write_whole(self._path, "".join(kept))
         self._file = self._path.open("a", encoding="utf-8")
 
     def finish(self, summary: Mapping[str, Any], *, exit_code: int) -> None:

@@ -87,7 +87,7 @@ def test_killed_at_random_file_events_a_resumed_run_ends_bit_equal(kind, referen
         assert Ending.of(folder) == whole, f"killed at file event {point} of {events}"
 
 
-@pytest.mark.parametrize("event", [1, 2, 3, 5, 8, 12])
+@pytest.mark.parametrize("event", [1, 2, 3, 5, 8, 12, 24])
 def test_killed_inside_the_writing_of_a_checkpoint_it_ends_bit_equal(event, reference, tmp_path):
     config, whole, _, _ = reference("static")
     inside = partial(at_file_event, event, where="/checkpoint-4")

@@ -9,7 +9,7 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 # the flow of the design; a module imports only from those before it
 ORDER = [
-    "errors", "cache", "targets", "value_types", "retrieval_set", "splits", "hub",
+    "errors", "durable", "cache", "targets", "value_types", "retrieval_set", "splits", "hub",
     "datasets", "datasets.docstrings", "datasets.pubmedqa", "datasets.pairs", "datasets.beir",
     "datasets.mined",
     "model_folder", "models", "encoding", "paraphrases", "search", "teachers", "negatives", "shapes", "metrics",
