@@ -53,6 +53,8 @@ PARAPHRASE = Schema("paraphrase_1", _object(question=TEXT))
 class LLMMiner:
     """Asks for the questions of each passage in one call. Answers without a question of use are in `problems`."""
 
+    asks_llm = True
+
     def __init__(self, *, prompt: Mapping[str, str], client: Client, example: str | None = None) -> None:
         """prompt: system and user, with {passage} and {kinds}, and {title}, {count} and {example} if wanted.
 

@@ -130,7 +130,8 @@ class _Making:
 
 def _client(config: Mapping[str, Any], folder: Path) -> Client:
     server = build(config["llm"], allowed=config["allowed_packages"])
-    return Client(server, journal=folder / "answers.jsonl", budget=Budget(**config["budget"]), prices=config["prices"])
+    budget = Budget(**config["budget"])
+    return Client(server, journal=folder / "answers.jsonl", budget=budget, prices=config["prices"]["models"])
 
 
 @contextmanager
