@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from embexp import report as reports
 from embexp import result as results
-from embexp.cache import default_folder, kept_in
+from embexp.cache import default_folder, kept_in, trim
 from embexp.components import build
 from embexp.errors import BusyError, UserError, described
 from embexp.experiment import measure
@@ -42,7 +42,7 @@ def run(
     the folder; one that was completed is returned as it is. Every error but an interruption from outside is recorded
     in result.json and raised again.
     """
-    with _alone(folder), kept_in(_cache_folder(config["cache"])):
+    with _alone(folder), _kept(config):
         before = reports.read(folder)
         if resume and before is not None and before["status"] == "completed":
             log.info("this run was complete already, so nothing is done again; this is its result")
@@ -80,10 +80,19 @@ def _tidy(config: Mapping[str, Any], folder: Path) -> None:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
-def _cache_folder(chosen: bool | str) -> Path | None:
-    if isinstance(chosen, str):
-        return Path(chosen).expanduser()
-    return default_folder() if chosen else None
+@contextmanager
+def _kept(config: Mapping[str, Any]) -> Iterator[None]:
+    """The cache that the config names, in its bounds again when the run has ended."""
+    chosen, most = config["cache"], config["cache_size_gb"]
+    own = Path(chosen).expanduser() if isinstance(chosen, str) else None
+    folder = own or (default_folder() if chosen else None)
+    with kept_in(folder):
+        yield
+    if folder is not None and most is not None:
+        try:
+            trim(folder, gigabytes=most)
+        except OSError as error:
+            log.warning("the cache %s can't be kept in its bounds (%s)", folder, error)
 
 
 @contextmanager
