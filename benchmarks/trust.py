@@ -20,8 +20,8 @@ from omegaconf import OmegaConf
 from reworded import MODERATE, NEAR_MISS, STRONG
 
 from embexp import cache, significance
+from embexp.checks import CONFIG_FOLDER
 from embexp.components import build
-from embexp.config import CONFIG_FOLDER
 from embexp.encoding import Encoder
 from embexp.errors import UserError
 from embexp.metrics import ndcg, recall

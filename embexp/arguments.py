@@ -21,15 +21,22 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from embexp import targets
-from embexp.config import CONFIG_FOLDER, GROUPS, RUNNER_OWNS, TRAINING_ARGUMENTS, mistakes_in, nearest, plain
+from embexp.checks import CONFIG_FOLDER, Program, mistakes_in, nearest, plain
+from embexp.config import EXPERIMENT
 from embexp.errors import UserError
 
 
 def checked_arguments(
-    overrides: Sequence[str], *, config_name: str, config_dir: str | None, sweep: bool, fresh: bool = True
+    overrides: Sequence[str],
+    *,
+    config_dir: str | None,
+    sweep: bool,
+    config_name: str | None = None,
+    program: Program = EXPERIMENT,
+    fresh: bool = True,
 ) -> list[str]:
     """The overrides as Hydra takes them, once they and the config that they make are free of mistakes.
 
@@ -44,34 +51,23 @@ def checked_arguments(
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         parsed, problems = _parse(overrides, sweep=sweep)
-        groups = [o for o in parsed if _is_group(o, loader, config_dir)]
+        groups = [o for o in parsed if _is_group(o, loader, config_dir, program)]
         values = [o for o in parsed if o not in groups]
-        hydra_own = [
-            o.input_line or "" for o in values if o.key_or_group.startswith("hydra.") and not o.is_sweep_override()
-        ]
+        own = [o.input_line or "" for o in values if _is_hydras(o) and not o.is_sweep_override()]
         known: list[Override] = []
         for override in groups:
-            mistakes = _group_mistakes(override, loader, config_dir)
+            mistakes = _group_mistakes(override, loader, config_dir, program)
             problems += mistakes
             known += [] if mistakes else [override]
         accepted: list[str] = []
         for choice in _combinations(known):
             try:
-                config = compose(config_name, [*choice, *search_path, *hydra_own], return_hydra_config=True)
-                HydraConfig.instance().set_config(config)  # so that ${hydra:...} means something
-                folder = Path(str(config.hydra.sweep.dir if sweep else config.hydra.run.dir))
-                problems += _unwritable(folder)
-                if fresh and not sweep and (folder / "metrics.jsonl").exists():
-                    problems.append(
-                        f"{folder} holds another run; set hydra.run.dir to a new folder, or resume={folder}"
-                    )
-                with open_dict(config):
-                    del config["hydra"]
-                written, mistakes = _set(config, values)
-                problems += [*mistakes, *mistakes_in(plain(config))]
+                config = compose(config_name or program.name, [*choice, *search_path, *own], return_hydra_config=True)
+                written, mistakes = _checked(config, values, program, sweep=sweep, fresh=fresh)
             except (HydraException, OmegaConfBaseException) as error:
                 problems.append(_on_one_line(error))
                 continue
+            problems += mistakes
             # a swept group's choices may differ in whether they have a key; ++ is right for both
             accepted = [min(forms) for forms in zip(written, accepted or written, strict=False)]
     GlobalHydra.instance().clear()
@@ -80,13 +76,41 @@ def checked_arguments(
     return [*(o.input_line or "" for o in known), *accepted]
 
 
-def _unwritable(folder: Path) -> list[str]:
+def _checked(
+    config: DictConfig, values: Sequence[Override], program: Program, *, sweep: bool, fresh: bool
+) -> tuple[list[str], list[str]]:
+    """The plain overrides as Hydra takes them, and the mistakes of the config that they make."""
+    HydraConfig.instance().set_config(config)  # so that ${hydra:...} means something
+    hydra = config.hydra
+    with open_dict(config):
+        del config["hydra"]
+    written, mistakes = _set(config, values, program)
+    return written, [
+        *mistakes,
+        *mistakes_in(plain(config), program),
+        *_folder_mistakes(hydra, sweep=sweep, fresh=fresh),
+    ]
+
+
+def _is_hydras(override: Override) -> bool:
+    return override.key_or_group.startswith("hydra.")
+
+
+def _folder_mistakes(hydra: DictConfig, *, sweep: bool, fresh: bool) -> list[str]:
+    try:
+        folder = Path(str(hydra.sweep.dir if sweep else hydra.run.dir))
+    except InterpolationToMissingValueError:
+        return []  # named by a key that must be set, which is said already
     if "${" in str(folder.absolute()):  # Hydra would fill it in once more, in its log's name for one
         return [f"the run's folder {folder.absolute()} has ${{ in its path, which a config can't; set hydra.run.dir="]
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if there.is_dir() and os.access(there, os.W_OK):
-        return []
-    return [f"the run's folder {folder} can't be made: {there} is not a folder that can be written; set hydra.run.dir="]
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        return [
+            f"the run's folder {folder} can't be made: {there} is not a folder that can be written; set hydra.run.dir="
+        ]
+    if fresh and not sweep and (folder / "metrics.jsonl").exists():
+        return [f"{folder} holds another run; set hydra.run.dir to a new folder, or resume={folder}"]
+    return []
 
 
 def _parse(overrides: Sequence[str], *, sweep: bool) -> tuple[list[Override], list[str]]:
@@ -106,9 +130,9 @@ def _parse(overrides: Sequence[str], *, sweep: bool) -> tuple[list[Override], li
     return parsed, problems
 
 
-def _is_group(override: Override, loader: ConfigLoader, config_dir: str | None) -> bool:
+def _is_group(override: Override, loader: ConfigLoader, config_dir: str | None, program: Program) -> bool:
     key = override.key_or_group
-    return key in GROUPS or bool(_options(key, loader, config_dir))
+    return key in program.groups or bool(_options(key, loader, config_dir))
 
 
 def _options(group: str, loader: ConfigLoader, config_dir: str | None) -> list[str]:
@@ -118,7 +142,7 @@ def _options(group: str, loader: ConfigLoader, config_dir: str | None) -> list[s
     return sorted(found)
 
 
-def _group_mistakes(override: Override, loader: ConfigLoader, config_dir: str | None) -> list[str]:
+def _group_mistakes(override: Override, loader: ConfigLoader, config_dir: str | None, program: Program) -> list[str]:
     group = override.key_or_group
     options = _options(group, loader, config_dir)
     if override.is_delete() or override.value() is None:
@@ -126,7 +150,7 @@ def _group_mistakes(override: Override, loader: ConfigLoader, config_dir: str | 
     problems = []
     for value in _values_of(override):
         chosen = [str(each) for each in value] if isinstance(value, list) else [str(value)]
-        if isinstance(value, list) and group != "evaluator":
+        if isinstance(value, list) and group not in program.lists:
             problems.append(f"{group}={value} is a list; {group} takes one of {', '.join(options)}")
             continue
         for name in chosen:
@@ -162,7 +186,7 @@ def _combinations(groups: Sequence[Override]) -> list[list[str]]:
     return combinations
 
 
-def _set(config: DictConfig, overrides: Sequence[Override]) -> tuple[list[str], list[str]]:
+def _set(config: DictConfig, overrides: Sequence[Override], program: Program) -> tuple[list[str], list[str]]:
     """Apply plain overrides to the composed config; returns them as Hydra takes them, and the mistakes."""
     written, problems = [], []
     for override in overrides:
@@ -181,7 +205,7 @@ def _set(config: DictConfig, overrides: Sequence[Override]) -> tuple[list[str], 
                 del (OmegaConf.select(config, parent) if parent else config)[name]
             written.append(text)
             continue
-        reason = _owned(config, key)
+        reason = _owned(key, program)
         if reason:
             problems.append(f"{key} is set by embexp: {reason}")
             continue
@@ -190,7 +214,7 @@ def _set(config: DictConfig, overrides: Sequence[Override]) -> tuple[list[str], 
             problems.append(f"{key}: {group}=none has no keys; choose another {group}")
             continue
         if not exists and not override.is_add() and not override.is_force_add():
-            accepted = _parameters_at(config, key.rpartition(".")[0])
+            accepted = _parameters_at(config, key.rpartition(".")[0], program)
             if key.rpartition(".")[2] not in (accepted or {}):
                 near = [f"{key.rpartition('.')[0]}.{name}" for name in accepted or {}] + _keys(config)
                 problems.append(f"{key}: there is no such key;{nearest(key, near)} --cfg job shows all keys")
@@ -199,7 +223,7 @@ def _set(config: DictConfig, overrides: Sequence[Override]) -> tuple[list[str], 
         *others, last = _values_of(override)
         for value in others:
             OmegaConf.update(config, key, value, force_add=True)
-            problems += mistakes_in(plain(config))
+            problems += mistakes_in(plain(config), program)
         OmegaConf.update(config, key, last, force_add=True)
         written.append(text)
     return written, problems
@@ -214,15 +238,15 @@ def _has(config: DictConfig, key: str) -> bool:
     return True
 
 
-def _owned(config: DictConfig, key: str) -> str | None:
+def _owned(key: str, program: Program) -> str | None:
     group, _, name = key.replace(".inner.", ".").partition(".")  # a loss inside another is a loss too
-    return RUNNER_OWNS.get(group, {}).get(name)
+    return program.owned.get(group, {}).get(name)
 
 
-def _parameters_at(config: DictConfig, path: str) -> Mapping[str, Any] | None:
+def _parameters_at(config: DictConfig, path: str, program: Program) -> Mapping[str, Any] | None:
     """What the node at `path` takes by its target's signature."""
-    target: Any = TRAINING_ARGUMENTS
-    if path != "trainer":
+    target: Any = program.arguments_of.get(path)
+    if target is None:
         node = OmegaConf.select(config, path) if path else None
         target = node.get("_target_") if isinstance(node, DictConfig) else None
     definition = targets.find(target) if isinstance(target, str) else None

@@ -53,6 +53,13 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "embexp"
 
 
+def folder_of(setting: bool | str) -> Path | None:
+    """Where the key `cache` of a config says that results are kept; None for nowhere."""
+    if isinstance(setting, str):
+        return Path(setting).expanduser()
+    return default_folder() if setting else None
+
+
 def json_kept(kind: str, parts: Any, make: Callable[[], Any]) -> Any:
     """What `make` returns (JSON values), made only when nothing is kept for these parts.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,34 +16,34 @@ from omegaconf import DictConfig
 
 from embexp import launcher, resume
 from embexp.arguments import checked_arguments
-from embexp.config import CONFIG_FOLDER, refuse_environment
+from embexp.checks import CONFIG_FOLDER, Program, refuse_environment
+from embexp.config import EXPERIMENT
 from embexp.errors import UserError
 from embexp.job import Job, explained
 
 
 def main() -> None:
     """Run the command line; exits with 0 when every run completed, else with 1."""
-    refuse_environment()
-    try:
-        arguments = _arguments(sys.argv[1:])
+    with ends_with_one():
+        arguments = parsed(sys.argv[1:])
         resumed = resume.folder_to_resume(arguments.overrides)
         if resumed is not None:
             if arguments.multirun:
                 raise UserError("resume= goes on with one run; leave out -m")
             overrides, flags = resume.arguments_of(resumed, arguments.overrides)
             sys.argv[1:] = [*flags, *overrides]
-            arguments = _arguments(sys.argv[1:])
-        if _runs_or_shows(arguments):
-            checked = checked_arguments(
-                arguments.overrides,
-                config_name=arguments.config_name or "config",
-                config_dir=arguments.config_dir,
-                sweep=arguments.multirun,
-                fresh=resumed is None,
-            )
-            flags = [argument for argument in sys.argv[1:] if argument not in arguments.overrides]
-            sys.argv[1:] = [*flags, *checked]
+            arguments = parsed(sys.argv[1:])
+        check(arguments, program=EXPERIMENT, fresh=resumed is None)
         codes = _run_hydra(resumed)
+    sys.exit(1 if any(codes) else 0)
+
+
+@contextmanager
+def ends_with_one() -> Iterator[None]:
+    """Within it, what a user can mend ends the program with its explanation and exit code 1."""
+    refuse_environment()
+    try:
+        yield
     except UserError as error:
         print(explained(error), file=sys.stderr)
         sys.exit(1)
@@ -52,14 +53,30 @@ def main() -> None:
     except KeyboardInterrupt:
         print("embexp: interrupted", file=sys.stderr)
         sys.exit(1)
-    sys.exit(1 if any(codes) else 0)
 
 
-def _arguments(words: Sequence[str]) -> argparse.Namespace:
+def parsed(words: Sequence[str]) -> argparse.Namespace:
+    """Hydra's flags and the overrides; ends the program where they make no sense, or with --help of argparse."""
     try:
         return get_args_parser().parse_intermixed_args(list(words))
     except SystemExit as end:
         sys.exit(1 if end.code else 0)  # argparse has said what is wrong
+
+
+def check(arguments: argparse.Namespace, *, program: Program, fresh: bool = True) -> None:
+    """Check the overrides, and rewrite sys.argv as Hydra takes them. Raises UserError with all mistakes."""
+    if not _runs_or_shows(arguments):
+        return
+    checked = checked_arguments(
+        arguments.overrides,
+        config_name=arguments.config_name,
+        config_dir=arguments.config_dir,
+        sweep=arguments.multirun,
+        program=program,
+        fresh=fresh,
+    )
+    flags = [argument for argument in sys.argv[1:] if argument not in arguments.overrides]
+    sys.argv[1:] = [*flags, *checked]
 
 
 def _runs_or_shows(arguments: argparse.Namespace) -> bool:

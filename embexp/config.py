@@ -1,25 +1,18 @@
-"""Checks a composed config before anything heavy loads, and lists every mistake at once.
-
-Hydra alone accepts `lr=abc`. Called by `arguments` and `launcher`; reads YAML and source files and imports nothing of
-what it checks.
-"""
+"""What the config of an experiment may hold. Called by `arguments` and `launcher`, which check with it before anything
+heavy loads."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from embexp import targets, value_types
-from embexp.errors import UserError, listed
+from embexp import checks
+from embexp.checks import CONFIG_FOLDER, Program, Types, nearest
+from embexp.errors import listed
 
-PACKAGE = Path(__file__).parent
-# beside the package in a checkout, inside it in a wheel
-CONFIG_FOLDER = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
-GROUPS = ["model", "dataset", "loss", "negatives", "evaluator", "trainer", "logger", "experiment"]
+GROUPS = ["model", "dataset", "loss", "negatives", "evaluator", "trainer", "logger"]
 SHAPES = ["pair", "triplet", "n_tuple", "labelled_pair", "scored_pair", "list"]
 NEEDS_NEGATIVES = ["triplet", "n_tuple", "list"]
 MEASURES = ["recall", "precision", "accuracy", "mrr", "map", "ndcg"]
@@ -55,7 +48,7 @@ RUNNER_OWNS: dict[str, dict[str, str]] = {
     "logger": dict.fromkeys(("folder", "config", "names"), "the runner gives it"),
 }
 # keys beside the target's own: their types, in words too
-OWN_KEYS: dict[str, dict[str, tuple[tuple[type, ...], str]]] = {
+OWN_KEYS: dict[str, dict[str, Types]] = {
     "loss": {
         "shape": ((str,), "the name of a shape"),
         "accepts": ((list,), "a list of shapes"),
@@ -81,7 +74,7 @@ AT_LEAST = {
     "model.max_seq_length": 1,
     "logger.timeout": 0,
 }
-ROOT_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+ROOT_TYPES: dict[str, Types] = {
     "metric": ((str,), "a text such as recall@10"),
     "seed": ((int,), "a whole number"),
     "limit": ((int, type(None)), "a whole number or null"),
@@ -94,117 +87,18 @@ ROOT_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
 }
 
 
-def plain(config: DictConfig) -> dict[str, Any]:
-    """The composed config as plain values; keys that must still be set (???) stay as that text."""
-    return OmegaConf.to_container(config, resolve=True, throw_on_missing=False)  # type: ignore[return-value]
-
-
-def refuse_environment() -> None:
-    """From now on `${oc.env:NAME}` is a mistake: a config is written to files and folder names, secrets with it."""
-
-    def refuse(name: str, default: object = None) -> None:
-        raise UserError(
-            f"${{oc.env:{name}}} would write that environment variable's value into the run's files; write it out "
-            "if it is no secret. Keys are read from the environment by what needs them"
-        )
-
-    OmegaConf.register_new_resolver("oc.env", refuse, replace=True)
-
-
 def mistakes_in(config: Mapping[str, Any]) -> list[str]:
-    """Every mistake in a composed config: missing values, types, ranges, targets, parameters, and what does not fit."""
-    absent = [key for key in [*ROOT_TYPES, *GROUPS] if key not in config and key != "experiment"]
-    if absent:
-        return [f"{key} is not in the config; set {key}=... (none does for logger and trainer)" for key in absent]
-    problems = [f"{key} must be set: {key}=..." for key in _missing(config, "")]
-    for key, (types, words) in ROOT_TYPES.items():
-        value = config[key]
-        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-            problems.append(f"{key}={value!r} must be {words}")
-    allowed = [str(package) for package in config["allowed_packages"] or []]
-    for group in ("model", "dataset", "loss", "negatives", "logger"):
-        if config[group] is not None:
-            problems += _node_mistakes(config[group], group, group, allowed)
-    for name, node in config["evaluator"].items():
-        problems += _node_mistakes(node, f"evaluator.{name}", "evaluator", allowed)
+    """Every mistake in an experiment's composed config."""
+    return checks.mistakes_in(config, EXPERIMENT)
+
+
+def _mistakes_of_experiments(config: Mapping[str, Any]) -> list[str]:
+    problems = []
     if config["trainer"] is not None:
-        problems += _parameter_mistakes(
-            config["trainer"], TRAINING_ARGUMENTS, "trainer", "trainer", allowed, partial=True
-        )
         problems += _trainer_mistakes(config["trainer"])
-    problems += list(targets.forbidden(config))
-    problems += _nested_mistakes(config, allowed)
-    problems += list(_out_of_range(config))
     if isinstance(config["paraphrase"], int | float) and not 0.5 <= config["paraphrase"] <= 1:
         problems.append(f"paraphrase={config['paraphrase']} must be a cosine from 0.5 to 1, or null")
-    problems += _metric_mistakes(config)
-    problems += _shape_mistakes(config)
-    problems += _needs_mistakes(config)
-    return problems
-
-
-# --- the composed config ---------------------------------------------------------------------------------------------
-
-
-def _missing(node: Any, prefix: str) -> Iterator[str]:
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from _missing(value, f"{prefix}.{key}" if prefix else str(key))
-    elif node == "???":
-        yield prefix
-
-
-def _node_mistakes(node: Any, path: str, group: str, allowed: Sequence[str]) -> list[str]:
-    """Mistakes in a node with a `_target_`, and in those below it."""
-    if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
-        return [f"{path} must be a mapping with a _target_, the dotted path of a class or function; it is {node!r}"]
-    partial = bool(node.get("_partial_"))  # the runner calls these with the rest
-    parameters = {key: value for key, value in node.items() if key not in ("_target_", "_partial_", "_convert_")}
-    return _parameter_mistakes(parameters, node["_target_"], path, group, allowed, partial=partial)
-
-
-def _parameter_mistakes(
-    values: Mapping[str, Any], target: str, path: str, group: str, allowed: Sequence[str], *, partial: bool
-) -> list[str]:
-    try:
-        definition = targets.resolve(target, allowed=allowed)
-    except UserError as error:
-        return [f"{path}: {error}"]
-    accepted = targets.parameters(definition)
-    group_of_keys = path.split(".inner")[0]  # a loss inside another is described in the same way
-    own = OWN_KEYS.get(group_of_keys, {})
-    problems = []
-    for name, value in values.items():
-        key = f"{path}.{name}"
-        if reason := RUNNER_OWNS.get(group_of_keys, {}).get(str(name)):
-            problems.append(f"{key} is set by embexp: {reason}")
-        elif name in own:
-            types, meant = own[str(name)]
-            if not isinstance(value, types) or isinstance(value, bool):
-                problems.append(f"{key}={value!r} must be {meant}")
-        elif value == "???":
-            continue
-        elif accepted is not None and name not in accepted:
-            problems.append(f"{key}: {target.rpartition('.')[2]} takes no {name};{nearest(str(name), list(accepted))}")
-        elif isinstance(value, Mapping) and "_target_" in value:
-            problems += _node_mistakes(value, key, "", allowed)
-        elif accepted is not None and (words := value_types.mistake(value, accepted[str(name)])):
-            problems.append(f"{key}={value!r} must be {words}")
-    if accepted is not None and not partial:
-        lacking = [name for name, parameter in accepted.items() if parameter.required and name not in values]
-        problems += [f"{path}.{name} must be set: {path}.{name}=..." for name in lacking]
-    return problems
-
-
-def _nested_mistakes(config: Mapping[str, Any], allowed: Sequence[str]) -> list[str]:
-    """Targets in lists and other places that no signature leads to."""
-    problems = []
-    for path, target in targets.nodes({key: config[key] for key in config if key != "hydra"}):
-        try:
-            targets.resolve(str(target), allowed=allowed)
-        except UserError as error:
-            problems.append(f"{path}: {error}")
-    return problems
+    return problems + _metric_mistakes(config) + _shape_mistakes(config) + _needs_mistakes(config)
 
 
 def _trainer_mistakes(trainer: Mapping[str, Any]) -> list[str]:
@@ -212,16 +106,6 @@ def _trainer_mistakes(trainer: Mapping[str, Any]) -> list[str]:
     if trainer.get("early_stopping") and trainer.get("eval_strategy") in ("no", False):
         problems.append("trainer.early_stopping needs evaluations: set trainer.eval_strategy=steps or epoch")
     return problems
-
-
-def _out_of_range(config: Mapping[str, Any]) -> Iterator[str]:
-    for key, least in AT_LEAST.items():
-        node: Any = config
-        for part in key.split("."):
-            node = node.get(part) if isinstance(node, Mapping) else None
-        is_number = isinstance(node, int | float) and not isinstance(node, bool)
-        if is_number and (node < least or (least == 0 and node == 0)):
-            yield f"{key}={node} must be {'above 0' if least == 0 else f'at least {least}'}"
 
 
 def _metric_mistakes(config: Mapping[str, Any]) -> list[str]:
@@ -290,7 +174,14 @@ def _losses_by_shape() -> dict[str, list[str]]:
     return {name: list(loss.accepts) for name, loss in files.items() if not OmegaConf.is_interpolation(loss, "accepts")}
 
 
-def nearest(word: str, options: Sequence[str]) -> str:
-    """A hint with the most similar option, or nothing."""
-    near = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
-    return f" did you mean {near[0]}?" if near else ""
+EXPERIMENT = Program(
+    name="config",
+    groups=GROUPS,
+    lists=["evaluator"],
+    root=ROOT_TYPES,
+    owned=RUNNER_OWNS,
+    own_keys=OWN_KEYS,
+    arguments_of={"trainer": TRAINING_ARGUMENTS},
+    at_least=AT_LEAST,
+    further=_mistakes_of_experiments,
+)

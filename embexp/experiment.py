@@ -70,11 +70,11 @@ def measure(config: Mapping[str, Any], result: dict[str, Any], folder: Path, tra
 
     with stage("bm25"):
         bm25 = measured(BM25())
-        result["bm25"] = results.metrics_of(bm25)
+        result["bm25"] = results.metrics_of(bm25, splits)
     with stage("base"):
         encoder = Encoder(model, progress="base model", content=model.origin["content"])
         base = measured(Dense(encoder))
-        result["base"] = results.metrics_of(base)
+        result["base"] = results.metrics_of(base, splits)
     arms = {"base": base["test"], "bm25": bm25["test"]}
 
     if config["trainer"] is not None:
@@ -88,7 +88,7 @@ def measure(config: Mapping[str, Any], result: dict[str, Any], folder: Path, tra
         with stage("tuned"):
             tuned = measured(Dense(Encoder(model, progress="tuned model")))
             arms["tuned"] = tuned["test"]
-            result["tuned"] = results.metrics_of(tuned)
+            result["tuned"] = results.metrics_of(tuned, splits)
     with stage("comparison"):
         result |= results.compared(arms, splits, metric=config["metric"])
     results.write_retrieval(arms, splits, folder / "retrieval")

@@ -20,8 +20,8 @@ from hydra.core.utils import configure_log
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from embexp import config as configs
 from embexp import report as reports
+from embexp.checks import plain
 from embexp.errors import BusyError, UserError, described
 from embexp.tracking import to_upload
 
@@ -47,7 +47,7 @@ class Job:
         folder = Path(hydra.runtime.output_dir)
         choices = hydra.runtime.choices
         return cls(
-            config=configs.plain(config),
+            config=plain(config),
             names={group: str(choices[group]) for group in ("loss", "model", "dataset")},
             folder=folder,
             group=str(folder.parent if hydra.mode == RunMode.MULTIRUN else folder),

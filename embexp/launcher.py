@@ -20,8 +20,9 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from embexp import config as configs
 from embexp import report as reports
+from embexp.checks import plain
+from embexp.config import mistakes_in
 from embexp.errors import UserError
 from embexp.job import Job, explained
 
@@ -88,7 +89,7 @@ class ProcessLauncher(Launcher):
 
     def _mistakes(self, job: DictConfig) -> list[str]:
         task = OmegaConf.masked_copy(job, [key for key in job if key != "hydra"])  # type: ignore[misc]
-        return configs.mistakes_in(configs.plain(task))
+        return mistakes_in(plain(task))
 
 
 INTERRUPTED = -signal.SIGINT

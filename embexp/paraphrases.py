@@ -27,7 +27,7 @@ def without_paraphrases(
     The encoder's model must be a trained one: random vectors are near wherever words are shared. Raises UserError when
     more than half of train would go.
     """
-    held_out = [*splits.dev.queries.values(), *splits.test.queries.values()]
+    held_out = [*splits.dev.queries.values(), *(splits.test.queries[query] for query in splits.judged)]
     if threshold is None or not train.queries or not held_out:
         return train
     left, right = centred(encoder.queries(list(train.queries.values())), encoder.queries(held_out))

@@ -55,9 +55,16 @@ def empty(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def metrics_of(evaluations: BY_SPLIT) -> dict[str, dict[str, float]]:
-    """Split -> metric -> score."""
-    return {split: evaluation.metrics for split, evaluation in evaluations.items()}
+def metrics_of(evaluations: BY_SPLIT, splits: Splits) -> dict[str, dict[str, float]]:
+    """Split -> metric -> score; of test, over the queries that the verdict is about."""
+    return {"dev": evaluations["dev"].metrics, "test": Evaluation(_judged(evaluations["test"], splits)).metrics}
+
+
+def _judged(evaluation: Evaluation, splits: Splits) -> Mapping[str, Scores]:
+    if len(splits.judged) == len(splits.test.queries):
+        return evaluation.scores
+    kept = set(splits.judged)
+    return {metric: scores.of_queries(kept) for metric, scores in evaluation.scores.items()}
 
 
 def compared(arms: Mapping[str, Evaluation], splits: Splits, *, metric: str) -> dict[str, Any]:
@@ -85,7 +92,7 @@ def compared(arms: Mapping[str, Evaluation], splits: Splits, *, metric: str) -> 
             "delta": delta(part, quick),
             "queries": len(queries),
         }
-    whole = {arm: evaluation.scores for arm, evaluation in arms.items()}
+    whole = {arm: _judged(evaluation, splits) for arm, evaluation in arms.items()}
     deltas = delta(whole, whole["base"])
     return {"delta": deltas, "slices": slices, "verdict": Delta(**deltas[metric]).verdict if deltas else None}
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from embexp.config import plain
+from embexp.checks import plain
 from embexp.errors import UserError, listed
 
 MAY_DIFFER = ("debug", "cache", "cache_size_gb")  # none of them changes what comes out

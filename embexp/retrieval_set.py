@@ -70,7 +70,15 @@ class RetrievalSet:
 
 @dataclass(frozen=True)
 class Splits:
-    """Train, dev and test over one corpus; `slices` names parts of test (`seen`, `unseen`) by query ids."""
+    """Train, dev and test over one corpus; `slices` names parts of test by query ids.
+
+    | slice      | questions                                                                                |
+    |------------|------------------------------------------------------------------------------------------|
+    | unseen     | on documents held out whole                                                              |
+    | seen       | new ones, on documents that training questions came from                                 |
+    | real       | of real users                                                                            |
+    | paraphrase | training questions in other words: scored apart, and no part of the verdict              |
+    """
 
     train: RetrievalSet
     dev: RetrievalSet
@@ -78,6 +86,12 @@ class Splits:
     slices: Mapping[str, tuple[str, ...]]
     notes: Mapping[str, int] = field(default_factory=dict)  # what the source dropped or merged, with counts
     origin: Mapping[str, str | None] = field(default_factory=dict)  # where it came from, such as a Hub commit
+
+    @property
+    def judged(self) -> list[str]:
+        """The test queries that the verdict is about, and that must not stand in train: all but paraphrases."""
+        apart = set(self.slices.get("paraphrase", ()))
+        return [query for query in self.test.queries if query not in apart]
 
 
 def validated(retrieval_set: RetrievalSet) -> RetrievalSet:

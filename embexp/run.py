@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from embexp import report as reports
 from embexp import result as results
-from embexp.cache import default_folder, kept_in, trim
+from embexp.cache import folder_of, kept_in, trim
 from embexp.components import build
 from embexp.errors import BusyError, UserError, described
 from embexp.experiment import measure
@@ -83,9 +83,7 @@ def _tidy(config: Mapping[str, Any], folder: Path) -> None:
 @contextmanager
 def _kept(config: Mapping[str, Any]) -> Iterator[None]:
     """The cache that the config names, in its bounds again when the run has ended."""
-    chosen, most = config["cache"], config["cache_size_gb"]
-    own = Path(chosen).expanduser() if isinstance(chosen, str) else None
-    folder = own or (default_folder() if chosen else None)
+    folder, most = folder_of(config["cache"]), config["cache_size_gb"]
     with kept_in(folder):
         yield
     if folder is not None and most is not None:

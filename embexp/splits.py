@@ -112,7 +112,10 @@ def limited(splits: Splits, most: int) -> Splits:
     needed = {passage for side in sides for query in side.queries for passage in side.qrels[query]}
     spare = [passage for passage in splits.train.corpus if passage not in needed][: len(needed)]
     train, dev, test = (side.with_passages([*needed, *spare]) for side in sides)
-    return Splits(train, dev, test, _slices(train, test), splits.notes, splits.origin)
+    brought = {name: ids for name, ids in splits.slices.items() if name not in ("seen", "unseen")}
+    brought = {name: tuple(query for query in ids if query in test.queries) for name, ids in brought.items()}
+    mined = test.with_queries(query for query in test.queries if query not in {*sum(brought.values(), ())})
+    return Splits(train, dev, test, {**_slices(train, mined), **brought}, splits.notes, splits.origin)
 
 
 def trainable(splits: Splits) -> RetrievalSet:
@@ -159,7 +162,7 @@ def refuse_leaks(splits: Splits, *, near_duplicate: float) -> None:
 
 def _leaks(splits: Splits, near_duplicate: float) -> list[str]:
     problems = []
-    sides = {"train": splits.train, "dev": splits.dev, "test": splits.test}
+    sides = {"train": splits.train, "dev": splits.dev, "test": splits.test.with_queries(splits.judged)}
     for left, right in (("train", "test"), ("dev", "test"), ("train", "dev")):
         pairs = list(near_duplicates(sides[left].queries, sides[right].queries, threshold=near_duplicate))
         if pairs:

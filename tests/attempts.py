@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
-from embexp.config import CONFIG_FOLDER, plain
+from embexp.checks import CONFIG_FOLDER, plain
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["embexp.run"])  # imports only, as in a multirun

@@ -19,6 +19,7 @@ import pytest
 
 from embexp.retrieval_set import RetrievalSet
 from tests.command import Command
+from tests.handbook import write_handbook
 
 TOPICS = ["apple", "bread", "chair", "daisy", "eagle", "flute", "grape", "horse", "igloo", "jelly"]
 
@@ -109,3 +110,11 @@ def sources(tmp_path: Path, pairs_file: Path) -> dict[str, list[str]]:
         "pubmedqa": ["dataset=pubmedqa", f"dataset.path={copy.parent}"],
         "docstrings": ["dataset=docstrings", "dataset.packages=[json,logging,email]"],
     }
+
+
+@pytest.fixture
+def handbook(tmp_path: Path) -> Path:
+    """Twelve documents of two sections each, in the folder handbook."""
+    folder = tmp_path / "handbook"
+    write_handbook(folder)
+    return folder

@@ -3,19 +3,25 @@ from hydra import compose, initialize_config_dir
 
 from embexp import config as configs
 from embexp.arguments import checked_arguments
-from embexp.config import CONFIG_FOLDER, GROUPS, SHAPES, mistakes_in, plain
+from embexp.checks import CONFIG_FOLDER, plain
+from embexp.config import GROUPS, SHAPES, mistakes_in
 from embexp.errors import UserError
 from tests.command import separate
 
 NEEDS = {"local": ["model.path=x"], "pairs": ["dataset.path=x"], "beir": ["dataset.path=x"],
+         "mined": ["dataset.path=x"],
          "own_code": ["dataset.packages=[x]"], "similarity": ["metric=similarity.spearman_cosine"],
          "triplet": ["metric=triplet.cosine_accuracy"],
          "binary_classification": ["metric=binary_classification.cosine_ap"]}  # fmt: skip
-FILES = [(path.parent.name, path.stem) for group in GROUPS for path in sorted((CONFIG_FOLDER / group).glob("*.yaml"))]
+FILES = [
+    (path.parent.name, path.stem)
+    for group in [*GROUPS, "experiment"]
+    for path in sorted((CONFIG_FOLDER / group).glob("*.yaml"))
+]
 
 
 def check(*overrides, sweep=False):
-    return checked_arguments(overrides, config_name="config", config_dir=None, sweep=sweep)
+    return checked_arguments(overrides, config_dir=None, sweep=sweep)
 
 
 def problems(*overrides, sweep=False):

@@ -11,11 +11,16 @@ REPOSITORY = Path(__file__).parent.parent
 ORDER = [
     "errors", "durable", "cache", "targets", "value_types", "retrieval_set", "splits", "hub",
     "datasets", "datasets.docstrings", "datasets.pubmedqa", "datasets.pairs", "datasets.beir",
+    "datasets.mined",
     "model_folder", "models", "encoding", "paraphrases", "search", "teachers", "negatives", "shapes", "metrics",
     "significance", "evaluators", "batches", "losses", "tracking", "checkpoints", "fast_steps", "trainer", "training",
     "result", "tables", "details", "report", "components", "experiment", "run",
-    "mine", "mine.passages", "config", "arguments", "resume", "job", "launcher", "cli",
-    "__main__",
+    "checks", "config", "arguments", "resume", "job", "launcher", "cli", "__main__",
+    "mine", "mine.passages", "mine.documents", "mine.chunker", "mine.sides",
+    "mine.journal", "mine.budget", "mine.request", "mine.server", "mine.protocol", "mine.call", "mine.progress",
+    "mine.client", "mine.loose_json", "mine.answers", "mine.prompts", "mine.llm",
+    "mine.sentences", "mine.written", "mine.funnel", "mine.real", "mine.knowledge", "mine.summary", "mine.mining",
+    "mine.config", "mine.cli", "mine.__main__",
 ]  # fmt: skip
 
 

@@ -25,9 +25,23 @@ def load(*, path: str, split: Shares) -> Splits:
         raise UserError(
             f"dataset.path={path} is not a folder; a BEIR folder holds corpus.jsonl, queries.jsonl and qrels/"
         )
+    found = sets(folder)
+    if not found:
+        raise UserError(f"{folder / 'qrels'} has no train.tsv, dev.tsv or test.tsv")
+    if len(found) == 1:
+        return cut(next(iter(found.values())), split)
+    if "train" not in found or "test" not in found:
+        raise UserError(f"{folder / 'qrels'} has {', '.join(found)}; with more than one split it needs train and test")
+    if "dev" not in found:
+        return cut_dev(found["train"], found["test"], split)
+    return given(found["train"], found["dev"], found["test"])
+
+
+def sets(folder: Path) -> dict[str, RetrievalSet]:
+    """Split -> what the folder holds of it, for each of train, dev and test that has a file in qrels/."""
     corpus, documents = _texts(folder / "corpus.jsonl")
     queries, _ = _texts(folder / "queries.jsonl")
-    sets = {}
+    found = {}
     for name in ("train", "dev", "test"):
         file = folder / "qrels" / f"{name}.tsv"
         if file.is_file():
@@ -36,16 +50,8 @@ def load(*, path: str, split: Shares) -> Splits:
             answered = [query for query, grades in qrels.items() if any(grade > 0 for grade in grades.values())]
             kept = {query: queries[query] for query in answered if query in queries}
             scored = {query: grades for query, grades in qrels.items() if query in kept or query in unknown}
-            sets[name] = RetrievalSet(kept, corpus, scored, documents)
-    if not sets:
-        raise UserError(f"{folder / 'qrels'} has no train.tsv, dev.tsv or test.tsv")
-    if len(sets) == 1:
-        return cut(next(iter(sets.values())), split)
-    if "train" not in sets or "test" not in sets:
-        raise UserError(f"{folder / 'qrels'} has {', '.join(sets)}; with more than one split it needs train and test")
-    if "dev" not in sets:
-        return cut_dev(sets["train"], sets["test"], split)
-    return given(sets["train"], sets["dev"], sets["test"])
+            found[name] = RetrievalSet(kept, corpus, scored, documents)
+    return found
 
 
 def _texts(file: Path) -> tuple[dict[str, str], dict[str, str]]:

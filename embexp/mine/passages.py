@@ -6,10 +6,10 @@ Read by everything in this package; knows nothing of files, models or servers.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,15 @@ class Rejected:
 
 
 class Miner(Protocol):
-    """Makes questions. The results come as they are ready, in any order, one for each wanted passage."""
+    """Makes questions. asks_llm: whether a language model answers, so that it can paraphrase and judge too."""
+
+    asks_llm: bool
 
     def mine(self, wanted: Sequence[Wanted]) -> Iterator[Mined]:
-        """Make questions of these passages."""
+        """Make questions of these passages, as they are ready, in any order, once for each wanted passage."""
+
+    def requests(self, wanted: Sequence[Wanted]) -> Iterable[Any]:
+        """What a language model would be asked, for an estimate of the cost."""
 
 
 class Judge(Protocol):

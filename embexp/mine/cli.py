@@ -1,0 +1,72 @@
+"""The command `python -m embexp.mine`: checks the arguments as the other program does, then mines."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+import traceback
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from embexp import cache, cli
+from embexp.checks import CONFIG_FOLDER, plain
+from embexp.errors import UserError, described
+from embexp.job import explained
+from embexp.mine.config import MINE
+
+log = logging.getLogger("embexp")
+
+
+def main() -> None:
+    """Run the command line; exits with 0 when the data set is whole, else with 1."""
+    command = f"python -m embexp.mine {shlex.join(sys.argv[1:])}"
+    with cli.ends_with_one():
+        arguments = cli.parsed(sys.argv[1:])
+        if arguments.multirun:
+            raise UserError("mining takes no -m: name all documents in one command")
+        cli.check(arguments, program=MINE)
+        codes = _run_hydra(command)
+    sys.exit(1 if any(codes) else 0)
+
+
+def _run_hydra(command: str) -> list[int]:
+    codes: list[int] = []
+
+    @hydra.main(config_path=str(CONFIG_FOLDER), config_name=MINE.name, version_base="1.3")
+    def task(config: DictConfig) -> None:
+        codes.append(_run(config, Path(HydraConfig.get().runtime.output_dir), command))
+
+    task()
+    return codes
+
+
+def _run(config: DictConfig, folder: Path, command: str) -> int:
+    values = plain(config)
+    log.info("%s: loading libraries ...", folder)
+    from embexp.mine.mining import mine  # torch, transformers: seconds
+    from embexp.run import quiet_libraries
+
+    quiet_libraries()
+    try:
+        with cache.kept_in(cache.folder_of(values["cache"])):
+            outcome = mine(values, folder)
+    except KeyboardInterrupt:
+        log.error("\ninterrupted; what was answered is kept. To go on: %s", command)
+        return 1
+    except Exception as error:
+        if values["debug"]:
+            log.error("%s", "".join(traceback.format_exception(error)))
+        else:
+            text = explained(error) if isinstance(error, UserError) else f"embexp: {described(error)}"
+            log.error("%s", text)
+            log.debug("", exc_info=error)
+        return 1
+    log.info("\n%s", outcome.text)
+    if outcome.stopped is not None:
+        log.error("\nstopped: %s\nTo go on: %s", outcome.stopped, command)
+        return 1
+    return 0

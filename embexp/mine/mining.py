@@ -1,0 +1,147 @@
+"""Mining, top to bottom: documents -> passages -> sides -> questions -> funnel -> slices -> a data set.
+
+Read this module first; every step is one call into the module that does it. Called by `mine.cli`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from embexp.components import build
+from embexp.errors import BusyError
+from embexp.mine import knowledge, real, summary, written
+from embexp.mine.budget import Budget
+from embexp.mine.client import Client
+from embexp.mine.funnel import Sifted, complete
+from embexp.mine.knowledge import Knowledge
+from embexp.mine.llm import LLMJudge, Paraphraser
+from embexp.mine.passages import Judge, Miner, Passage, Question, Wanted, hashed
+from embexp.mine.real import Real
+from embexp.mine.sides import Sides
+from embexp.mine.written import DataSet, Query
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How mining ended. stopped: why it asked no further, null when all was asked."""
+
+    stopped: str | None
+    text: str  # what a person reads
+
+
+def mine(config: Mapping[str, Any], folder: Path) -> Outcome:
+    """Make the data set that the config describes in the folder, or say what it would cost.
+
+    Raises UserError for what the user can mend, and BusyError when another process mines into the folder.
+    """
+    with _alone(folder):
+        known = knowledge.read(config)
+        sides: Sides = build(config["split"], allowed=config["allowed_packages"])
+        side_of = sides.assigned(sides.unit_of(passage) for passage in known.passages)
+        asked = config["questions"]
+        wanted = sides.wanted(known.passages, side_of, questions=asked, kinds=asked["kinds"])
+        log.info("%s", summary.of_knowledge(known, side_of, wanted))
+        with _client(config, folder) as client:
+            miner: Miner = build(config["miner"], allowed=config["allowed_packages"])(client=client)
+            if config["dry_run"]:
+                estimate = client.estimate(miner.requests(wanted), known.count_tokens)
+                return Outcome(None, summary.of_estimate(estimate, config))
+            made = _Making(config, known, sides, side_of, client, miner).data_set(wanted)
+            if client.stopped is not None and not made.record["kinds"]:
+                return Outcome(client.stopped, "No question was made, and nothing was written.")
+            written.write(made.data, folder, record=made.record, page=summary.page(made.record, made.data))
+            return Outcome(client.stopped, summary.of_data_set(made.record, folder))
+
+
+@dataclass(frozen=True)
+class _Made:
+    data: DataSet
+    record: Mapping[str, Any]  # the content of mining.json
+
+
+@dataclass(frozen=True)
+class _Making:
+    """The parts that the steps after the passages share."""
+
+    config: Mapping[str, Any]
+    known: Knowledge
+    sides: Sides
+    side_of: Mapping[str, str]
+    client: Client
+    miner: Miner
+
+    def data_set(self, wanted: Sequence[Wanted]) -> _Made:
+        """Ask, sift, deal out, and add the other slices."""
+        by_id = {passage.id: passage for passage in self.known.passages}
+        users = self._real(by_id)
+        funnel = build(self.config["filter"], allowed=self.config["allowed_packages"])
+        sifted: Sifted = funnel.sift(self.miner.mine(wanted), by_id, judge=self._judge(needed=self.config["judge"]))
+        dealt, copies = self.sides.without_copies(self.sides.deal(sifted.kept, by_id, self.side_of), users.queries)
+        if users.queries and not self.miner.asks_llm:  # a pseudo-query says less than a real question
+            dealt |= {"unseen": [], "seen": []}
+        mined = [question for questions in dealt.values() for question in questions]
+        queries = written.queries_of(dealt, by_id, easy=sifted.easy, further=self._further(mined, by_id))
+        cloze = written.cloze_texts(queries, by_id)
+        queries |= {key: Query(text, "real", users.qrels[key], {}) for key, text in users.queries.items()}
+        queries |= self._paraphrases(dealt["train"], queries)
+        units = {key: self.sides.unit_of(passage) for key, passage in by_id.items()}
+        data = DataSet(by_id, units, queries, cloze, [*sifted.rejected, *copies])
+        return _Made(data, summary.record(self.config, data, self.known, sifted, users, self.client))
+
+    def _real(self, by_id: Mapping[str, Passage]) -> Real:
+        named = self.config["real_questions"]
+        if named is None:
+            return real.NONE
+        if named == "dataset":
+            assert self.known.splits is not None  # the config is checked
+            return real.of_data_set(self.known.splits, by_id)
+        return real.read(named, by_id, judge=self._judge(needed=self.miner.asks_llm))
+
+    def _judge(self, *, needed: bool) -> Judge | None:
+        return LLMJudge(client=self.client, prompt=self.config["prompts"]["judge"]) if needed else None
+
+    def _further(self, mined: Sequence[Question], by_id: Mapping[str, Passage]) -> Mapping[str, Sequence[str]]:
+        if not self.config["complete"]:
+            return {}
+        judge = self._judge(needed=True)
+        assert judge is not None
+        return complete(mined, by_id, judge=judge, top=self.config["complete"])
+
+    def _paraphrases(self, trained: Sequence[Question], queries: Mapping[str, Query]) -> dict[str, Query]:
+        if not self.miner.asks_llm or not self.config["paraphrases"]:
+            return {}
+        chosen = {question.id: question for question in self.sides.chosen(trained, self.config["paraphrases"])}
+        paraphraser = Paraphraser(client=self.client, prompt=self.config["prompts"]["paraphrase"])
+        said = paraphraser.paraphrase({key: question.text for key, question in chosen.items()})
+        return {
+            hashed("paraphrase", key, text): Query(text, "paraphrase", queries[key].answers, {"paraphrase_of": key})
+            for key, text in said
+        }
+
+
+def _client(config: Mapping[str, Any], folder: Path) -> Client:
+    server = build(config["llm"], allowed=config["allowed_packages"])
+    budget = Budget(**config["budget"])
+    return Client(server, journal=folder / "answers.jsonl", budget=budget, prices=config["prices"]["models"])
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    lock = FileLock(folder / ".mining.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise BusyError(f"another process is mining into {folder}; wait for it, or set another out=") from error
+    try:
+        yield
+    finally:
+        lock.release()

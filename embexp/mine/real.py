@@ -1,0 +1,107 @@
+"""Real users' questions: the slice of test that says most. Called by `mining`.
+
+They come from a file, with the ids of the passages that answer them or without; then a judge looks at what keyword
+search finds. Or they are a data set's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from embexp.datasets.pairs import READERS
+from embexp.errors import UserError, listed
+from embexp.mine.passages import Judge, Passage, hashed
+from embexp.retrieval_set import Qrels, RetrievalSet, Splits
+
+CANDIDATES = 10  # passages per question that the judge looks at
+
+
+@dataclass(frozen=True)
+class Real:
+    """Questions with the passages that answer them. left_out: why questions were left out, with counts."""
+
+    queries: Mapping[str, str]
+    qrels: Qrels
+    left_out: Mapping[str, int]
+
+
+NONE = Real({}, {}, {})
+
+
+def of_data_set(splits: Splits, passages: Mapping[str, Passage]) -> Real:
+    """All queries of a data set that are about these passages."""
+    queries: dict[str, str] = {}
+    qrels: dict[str, Mapping[str, int]] = {}
+    for side in (splits.train, splits.dev, splits.test):
+        about = [query for query in side.queries if passages.keys() >= set(side.relevant(query))]
+        queries |= {query: side.queries[query] for query in about}
+        qrels |= {query: {passage: side.qrels[query][passage] for passage in side.relevant(query)} for query in about}
+    return Real(queries, qrels, {})
+
+
+def read(path: str, passages: Mapping[str, Passage], *, judge: Judge | None) -> Real:
+    """Read JSONL, CSV, TSV or Parquet with a column `query` and optionally `passages`, the ids that answer it.
+
+    `passages` is a list, or ids with spaces between them; rows of one question are joined. Raises UserError for a file
+    that can't be read, an id that is no passage's, and questions without ids when there is no judge.
+    """
+    file = Path(path).expanduser()
+    reader = READERS.get(file.suffix.lower())
+    if not file.is_file() or reader is None:
+        raise UserError(f"real_questions={path} is not a file that ends in {', '.join(READERS)}")
+    texts: dict[str, str] = {}
+    qrels: dict[str, dict[str, int]] = {}
+    for where, row in reader(file):
+        text = row.get("query")
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"{where}: needs a column query with a text; it has {', '.join(map(str, row))}")
+        query = hashed("real", text.strip())
+        texts[query] = text.strip()
+        qrels.setdefault(query, {}).update(dict.fromkeys(_ids(row.get("passages"), where, passages), 1))
+    if not texts:
+        raise UserError(f"real_questions={path} is empty")
+    unanswered = {query: text for query, text in texts.items() if not qrels[query]}
+    if unanswered:
+        qrels |= _judged(unanswered, passages, judge, path)
+    found = {query: text for query, text in texts.items() if qrels[query]}
+    lost = len(texts) - len(found)
+    return Real(found, {query: qrels[query] for query in found}, {"the judge found no passage": lost} if lost else {})
+
+
+def _ids(value: Any, where: str, passages: Mapping[str, Passage]) -> list[str]:
+    if value is None:
+        return []
+    if not isinstance(value, str | list):
+        raise UserError(f"{where}: passages is {value!r}; it must be a list of ids, or ids with spaces between them")
+    ids = value.split() if isinstance(value, str) else [str(each) for each in value]
+    unknown = [each for each in ids if each not in passages]
+    if unknown:
+        raise UserError(
+            f"{where}: {listed(unknown)} is no passage's id; corpus.jsonl of the written data set has them as _id. "
+            "Leave the column out to have a judge find the passages (miner=llm)"
+        )
+    return ids
+
+
+def _judged(
+    queries: Mapping[str, str], passages: Mapping[str, Passage], judge: Judge | None, path: str
+) -> dict[str, dict[str, int]]:
+    if judge is None:
+        raise UserError(
+            f"real_questions={path}: {len(queries)} questions have no passage ids, and only an LLM can look for them. "
+            "Set judge=true with an llm, or add a column passages with ids from corpus.jsonl"
+        )
+    from embexp.search import BM25  # slow to import
+
+    corpus = {passage.id: passage.whole for passage in passages.values()}
+    ranking = BM25().search(RetrievalSet(queries, corpus, {}, {}), top=CANDIDATES)
+    looked_at = [(query, passage) for query, hits in ranking.items() for passage, _ in hits]
+    said = judge.answers([(queries[query], corpus[passage]) for query, passage in looked_at])
+    found: dict[str, dict[str, int]] = {query: {} for query in queries}
+    for (query, passage), answers in zip(looked_at, said, strict=True):
+        if answers:
+            found[query][passage] = 1
+    return found

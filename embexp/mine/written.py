@@ -1,0 +1,164 @@
+"""The data set that mining writes: assembled from the questions, and written so that every file is whole or absent.
+
+Called by `mining`; read by `datasets.mined` and, being in BEIR's layout, by other tools.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from embexp.cache import digest
+from embexp.mine.passages import Passage, Question, Rejected
+from embexp.mine.sentences import without
+
+LAST = "mining.json"  # written last: a folder that has it is whole
+
+
+@dataclass(frozen=True)
+class Query:
+    """A question of the data set. side: train, dev, or a slice of test (unseen, seen, real, paraphrase)."""
+
+    text: str
+    side: str
+    answers: Mapping[str, int]  # passage id -> grade
+    about: Mapping[str, Any]  # passage, kind, span and whether keyword search has it first
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What is written. units: passage id -> what was held out whole together with it."""
+
+    passages: Mapping[str, Passage]
+    units: Mapping[str, str]
+    queries: Mapping[str, Query]
+    cloze: Mapping[str, str]  # passage id -> its text without the words of its pseudo-queries
+    rejected: Sequence[Rejected]
+
+    @property
+    def digest(self) -> str:
+        """Of all that a run on it depends on."""
+        texts = {key: passage.whole for key, passage in self.passages.items()}
+        queries = {key: [query.text, query.side, query.answers] for key, query in self.queries.items()}
+        return digest([texts, dict(self.units), queries, dict(self.cloze)])
+
+    def of_side(self, side: str) -> list[str]:
+        """Ids of the queries of train or dev, or of a slice of test."""
+        return [key for key, query in self.queries.items() if query.side == side]
+
+
+def queries_of(
+    dealt: Mapping[str, Sequence[Question]],
+    passages: Mapping[str, Passage],
+    *,
+    easy: frozenset[str],
+    further: Mapping[str, Sequence[str]],
+) -> dict[str, Query]:
+    """The mined questions with the passages that answer them.
+
+    easy: questions that keyword search has first. further: passages that a judge added. A neighbour that holds the same
+    words, since passages overlap, answers too.
+    """
+    by_place = {(passage.document, passage.position): passage for passage in passages.values()}
+    found = {}
+    for side, questions in dealt.items():
+        for question in questions:
+            answers = [question.passage, *_neighbours(question, passages, by_place), *further.get(question.id, ())]
+            about = {**_about(question), "bm25_first": question.id in easy, "cloze": question.cloze}
+            found[question.id] = Query(question.text, side, dict.fromkeys(answers, 1), about)
+    return found
+
+
+def cloze_texts(queries: Mapping[str, Query], passages: Mapping[str, Passage]) -> dict[str, str]:
+    """Passage id -> its text without the words of its pseudo-queries, where there are some."""
+    spans: dict[str, list[str]] = defaultdict(list)
+    for query in queries.values():
+        if query.about.get("cloze"):
+            for passage in query.answers:
+                spans[passage].append(query.about["span"])
+    return {key: without(passages[key], found) for key, found in spans.items()}
+
+
+def _neighbours(
+    question: Question, passages: Mapping[str, Passage], by_place: Mapping[tuple[str, int], Passage]
+) -> Iterator[str]:
+    own = passages[question.passage]
+    for step in (-1, 1):
+        neighbour = by_place.get((own.document, own.position + step))
+        if neighbour is not None and question.span.strip() and question.span in neighbour.text:
+            yield neighbour.id
+
+
+def write(data: DataSet, folder: Path, *, record: Mapping[str, Any], page: str) -> None:
+    """Write the data set. record: what mining.json says beside the content's digest; page: mining.md.
+
+    | file               | holds                                                                                |
+    |--------------------|--------------------------------------------------------------------------------------|
+    | corpus.jsonl       | _id, title (the headings), text, document; metadata: file and position               |
+    | queries.jsonl      | _id, text; metadata: side, passage, kind, span                                       |
+    | qrels/<split>.tsv  | query-id, corpus-id, score after a header line; train, dev and test                  |
+    | slices.json        | slice of test -> query ids                                                           |
+    | cloze.jsonl        | _id, text: passages as train and dev read them, without the words of pseudo-queries  |
+    | rejected.jsonl     | questions that were dropped, with stage and reason                                   |
+    | mining.json, .md   | how it was made, with counts, tokens, cost and hashes; the same to read              |
+    """
+    (folder / "qrels").mkdir(parents=True, exist_ok=True)
+    (folder / LAST).unlink(missing_ok=True)
+    corpus = (
+        {
+            "_id": key,
+            "title": passage.title,
+            "text": passage.text,
+            "document": data.units[key],
+            "metadata": {"file": passage.document, "position": passage.position},
+        }
+        for key, passage in data.passages.items()
+    )
+    _lines(folder / "corpus.jsonl", corpus)
+    queries = (
+        {"_id": key, "text": query.text, "metadata": {"side": query.side, **query.about}}
+        for key, query in data.queries.items()
+    )
+    _lines(folder / "queries.jsonl", queries)
+    slices = {name: data.of_side(name) for name in ("unseen", "seen", "real", "paraphrase")}
+    slices = {name: ids for name, ids in slices.items() if ids}
+    splits = {"train": data.of_side("train"), "dev": data.of_side("dev"), "test": list(chain(*slices.values()))}
+    for name, ids in splits.items():
+        if not ids:  # of a set for evaluation alone
+            (folder / "qrels" / f"{name}.tsv").unlink(missing_ok=True)
+            continue
+        lines = ["query-id\tcorpus-id\tscore"]
+        lines += [f"{key}\t{passage}\t{grade}" for key in ids for passage, grade in data.queries[key].answers.items()]
+        _whole(folder / "qrels" / f"{name}.tsv", "\n".join(lines) + "\n")
+    _whole(folder / "slices.json", json.dumps(slices, indent=1) + "\n")
+    _lines(folder / "cloze.jsonl", ({"_id": key, "text": text} for key, text in data.cloze.items()))
+    rejected = (
+        {"text": each.question.text, "stage": each.stage, "reason": each.reason, **_about(each.question)}
+        for each in data.rejected
+    )
+    _lines(folder / "rejected.jsonl", rejected)
+    _whole(folder / "mining.md", page)
+    _whole(folder / LAST, json.dumps({**record, "content": data.digest}, indent=2) + "\n")
+
+
+def _about(question: Question) -> dict[str, str]:
+    return {"passage": question.passage, "kind": question.kind, "span": question.span}
+
+
+def _lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    partial = file.with_name(f"{file.name}.partial")
+    with partial.open("w", encoding="utf-8") as out:
+        for row in rows:
+            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+    partial.replace(file)
+
+
+def _whole(file: Path, text: str) -> None:
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)
