@@ -120,6 +120,8 @@ def _mirror(
 def _summary(result: Mapping[str, Any]) -> dict[str, Any]:
     """What a dashboard compares: flat names such as test/base/recall@10 and test/delta/recall@10."""
     flat: dict[str, Any] = {"status": result["status"] or "interrupted", "verdict": result["verdict"]}
+    if result["caveat"]:
+        flat["caveat"] = result["caveat"]
     if result["notes"]:
         flat["notes"] = "; ".join(result["notes"])
     for arm in ("base", "tuned", "bm25"):
