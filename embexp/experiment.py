@@ -57,7 +57,7 @@ def measure(config: Mapping[str, Any], result: dict[str, Any], folder: Path, tra
         source = build(config["model"], allowed=allowed, without=["kind"])
         helpers = _helpers(config)
     with stage("data"):
-        splits = _splits(config)
+        splits = _splits(config, result)
         result["counts"] = results.counts(splits)
     with stage("loading"):
         model = _loaded(config, source, splits, result)
@@ -110,10 +110,14 @@ def _helpers(config: Mapping[str, Any]) -> dict[str, dict[str, str | None]]:
     return {setting: identified(path, setting=setting) for setting, path in settings}
 
 
-def _splits(config: Mapping[str, Any]) -> Splits:
+def _splits(config: Mapping[str, Any], result: dict[str, Any]) -> Splits:
     splits: Splits = build(config["dataset"], allowed=config["allowed_packages"])
     shares = config["dataset"].get("split") or {}  # a data set of the user's own may bring its splits ready
-    refuse_leaks(splits, near_duplicate=shares.get("near_duplicate", Shares.near_duplicate))
+    result["caveat"] = splits.caveat
+    if splits.caveat is None:
+        refuse_leaks(splits, near_duplicate=shares.get("near_duplicate", Shares.near_duplicate))
+    else:
+        log.warning("%s", splits.caveat)
     if config["limit"] is not None:
         splits = limited(splits, config["limit"])
     sizes = {"train": splits.train, "dev": splits.dev, "test": splits.test}

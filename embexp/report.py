@@ -87,11 +87,13 @@ def verdict_line(result: Mapping[str, Any]) -> str:
     """The verdict in a sentence, with its numbers and their denominator."""
     metric, base = result["metric"], result["base"]["test"]
     queries = counted(result["counts"]["queries"]["test"], "query", "queries")
+    caveat = f" ({result['caveat']})" if result["caveat"] else ""
     if result["delta"] is None:
-        return f"Base model only: {metric} {base[metric]:.3f} on test ({queries}). No training was asked for."
+        return f"Base model only{caveat}: {metric} {base[metric]:.3f} on test ({queries}). No training was asked for."
     delta = result["delta"][metric]
+    tuned = result["tuned"]["test"][metric]
     line = (
-        f"**Verdict: {result['verdict']}.** {metric} {base[metric]:.3f} -> {result['tuned']['test'][metric]:.3f} "
+        f"**Verdict{caveat}: {result['verdict']}.** {metric} {base[metric]:.3f} -> {tuned:.3f} "
         f"on test ({queries}): {_signed(delta)}, 95 % interval {_interval(delta)}, p = {delta['p_value']:.4f}."
     )
     if delta["documents"] < FEWEST_DOCUMENTS:
@@ -99,8 +101,8 @@ def verdict_line(result: Mapping[str, Any]) -> str:
     elif delta["p_value"] >= 0.05 and delta["ci_low"] * delta["ci_high"] > 0:
         line += " The change rests on too few documents for its interval to be trusted."
     keyword = result["bm25"]["test"].get(metric)
-    if keyword is not None and keyword >= result["tuned"]["test"][metric]:
-        compared = "better" if keyword > result["tuned"]["test"][metric] else "as good"
+    if keyword is not None and keyword >= tuned:
+        compared = "better" if keyword > tuned else "as good"
         line += f" Note that BM25, plain keyword search, is {compared}: {keyword:.3f}."
     if result["counts"]["steps"] < 10:
         line += f" Training made only {counted(result['counts']['steps'], 'step')}, too few to learn much."
@@ -205,11 +207,13 @@ def ranked_runs(results: Sequence[tuple[str, str, Mapping[str, Any] | None, str]
         delta = result["delta"][metric] if result["delta"] else None
         test = (result["tuned"] or result["base"])["test"][metric]
         comparison = f"{_signed(delta)} {_interval(delta)}" if delta else "-"
-        verdict = result["verdict"] or "base only"
+        verdict = (result["verdict"] or "base only") + ("*" if result["caveat"] else "")
         lines.append([place, overrides, number(dev(result)), number(test), comparison, verdict, state])
     metrics = {run[2]["metric"] for run in scored if run[2]}
     name = metrics.pop() if len(metrics) == 1 else "metric"
-    return aligned(["run", "overrides", f"dev {name}", "test", "delta on test", "verdict", "status"], lines)
+    shown = aligned(["run", "overrides", f"dev {name}", "test", "delta on test", "verdict", "status"], lines)
+    caveats = dict.fromkeys(run[2]["caveat"] for run in scored if run[2] and run[2]["caveat"])
+    return "\n\n".join([shown, *(f"\\* {caveat}" for caveat in caveats)])
 
 
 def _signed(delta: Mapping[str, Any]) -> str:

@@ -34,8 +34,8 @@ PACKAGES = [
     "wandb",
 ]
 KEYS = [
-    "status", "error", "metric", "base", "tuned", "bm25", "delta", "slices", "verdict", "notes", "counts", "seconds",
-    "fingerprint", "versions", "seed", "git", "config",
+    "status", "error", "metric", "base", "tuned", "bm25", "delta", "slices", "verdict", "caveat", "notes", "counts",
+    "seconds", "fingerprint", "versions", "seed", "git", "config",
 ]  # fmt: skip
 BY_SPLIT = Mapping[str, Evaluation]  # "dev" and "test" -> what was measured on it
 
@@ -102,12 +102,14 @@ def fingerprint(
 ) -> dict[str, Any]:
     """What a score depends on, by content: each split's queries and qrels, the corpus, the base weights, and the models
     that helped to train (`helpers`, by the setting that names them)."""
-    corpus = _digest(splits.test.corpus)
     sides = {"train": splits.train, "dev": splits.dev, "test": splits.test}
+    corpora = {id(side.corpus): side.corpus for side in sides.values()}  # most often one
+    digests = {key: _digest(corpus) for key, corpus in corpora.items()}
     data = {
-        name: _digest({"queries": dict(s.queries), "qrels": dict(s.qrels), "corpus": corpus})
+        name: _digest({"queries": dict(s.queries), "qrels": dict(s.qrels), "corpus": digests[id(s.corpus)]})
         for name, s in sides.items()
     }
+    corpus = digests[id(splits.test.corpus)]
     return {**data, "corpus": corpus, "dataset": dict(splits.origin), "model": dict(origin), "helpers": dict(helpers)}
 
 

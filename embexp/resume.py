@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from embexp.checks import plain
 from embexp.errors import UserError, listed
 
-MAY_DIFFER = ("debug",)
+MAY_DIFFER = ("debug", "cache", "cache_size_gb")  # none of them changes what comes out
 WORD = "resume="
 
 

@@ -52,7 +52,7 @@ def cut(retrieval_set: RetrievalSet, shares: Shares, *, notes: Mapping[str, int]
     whole = unified(validated(retrieval_set))
     sides = json_kept("splits", [whole.digest, asdict(shares)], lambda: _cut(whole, shares))
     train, dev, test = (whole.with_queries(sides[name]) for name in ("train", "dev", "test"))
-    return Splits(train, dev, test, _slices(train, test), {**(notes or {}), NEAR_COPIES: sides["near copies"]})
+    return Splits(train, dev, test, slices_of(train, test), {**(notes or {}), NEAR_COPIES: sides["near copies"]})
 
 
 def _cut(whole: RetrievalSet, shares: Shares) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def cut_dev(train: RetrievalSet, test: RetrievalSet, shares: Shares) -> Splits:
 def given(train: RetrievalSet, dev: RetrievalSet, test: RetrievalSet) -> Splits:
     """Splits as the source gives them; the slices follow from the documents. Leaks are left for `refuse_leaks`."""
     sides = [unified(validated(side)) for side in (train, dev, test)]
-    return Splits(sides[0], sides[1], sides[2], _slices(sides[0], sides[2]))
+    return Splits(sides[0], sides[1], sides[2], slices_of(sides[0], sides[2]))
 
 
 def limited(splits: Splits, most: int) -> Splits:
@@ -115,7 +115,7 @@ def limited(splits: Splits, most: int) -> Splits:
     brought = {name: ids for name, ids in splits.slices.items() if name not in ("seen", "unseen")}
     brought = {name: tuple(query for query in ids if query in test.queries) for name, ids in brought.items()}
     mined = test.with_queries(query for query in test.queries if query not in {*sum(brought.values(), ())})
-    return Splits(train, dev, test, {**_slices(train, mined), **brought}, splits.notes, splits.origin)
+    return replace(splits, train=train, dev=dev, test=test, slices={**slices_of(train, mined), **brought})
 
 
 def trainable(splits: Splits) -> RetrievalSet:
@@ -276,7 +276,8 @@ def _without_near_copies(whole: RetrievalSet, kept: Sequence[str], others: Itera
     return [query for query in kept if query not in copies]
 
 
-def _slices(train: RetrievalSet, test: RetrievalSet) -> dict[str, tuple[str, ...]]:
+def slices_of(train: RetrievalSet, test: RetrievalSet) -> dict[str, tuple[str, ...]]:
+    """Test's queries as seen and unseen, by whether train has a query on one of their documents."""
     trained = {document for query in train.queries for document in train.documents_of(query)}
     seen = tuple(query for query in test.queries if test.documents_of(query) & trained)
     unseen = tuple(query for query in test.queries if not test.documents_of(query) & trained)

@@ -205,6 +205,14 @@ def test_a_second_run_on_the_same_data_and_base_makes_nothing_anew(embexp, tmp_p
     assert {key: second.result[key] for key in same} == {key: first.result[key] for key in same}
 
 
+def test_a_run_whose_cache_may_hold_nothing_leaves_it_empty_and_scores_the_same(embexp, tmp_path):
+    choices = [*QUICK, "dataset.packages=[json,logging,email]", f"cache={tmp_path / 'kept'}"]
+    tight, loose = embexp(*choices, "cache_size_gb=1e-6"), embexp(*choices)
+    assert "of the cache removed, the longest unused" in tight.output
+    assert "of the cache removed" not in loose.output
+    assert tight.result["tuned"] == loose.result["tuned"]
+
+
 def test_without_a_cache_the_scores_are_the_same(embexp, tmp_path):
     choices = [*QUICK, "negatives=hard", "loss=triplet", "dataset.packages=[json,logging,email]"]
     kept, made = embexp(*choices, f"cache={tmp_path / 'kept'}"), embexp(*choices, "cache=false")

@@ -11,7 +11,7 @@ REPOSITORY = Path(__file__).parent.parent
 ORDER = [
     "errors", "durable", "cache", "targets", "value_types", "retrieval_set", "splits", "hub",
     "datasets", "datasets.docstrings", "datasets.pubmedqa", "datasets.pairs", "datasets.beir",
-    "datasets.mined",
+    "datasets.mined", "datasets.as_published",
     "model_folder", "models", "encoding", "paraphrases", "search", "teachers", "negatives", "shapes", "metrics",
     "significance", "evaluators", "batches", "losses", "tracking", "checkpoints", "fast_steps", "trainer", "training",
     "result", "tables", "details", "report", "components", "experiment", "run",
