@@ -14,8 +14,8 @@ ORDER = [
     "model_folder", "models", "encoding", "paraphrases", "search", "teachers", "negatives", "shapes", "metrics",
     "significance", "evaluators", "batches", "losses", "tracking", "checkpoints", "fast_steps", "trainer", "training",
     "result", "report", "components", "experiment", "run",
-    "mine", "mine.passages", "mine.sections", "mine.restructured", "mine.formats", "mine.documents",
-    "config", "arguments", "resume", "job", "launcher", "cli",
+    "mine", "mine.passages", "mine.sections", "mine.restructured", "mine.formats", "mine.documents", "mine.repeated",
+    "mine.packing", "mine.chunker", "config", "arguments", "resume", "job", "launcher", "cli",
     "__main__",
 ]  # fmt: skip
 
