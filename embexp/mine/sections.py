@@ -10,9 +10,10 @@ from typing import Any
 
 LONGEST_HEADING = 30  # words; what is longer is a paragraph that somebody underlined
 COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
-TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
-LINK = re.compile(r"!?\[([^\[\]]*)\](?:\([^()\n]*(?:\([^()\n]*\)[^()\n]*)?\)|\[[^\[\]\n]*\])|<(https?://[^<>\s]+)>")
+TAG = re.compile(r"</?[a-zA-Z][\w-]*(?:\s[^<>]*)?/?>")
+LINK = re.compile(r"!?\[([^\[\]]*)\](?:\([^()\n]*(?:\([^()\n]*\)[^()\n]*)?\)|\[[^\[\]\n]*\])|<https?://[^<>\s]+>")
 ADDRESS = re.compile(r"\b(?:https?://|www\.)\S+")
+CALLED = re.compile(r"`[^`\n]*(?:://|www\.)[^`\n]*`")  # a command with an address is no link
 # what has a letter; one of a script that is written without blanks counts as a word
 WORD = re.compile(
     r"[\u0e00-\u0e7f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\d*[^\W\d_][^\W_]*(?:['’][^\W_]+)?"
@@ -95,19 +96,23 @@ def counted(text: str, *, code: bool = False) -> tuple[int, int]:
     """How many words a reader of some Markdown sees, and how many of them are in links."""
     if code:
         return len(WORD.findall(text)), 0
-    visible = TAG.sub(" ", COMMENT.sub(" ", text)) if "<" in text else text
+    visible = CALLED.sub(" code ", _visible(text))
     linked: list[str] = []
 
     def keep(link: re.Match[str]) -> str:
-        linked.append(link[1] or link[2] or "")
+        linked.append(link[1] or "address")
         return " "
 
     if "](" in visible or "][" in visible or "://" in visible or "www." in visible:
         visible = LINK.sub(keep, LINK.sub(keep, visible))  # a second time for the link around a picture
-        linked += ADDRESS.findall(visible)
-        visible = ADDRESS.sub(" ", visible)
+        visible, bare = ADDRESS.subn(" ", visible)
+        linked += ["address"] * bare  # one word, however long
     in_links = len(WORD.findall(" ".join(linked)))
     return len(WORD.findall(visible)) + in_links, in_links
+
+
+def _visible(text: str) -> str:
+    return TAG.sub(" ", COMMENT.sub(" ", text)) if "<" in text else text
 
 
 def _parsers() -> tuple[Any, Any]:
@@ -135,13 +140,13 @@ def _block(tokens: Sequence[Any], place: int, lines: list[str]) -> Block | None:
     text = "\n".join(lines[first:last]).strip("\n").rstrip()
     if token.type in ("fence", "code_block"):
         return Block(text, "code")
-    if token.type == "html_block" and not counted(text)[0]:
-        return None  # a comment, or tags alone
+    if token.type == "hr" or not re.search(r"\w", _visible(text)):
+        return None  # a rule, a comment, or tags alone
     if token.type in ("bullet_list_open", "ordered_list_open"):
         return Block(text, "list", tuple(_items(tokens, place, lines)))
     if token.type == "table_open":
         return Block(text, "table", tuple(text.split("\n")))
-    return None if token.type == "hr" else Block(text.lstrip())
+    return Block(text.lstrip())
 
 
 def _items(tokens: Sequence[Any], place: int, lines: list[str]) -> list[str]:
