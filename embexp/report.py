@@ -23,6 +23,13 @@ ADVICE = (
     "worse. The base model stays the better choice until dev says otherwise."
 )
 
+SLICES = {
+    "seen": "new questions on documents that training questions came from",
+    "unseen": "on documents held out whole",
+    "real": "of real users",
+    "paraphrase": "training questions in other words, no part of the verdict",
+}
+
 
 def read(folder: Path) -> dict[str, Any] | None:
     """The result of the run in a folder, or None where there is none (yet)."""
@@ -171,9 +178,8 @@ def _slices(result: Mapping[str, Any]) -> str:
         shown = f"{name} ({counted(part['queries'], 'query', 'queries')})"
         lines.append([shown, *scores, *_compared(part["tuned"][metric], part["delta"][metric])])
     header = [f"{metric} by slice", "BM25", "base", "tuned", "delta", "95 % interval", "wins/ties/losses"]
-    return aligned(header, lines) + (
-        "\n\nseen: new questions on documents that training questions came from; unseen: on documents held out whole."
-    )
+    meant = {"seen", "unseen", *result["slices"]} & SLICES.keys()
+    return aligned(header, lines) + f"\n\n{'; '.join(f'{name}: {SLICES[name]}' for name in SLICES if name in meant)}."
 
 
 def _compared(tuned: float, delta: Mapping[str, Any]) -> list[str]:

@@ -96,6 +96,8 @@ def test_an_unknown_kind_becomes_the_one_of_its_place():
 
 def test_more_than_was_asked_for_is_dropped_and_counted():
     assert parse(WHOLE, kinds=("question", "keywords")) == Parsed((WHAT, WORDS), (TOO_MANY,))
+    assert parse(WHOLE, kinds=("keywords",)) == Parsed((WORDS,), (TOO_MANY,))
+    assert parse(WHOLE, kinds=("problem", "problem")).items == (Item("problem", WHAT.question, WHAT.span), STUCK)
     ten = json.dumps([{**OBJECTS[0], "question": f"What is {n}?"} for n in range(10)])
     assert len(parse(ten, kinds=("question",) * 10).items) == 10
 
@@ -178,7 +180,10 @@ def test_numbering_labels_and_preambles_are_taken_off_a_question(written, expect
 def test_numbered_questions_without_spans_are_read_and_loose_prose_is_not():
     text = "Here are two questions.\n1. What is a heap?\n2. How is it built?\nThese cover the passage. Is that fine?"
     assert [item.question for item in parse(text, kinds=KINDS).items] == ["What is a heap?", "How is it built?"]
-    assert parse("Prose with a|pipe and more of it|or two in it", kinds=KINDS) == Parsed((), (UNPARSABLE,))
+    for text in ("Prose with a|pipe and more of it|or two in it", "x^2|y|z", "What is a pipe|nobody knows"):
+        assert parse(text, kinds=KINDS) == Parsed((), (UNPARSABLE,))
+    assert parse("trivia|What is a heap?|A tree", kinds=KINDS).items == (Item("question", "What is a heap?", "A tree"),)
+    assert parse("What is a heap?|A tree", kinds=KINDS).items == (Item("question", "What is a heap?", "A tree"),)
 
 
 def test_the_schema_or_the_form_repeated_by_a_model_is_no_item():

@@ -8,6 +8,7 @@ from numbered or labelled lines. Prose around them never becomes a question. No 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,13 +85,13 @@ def parse(text: str, *, kinds: Sequence[str], finish: str = "stop", refusal: str
     """The items in an answer's text.
 
     kinds: those asked for, in order, at least one; an item without a known kind has the one of its place. finish,
-    refusal: as the server sent them. What comes beyond as many items as kinds is dropped.
+    refusal: as the server sent them. Items beyond as many as kinds are dropped, those of other kinds first.
     """
     problems = [TRUNCATED] if finish == "length" else []
     if refusal or finish == "content_filter":
         problems.append(REFUSED)
     written = THOUGHTS.sub("", text[:LONGEST]).replace("\ufeff", "").replace("\x00", "").strip()
-    found: list[Item] = []
+    found: list[tuple[Item, bool]] = []
     for fields in _from_json(written, kinds) or _from_lines(written, kinds):
         question = tidy(fields.question)
         if REFUSAL_AS_ITEM.search(question):
@@ -98,13 +99,25 @@ def parse(text: str, *, kinds: Sequence[str], finish: str = "stop", refusal: str
         elif not re.search(r"\w", question):
             problems.append(NO_QUESTION)
         else:
-            kind = _kind(fields.kind, kinds) or kinds[min(len(found), len(kinds) - 1)]
-            found.append(Item(kind, question, fields.span.strip()))
+            named = _kind(fields.kind, kinds)
+            kind = named or kinds[min(len(found), len(kinds) - 1)]
+            found.append((Item(kind, question, fields.span.strip()), named is not None))
     if not found and not problems:
         problems = [_why_nothing(written)]
     if len(found) > len(kinds):
         problems.append(TOO_MANY)
-    return Parsed(tuple(found[: len(kinds)]), tuple(problems))
+    return Parsed(tuple(_chosen(found, kinds)), tuple(problems))
+
+
+def _chosen(found: Sequence[tuple[Item, bool]], kinds: Sequence[str]) -> list[Item]:
+    """At most as many items as kinds, in their order; those whose kind the model named as one wanted come first."""
+    left, chosen = Counter(kinds), set[int]()
+    for place, (item, named) in enumerate(found):
+        if named and left[item.kind] > 0:
+            left[item.kind] -= 1
+            chosen.add(place)
+    others = [place for place in range(len(found)) if place not in chosen]
+    return [found[place][0] for place in sorted([*chosen, *others[: len(kinds) - len(chosen)]])]
 
 
 def tidy(question: str) -> str:
@@ -240,8 +253,8 @@ def _from_pipes(line: str, kinds: Sequence[str]) -> Item | None:
     if not _kind(kind, kinds):
         if not rest:  # question|span
             return Item("", kind, _unquoted(question)) if kind.endswith(("?", "？", "؟")) else None
-        if len(kind.split()) > 2:
-            return None  # prose with pipes in it
+        if not re.fullmatch(r"[^\W\d]+([ _-][^\W\d]+)?", kind):
+            return None  # prose, or anything, with pipes in it
     return Item(kind, question, _unquoted("|".join(rest).strip()))
 
 
