@@ -17,7 +17,7 @@ def answer(call):
         return Reply('{"answered": true}')
     if asked == "paraphrase":
         query = re.search(r"<query>\s*(.*?)\s*</query>", call.body["messages"][-1]["content"])[1]
-        return Reply(json.dumps({"question": f"tell me please: {' '.join(reversed(query.split()))}"}))
+        return Reply(json.dumps({"question": f"tell me please: {' '.join(reversed(query.replace(':', '').split()))}"}))
     topic = re.search(r"\b(\w+) (?:goes through|up to a limit)", call.about)[1]
     ask = (
         ("desk orders answered", "urgent yellow form") if "front desk" in call.about else ("finance limit", "receipts")
