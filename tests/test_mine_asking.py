@@ -88,7 +88,7 @@ def test_paraphrases_are_a_slice_of_their_own_with_their_questions_passages(embe
     assert len(slices["paraphrase"]) > 10
     for key in slices["paraphrase"]:
         assert answered[key] == answered[found[key]["metadata"]["paraphrase_of"]]
-    trained = embexp("dataset=mined", "dataset.path=mined", *QUICK)
+    trained = embexp("dataset=mined", "dataset.path=mined", *QUICK, "limit=null")
     assert trained.code == 0, trained.output
     assert trained.result["delta"]["recall@10"]["queries"] == (
         trained.result["counts"]["queries"]["test"] - len(slices["paraphrase"])

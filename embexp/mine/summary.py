@@ -153,12 +153,13 @@ def of_data_set(record: Mapping[str, Any], folder: Path) -> str:
 
 def _kept_samples(data: DataSet) -> Iterable[str]:
     kinds: dict[str, list[str]] = {}
-    for key, query in sorted(data.queries.items()):  # ids are hashes, so this is a random order
+    for _, query in sorted(data.queries.items()):  # ids are hashes, so this is a random order
         kind = str(query.about.get("kind", query.side))
         if len(kinds.setdefault(kind, [])) < SAMPLES:
-            answer = data.passages[next(iter(query.answers))]
-            where = f"{query.side}; {_plain(answer.document)}: {_plain(answer.text[:100])} ..."
-            kinds[kind].append(f"- {_plain(query.text)}  \n  ({where}) `{key}`")
+            passage = next(iter(query.answers))
+            answer = data.passages[passage]
+            where = f"{query.side}, `{passage}`, {_plain(answer.document)}: {_plain(answer.text[:100])} ..."
+            kinds[kind].append(f"- {_plain(query.text)}  \n  ({where})")
     return [f"### {kind}\n\n" + "\n".join(lines) for kind, lines in sorted(kinds.items())]
 
 

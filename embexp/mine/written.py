@@ -81,7 +81,8 @@ def cloze_texts(queries: Mapping[str, Query], passages: Mapping[str, Passage]) -
         if query.about.get("cloze"):
             for passage in query.answers:
                 spans[passage].append(query.about["span"])
-    return {key: without(passages[key], found) for key, found in spans.items()}
+    texts = {key: without(passages[key], found) for key, found in spans.items()}
+    return {key: text for key, text in texts.items() if text.strip()}  # a passage never stays without words
 
 
 def _neighbours(
