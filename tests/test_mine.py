@@ -6,6 +6,7 @@ import pytest
 
 from tests.command import QUICK
 from tests.handbook import record, rows
+from tests.test_pubmedqa import folder as pubmedqa
 
 OFFLINE = ["documents=handbook", "miner=sentences"]
 
@@ -116,3 +117,21 @@ def test_a_second_process_in_the_folder_is_refused(embexp, handbook, tmp_path):
     with FileLock(tmp_path / "mined" / ".mining.lock"):
         mined = embexp.mine(*OFFLINE)
     assert (mined.code, "another process is mining into" in mined.output) == (1, True)
+
+
+def test_a_data_sets_passages_are_mined_and_its_own_questions_are_the_test(embexp, tmp_path):
+    (tmp_path / "PubMedQA").mkdir()
+    pubmedqa(tmp_path / "PubMedQA")
+    mined = embexp.mine("preset=pubmedqa_offline", "dataset.path=PubMedQA")
+    assert mined.code == 0, mined.output
+    said = record(mined.folder)
+    assert (said["documents"], said["passages"], said["questions"]["real"]) == (10, 20, 10)
+    assert json.loads((mined.folder / "slices.json").read_text()).keys() == {"real"}
+    assert {row["_id"] for row in rows(mined.folder / "corpus.jsonl")} >= {"100-0", "100-1", "109-1"}
+
+
+def test_a_limit_takes_so_many_documents_and_stays_the_same_ones(embexp, handbook):
+    mined = embexp.mine(*OFFLINE, "limit=5")
+    first = {row["document"] for row in rows(mined.folder / "corpus.jsonl")}
+    more = {row["document"] for row in rows(embexp.mine(*OFFLINE, "limit=8").folder / "corpus.jsonl")}
+    assert (len(first), len(more), first < more) == (5, 8, True)

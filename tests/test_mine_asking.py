@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -50,6 +51,15 @@ def test_an_llm_is_asked_once_for_each_passage_and_never_again(embexp, handbook,
     again = embexp.mine(*asking(llm))
     assert record(again.folder)["content"] == said["content"]
     assert len(llm.calls) == said["calls"]["answered"]
+
+
+def test_the_order_in_which_answers_come_changes_nothing(embexp, handbook, llm, tmp_path):
+    first = embexp.mine(*asking(llm), "llm.concurrency=1")
+    order = [row["_id"] for row in rows(first.folder / "queries.jsonl")]
+    llm.plan = lambda call: replace(answer(call), latency=(37 * call.number % 10) / 100)
+    second = embexp.mine(*asking(llm), "out=again", "paraphrases=0.05")
+    assert second.code == 0
+    assert [row["_id"] for row in rows(tmp_path / "again" / "queries.jsonl")] == order
 
 
 def test_documents_added_later_are_the_only_ones_that_are_paid_for(embexp, handbook, llm):
