@@ -127,7 +127,7 @@ class _Making:
         said = paraphraser.paraphrase({key: question.text for key, question in chosen.items()})
         return {
             hashed("paraphrase", key, text): Query(text, "paraphrase", queries[key].answers, {"paraphrase_of": key})
-            for key, text in said
+            for key, text in sorted(said)
         }
 
 
