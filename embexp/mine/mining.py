@@ -117,7 +117,7 @@ class _Making:
             return {}
         judge = self._judge(needed=True)
         assert judge is not None
-        return complete(mined, by_id, judge=judge, top=self.config["complete"])
+        return complete(mined, by_id, judge, top=self.config["complete"])
 
     def _paraphrases(self, trained: Sequence[Question], queries: Mapping[str, Query]) -> dict[str, Query]:
         if not self.miner.asks_llm or not self.config["paraphrases"]:

@@ -74,6 +74,7 @@ def record(
         "dropped_passages": dict(known.counts),
         "unreadable": dict(known.unreadable),
         "funnel": dict(sifted.counts),
+        "problems": dict(sifted.problems),
         "left_out": {**dict(copies), **users.left_out},
         "questions": dict(Counter(query.side for query in data.queries.values())),
         "kinds": dict(Counter(str(query.about["kind"]) for query in data.queries.values() if "kind" in query.about)),
@@ -142,6 +143,10 @@ def of_data_set(record: Mapping[str, Any], folder: Path) -> str:
     """What is printed at the end."""
     funnel = " -> ".join(f"{name} {count}" for name, count in record["funnel"].items())
     lines = [of_counts(record), f"funnel: {funnel}"]
+    if record["problems"]:
+        lines.append(
+            "without a question: " + ", ".join(f"{count} {name}" for name, count in record["problems"].items())
+        )
     if record["unreadable"]:
         lines += [f"not read: {len(record['unreadable'])} files", *_named(record["unreadable"])]
     lines += [f"samples: {folder / 'mining.md'}"]

@@ -61,14 +61,15 @@ def queries_of(
 ) -> dict[str, Query]:
     """The mined questions with the passages that answer them.
 
-    easy: questions that keyword search has first. further: passages that a judge added. A neighbour that holds the same
-    words, since passages overlap, answers too.
+    easy: questions that keyword search has first. further: passages that a judge added. Where the miner names no other
+    passages, a neighbour that holds the same words, since passages overlap, answers too.
     """
     by_place = {(passage.document, passage.position): passage for passage in passages.values()}
     found = {}
     for side, questions in dealt.items():
         for question in questions:
-            answers = [question.passage, *_neighbours(question, passages, by_place), *further.get(question.id, ())]
+            beside = question.also or _neighbours(question, passages, by_place)
+            answers = [question.passage, *beside, *further.get(question.id, ())]
             about = {**_about(question), "bm25_first": question.id in easy, "cloze": question.cloze}
             found[question.id] = Query(question.text, side, dict.fromkeys(answers, 1), about)
     return found
