@@ -48,6 +48,7 @@ class Reply:
     latency: float = 0.0
     drop: bool = False  # close the connection instead of answering
     hang: bool = False  # never answer
+    trickle: bool = False  # answer a byte at a time, ten in a second
 
 
 def error(status: int, message: str, *, code: str | None = None, param: str | None = None, **headers: str) -> Reply:
@@ -147,6 +148,10 @@ class Stub:
         kind = "text/html" if isinstance(reply.body, str) else "application/json"
         extra = "".join(f"{name}: {value}\r\n" for name, value in reply.headers.items())
         head = f"HTTP/1.1 {reply.status} Said\r\nContent-Type: {kind}\r\n{extra}Content-Length: {len(content.encode())}"
+        if reply.trickle:  # reading goes on, so that only a limit on the whole ends it
+            for byte in f"{head}\r\n\r\n{content}".encode():
+                writer.write(bytes([byte]))
+                await asyncio.sleep(0.1)
         writer.write(f"{head}\r\n\r\n{content}".encode())
         await writer.drain()
         return True

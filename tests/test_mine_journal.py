@@ -77,6 +77,17 @@ def test_lines_that_cannot_be_read_are_passed_over_and_said(tmp_path, caplog):
     journal.close()
 
 
+def test_an_answer_that_stands_twice_in_the_file_is_counted_once(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    journal = Journal(path)
+    journal.add(KEY, ANSWER, about="p1", model="m")
+    journal.close()
+    path.write_bytes(2 * path.read_bytes())
+    journal = Journal(path)
+    assert (len(journal), journal.answered.calls, journal.answered.tokens) == (1, 1, 107)
+    journal.close()
+
+
 def test_spending_adds_up_exactly_over_attempts(tmp_path):
     costs = [0.1, 0.2, 0.0000015, 123.456789] * 250  # 0.1 + 0.2 is not 0.3 in floating point
     path = tmp_path / "answers.jsonl"
@@ -141,14 +152,15 @@ def test_on_a_full_disk_nothing_is_added_and_the_file_stays_whole(tmp_path):
     path = tmp_path / "answers.jsonl"
     child = os.fork()
     if child == 0:  # the limit can't be raised again
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-        journal = Journal(path)
         try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+            journal = Journal(path)
             for number in range(100):
                 journal.add(key(number), ANSWER, about="p", model="m")
         except OSError:
-            os._exit(7 if (len(journal), key(len(journal))) == (journal.answered.calls, key(number)) else 8)
-        os._exit(9)
+            os._exit(7 if len(journal) == journal.answered.calls == number else 8)
+        finally:
+            os._exit(9)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     content = path.read_bytes()
     assert content.endswith(b"}\n")

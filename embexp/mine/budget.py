@@ -66,7 +66,9 @@ class Budget:
         wrong = [name for name, cap in given.items() if cap is not None and not cap >= 0]  # NaN is caught too
         if wrong:
             raise UserError(*(f"budget.{name} must be 0 or more, or null for no cap" for name in wrong))
-        self._caps = {**given, "usd": None if usd is None else Decimal(repr(usd))}
+        self._caps: dict[str, Decimal | int | None] = {"tokens": tokens, "calls": calls, "usd": None}
+        if usd is not None:
+            self._caps["usd"] = Decimal(repr(usd))
         self._lock = threading.Lock()
         self._spent = Cost(0, calls=0)
         self._reserved = Cost(0, calls=0)

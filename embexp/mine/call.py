@@ -119,7 +119,7 @@ class Caller:
         return None
 
     async def _until_answered(self, request: Request, key: str) -> Answer | Fault:
-        sent, retries, backoff = 0, 0, FIRST_WAIT
+        sent, retries, backoff, answered = 0, 0, FIRST_WAIT, self.answered
         takes, spared = self._takes, set[str]()
         while True:
             sent += 1
@@ -132,12 +132,15 @@ class Caller:
             if isinstance(result, Answer):
                 self._learn(takes, spared)
                 return result
-            if result.then != "again" or retries == self._server.retries:
+            # a limit on the rate that lets others through is no failure, however often it is met
+            passing = result.limited and self.answered > answered
+            answered = self.answered
+            if result.then != "again" or (retries == self._server.retries and not passing):
                 return result
-            retries += 1
+            retries += not passing
             self.retried += 1
             self._say_once("retry", "%s; trying again, up to %d times", result.words, self._server.retries)
-            if result.wait is None:
+            if not result.wait:
                 await self._pause(backoff * random.uniform(0.5, 1))
                 backoff = min(2 * backoff, LONGEST_BACKOFF)
             else:  # for the others too

@@ -7,6 +7,7 @@ own. Knows nothing of what is asked.
 from __future__ import annotations
 
 import asyncio
+import copy
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import Future, wait
@@ -76,7 +77,8 @@ class Client:
         budget: Budget | None = None,
         prices: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
-        """journal: the file of finished answers, made when something is asked first. budget: the data set's caps.
+        """journal: the file of finished answers, made when something is asked first. budget: the data set's caps, made
+        for this client, which books what the journal holds.
 
         prices: USD per million tokens by model, as {input, output}. Raises UserError when USD are capped and the
         model's price is not known.
@@ -89,6 +91,7 @@ class Client:
         self._journal: Journal | None = None
         self._caller: Caller | None = None
         self._kept = 0
+        self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         if self._budget.caps_usd and self._price is None:
@@ -118,8 +121,8 @@ class Client:
         if journal is not self._journal:
             journal.close()
         return Report(
-            answered=journal.answered,
-            lost=journal.lost,
+            answered=copy.deepcopy(journal.answered),
+            lost=copy.deepcopy(journal.lost),
             sent=caller.sent if caller else 0,
             kept=self._kept,
             failed=caller.failed if caller else 0,
@@ -194,6 +197,7 @@ class Client:
 
     def close(self) -> None:
         """Give up the calls in flight and let another process at the journal."""
+        self._closed = True
         loop, self._loop = self._loop, None
         try:
             if loop is not None:
@@ -211,6 +215,7 @@ class Client:
         return request.key(model=server.model, temperature=temperature, max_tokens=server.max_tokens)
 
     def _open(self) -> tuple[Journal, Caller, asyncio.AbstractEventLoop]:
+        assert not self._closed, "a closed client is asked"
         if self._journal is None or self._caller is None or self._loop is None:
             key = self.server.key()
             self._journal = Journal(self._path)

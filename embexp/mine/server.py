@@ -120,7 +120,7 @@ class Fault:
 
     then: again, after `wait` seconds where the server said so; leave the request for the next run; or stop, since no
     other request would do better. billed: the server may have answered all the same. rejected: it found fault with the
-    request itself, and with which parameter. unreachable: there was no connection.
+    request itself, and with which parameter. unreachable: there was no connection. limited: by the rate of calls.
     """
 
     words: str
@@ -130,6 +130,7 @@ class Fault:
     parameter: Parameter | None = None
     rejected: bool = False
     unreachable: bool = False
+    limited: bool = False
 
 
 class NoCompletionError(Exception):
@@ -164,7 +165,7 @@ def fault_of(error: Exception, server: Server, key: str) -> Fault:
         wait = asked_wait(error.response.headers)  # type: ignore[attr-defined]
         if wait is not None and wait > LONGEST_WAIT:
             return Fault(f"{server.address} asks to wait {wait:,.0f} seconds ({words}). Try again then", "stop")
-        return Fault(words, "again", wait=wait)
+        return Fault(words, "again", wait=wait, limited=status == 429)
     return Fault(words, "leave")
 
 
