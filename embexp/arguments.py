@@ -53,9 +53,7 @@ def checked_arguments(
         parsed, problems = _parse(overrides, sweep=sweep)
         groups = [o for o in parsed if _is_group(o, loader, config_dir, program)]
         values = [o for o in parsed if o not in groups]
-        hydra_own = [
-            o.input_line or "" for o in values if o.key_or_group.startswith("hydra.") and not o.is_sweep_override()
-        ]
+        own = [o.input_line or "" for o in values if _is_hydras(o) and not o.is_sweep_override()]
         known: list[Override] = []
         for override in groups:
             mistakes = _group_mistakes(override, loader, config_dir, program)
@@ -64,18 +62,12 @@ def checked_arguments(
         accepted: list[str] = []
         for choice in _combinations(known):
             try:
-                chosen = [*choice, *search_path, *hydra_own]
-                config = compose(config_name or program.name, chosen, return_hydra_config=True)
-                HydraConfig.instance().set_config(config)  # so that ${hydra:...} means something
-                hydra = config.hydra
-                with open_dict(config):
-                    del config["hydra"]
-                written, mistakes = _set(config, values, program)
-                problems += [*mistakes, *mistakes_in(plain(config), program)]
-                problems += _folder_mistakes(hydra, sweep=sweep, fresh=fresh)
+                config = compose(config_name or program.name, [*choice, *search_path, *own], return_hydra_config=True)
+                written, mistakes = _checked(config, values, program, sweep=sweep, fresh=fresh)
             except (HydraException, OmegaConfBaseException) as error:
                 problems.append(_on_one_line(error))
                 continue
+            problems += mistakes
             # a swept group's choices may differ in whether they have a key; ++ is right for both
             accepted = [min(forms) for forms in zip(written, accepted or written, strict=False)]
     GlobalHydra.instance().clear()
@@ -84,11 +76,33 @@ def checked_arguments(
     return [*(o.input_line or "" for o in known), *accepted]
 
 
+def _checked(
+    config: DictConfig, values: Sequence[Override], program: Program, *, sweep: bool, fresh: bool
+) -> tuple[list[str], list[str]]:
+    """The plain overrides as Hydra takes them, and the mistakes of the config that they make."""
+    HydraConfig.instance().set_config(config)  # so that ${hydra:...} means something
+    hydra = config.hydra
+    with open_dict(config):
+        del config["hydra"]
+    written, mistakes = _set(config, values, program)
+    return written, [
+        *mistakes,
+        *mistakes_in(plain(config), program),
+        *_folder_mistakes(hydra, sweep=sweep, fresh=fresh),
+    ]
+
+
+def _is_hydras(override: Override) -> bool:
+    return override.key_or_group.startswith("hydra.")
+
+
 def _folder_mistakes(hydra: DictConfig, *, sweep: bool, fresh: bool) -> list[str]:
     try:
         folder = Path(str(hydra.sweep.dir if sweep else hydra.run.dir))
     except InterpolationToMissingValueError:
         return []  # named by a key that must be set, which is said already
+    if "${" in str(folder.absolute()):  # Hydra would fill it in once more, in its log's name for one
+        return [f"the run's folder {folder.absolute()} has ${{ in its path, which a config can't; set hydra.run.dir="]
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         return [

@@ -14,19 +14,25 @@ import json
 import logging
 import os
 import platform
+import re
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
+
+from embexp.errors import counted
 
 log = logging.getLogger(__name__)
 
 LIBRARIES = ["bm25s", "numpy", "scikit-learn", "sentence-transformers", "tokenizers", "torch", "transformers"]
+ENTRY = re.compile("[0-9a-f]{64}")  # the name of its file
+LEFT_OVER = 24 * 3600  # seconds after which nobody can still be writing a partial file
 _folder: ContextVar[Path | None] = ContextVar("cache folder", default=None)
 
 
@@ -68,6 +74,31 @@ def arrays_kept(kind: str, parts: Any, make: Callable[[], Mapping[str, np.ndarra
     return _kept(kind, parts, make, _packed, _unpacked)
 
 
+def trim(folder: Path, *, gigabytes: float) -> None:
+    """Remove the entries that were not used for longest until the rest is at most this large, and torn leftovers.
+
+    An entry that another run is making is left alone; one that is removed while it is needed is made anew.
+    """
+    found = {}
+    for path in folder.glob("*/*"):
+        with suppress(FileNotFoundError):  # another run trims too
+            found[path] = path.stat()
+    for path, stat in found.items():
+        if path.suffix == ".partial" and stat.st_mtime < time.time() - LEFT_OVER:
+            path.unlink(missing_ok=True)
+    entries = {path: stat for path, stat in found.items() if ENTRY.fullmatch(path.name)}
+    left, removed = sum(stat.st_size for stat in entries.values()), 0
+    for path in sorted(entries, key=lambda path: entries[path].st_atime_ns):
+        if left <= gigabytes * 1e9:
+            break
+        if _removed(path):
+            left -= entries[path].st_size
+            removed += 1
+    if removed:
+        shown = counted(removed, "entry", "entries")
+        log.info("%s of the cache removed, the longest unused; %.1f GB are left", shown, left / 1e9)
+
+
 def digest(value: Any) -> str:
     """The SHA-256 of JSON values; mappings are the same whatever the order of their keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=dict).encode()).hexdigest()
@@ -100,7 +131,24 @@ def _read(path: Path) -> bytes | None:
     if head != hashlib.sha256(payload).hexdigest().encode():
         log.warning("%s is torn and is made anew", path)
         return None
+    with suppress(OSError):  # another user's: who uses it last is not known then
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
     return payload
+
+
+def _removed(path: Path) -> bool:
+    """Remove an entry and its lock, unless somebody holds that."""
+    lock = FileLock(f"{path}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except (Timeout, OSError):
+        return False
+    try:
+        path.unlink(missing_ok=True)
+        Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: who waits for it sees that and asks again
+    finally:
+        lock.release()
+    return True
 
 
 def _write(path: Path, payload: bytes) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from embexp.durable import sync, sync_name, write_whole
 from embexp.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -41,14 +41,11 @@ def path_of(folder: Path, step: int) -> Path:
 
 
 def seal(checkpoint: Path, *, made_from: str, ended: bool) -> None:
-    """Declare a checkpoint whole. made_from: the digest of the data and base weights that it was trained on."""
+    """Declare a checkpoint whole, once it is on disk. made_from: the digest of the data and models behind it."""
     content = {"files": _digests(checkpoint), "made_from": made_from, "ended": ended}
-    partial = checkpoint / f"{SEAL}.partial"
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(checkpoint / SEAL)
+    sync(checkpoint)
+    sync_name(checkpoint.parent)
+    write_whole(checkpoint / SEAL, json.dumps(content))
 
 
 def is_whole(checkpoint: Path) -> bool:
@@ -70,7 +67,7 @@ def rotate(folder: Path, *, keep: int | None, best: int | None) -> None:
 def last_usable(folder: Path, *, made_from: str) -> Checkpoint | None:
     """The last whole checkpoint whose best predecessor is whole too, after removing every other; None without one.
 
-    Raises UserError when it was made from other data or another base model than `made_from`.
+    Raises UserError when it was made from other data or other models than `made_from`.
     """
     usable = None
     for checkpoint in reversed(_checkpoints(folder)):
@@ -81,8 +78,8 @@ def last_usable(folder: Path, *, made_from: str) -> Checkpoint | None:
     content = _seal_of(usable) if usable else None
     if content is not None and content["made_from"] != made_from:
         raise UserError(
-            f"the data or the base model has changed since {usable} was made, so this run can't be continued; "
-            "start a new one, or bring the old data back"
+            f"the data, the base model or one that helps to train it (guide, teacher, rescorer) has changed since "
+            f"{usable} was made, so this run can't be continued; start a new one, or bring back what was there"
         )
     for checkpoint in _checkpoints(folder):
         if usable is None or checkpoint not in (usable, path_of(folder, _best_step(usable) or 0)):

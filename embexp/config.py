@@ -69,6 +69,7 @@ AT_LEAST = {
     "trainer.logging_steps": 0,
     "trainer.early_stopping": 1,
     "limit": 3,
+    "cache_size_gb": 0,
     "negatives.per_query": 1,
     "model.max_seq_length": 1,
     "logger.timeout": 0,
@@ -80,6 +81,7 @@ ROOT_TYPES: dict[str, Types] = {
     "paraphrase": ((int, float, type(None)), "a cosine from 0.5 to 1, or null"),
     "keep_checkpoints": ((bool,), "true or false"),
     "cache": ((bool, str), "true, false or a folder"),
+    "cache_size_gb": ((int, float, type(None)), "a number of gigabytes, or null"),
     "debug": ((bool,), "true or false"),
     "allowed_packages": ((list,), "a list of package names"),
 }

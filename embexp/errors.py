@@ -23,6 +23,11 @@ def listed(values: object, *, most: int = 5) -> str:
     return ", ".join(items[:most]) + more
 
 
+def counted(number: int, thing: str, things: str = "") -> str:
+    """`1 step`, `1,200 steps`; things: the plural where it is not thing + s."""
+    return f"{number:,} {thing if number == 1 else things or f'{thing}s'}"
+
+
 FULL = ("No space left", "File too large", "Disk quota", "file write failed", "inline_container")  # the last is torch's
 NO_MEMORY = ("allocate memory", "out of memory", "bad_alloc")
 

@@ -19,14 +19,15 @@ from embexp.cache import digest
 from embexp.checkpoints import last_usable
 from embexp.components import build
 from embexp.encoding import Encoder, count_truncated
+from embexp.errors import counted
 from embexp.evaluators import Evaluation, Evaluator, evaluate
 from embexp.losses import OWN_KEYS, refuse_unfit
-from embexp.models import EmbeddingModel
-from embexp.negatives import Drawn, draw_random, second_look
+from embexp.models import EmbeddingModel, identified
+from embexp.negatives import DEFAULT, Drawn, draw_random, second_look
 from embexp.paraphrases import without_paraphrases
 from embexp.retrieval_set import RetrievalSet, Splits
 from embexp.search import BM25, Arm, Dense
-from embexp.shapes import Rows, to_rows
+from embexp.shapes import WITH_NEGATIVES, Rows, to_rows
 from embexp.splits import Shares, limited, refuse_leaks, trainable
 from embexp.teachers import Judge, teacher_of
 from embexp.tracking import Tracker
@@ -36,6 +37,12 @@ log = logging.getLogger(__name__)
 
 # the pairs that dev and test are measured on do not depend on what is trained with, so that runs compare
 EVALUATION_NEGATIVES: dict[str, Any] = {"negatives": partial(draw_random, per_query=1), "seed": 0}
+HELPERS = ("guide", "teacher", "rescorer")  # keys of losses and negatives that name a model
+UNTRAINED = "the base model's vectors are random, so that being better than it says little; compare with BM25"
+NO_TEACHER = (
+    "without a teacher the loss learns the base model's own scores, which teaches it nothing new; "
+    "loss.teacher= names a cross-encoder"
+)
 
 
 def measure(config: Mapping[str, Any], result: dict[str, Any], folder: Path, tracker: Tracker) -> None:
@@ -48,16 +55,13 @@ def measure(config: Mapping[str, Any], result: dict[str, Any], folder: Path, tra
 
     with stage("model"):
         source = build(config["model"], allowed=allowed, without=["kind"])
+        helpers = _helpers(config)
     with stage("data"):
-        splits = _splits(config)
+        splits = _splits(config, result)
         result["counts"] = results.counts(splits)
     with stage("loading"):
-        # a tokenizer may be trained on these; never on the questions that the model is tested on
-        model: EmbeddingModel = source.load([*splits.train.corpus.values(), *splits.train.queries.values()])
-        if config["trainer"] is not None:
-            refuse_unfit(model, needs=config["loss"].get("needs"))
-        result["fingerprint"] = results.fingerprint(splits, model.origin)
-        result["counts"]["truncated"] = count_truncated(model, splits.test)
+        model = _loaded(config, source, splits, result)
+        result["fingerprint"] = results.fingerprint(splits, model.origin, helpers)
         evaluators = [build(node, allowed=allowed) for node in config["evaluator"].values()]
 
     def measured(arm: Arm) -> dict[str, Evaluation]:
@@ -90,19 +94,53 @@ def measure(config: Mapping[str, Any], result: dict[str, Any], folder: Path, tra
     results.write_retrieval(arms, splits, folder / "retrieval")
 
 
-def _splits(config: Mapping[str, Any]) -> Splits:
+def _helpers(config: Mapping[str, Any]) -> dict[str, dict[str, str | None]]:
+    """The guide, the teacher and the rescorer that the config names, by content; had at once, or the run fails here."""
+
+    def named(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, str]]:
+        for key, value in node.items():
+            if key in HELPERS and isinstance(value, str):
+                yield f"{path}.{key}", value
+            elif isinstance(value, Mapping):
+                yield from named(value, f"{path}.{key}")
+
+    if config["trainer"] is None:
+        return {}
+    settings = [*named(config["loss"], "loss"), *named(config["negatives"] or {}, "negatives")]
+    return {setting: identified(path, setting=setting) for setting, path in settings}
+
+
+def _splits(config: Mapping[str, Any], result: dict[str, Any]) -> Splits:
     splits: Splits = build(config["dataset"], allowed=config["allowed_packages"])
     shares = config["dataset"].get("split") or {}  # a data set of the user's own may bring its splits ready
-    refuse_leaks(splits, near_duplicate=shares.get("near_duplicate", Shares.near_duplicate))
+    result["caveat"] = splits.caveat
+    if splits.caveat is None:
+        refuse_leaks(splits, near_duplicate=shares.get("near_duplicate", Shares.near_duplicate))
+    else:
+        log.warning("%s", splits.caveat)
     if config["limit"] is not None:
         splits = limited(splits, config["limit"])
     sizes = {"train": splits.train, "dev": splits.dev, "test": splits.test}
-    log.info(
-        "data: %s; %d passages",
-        ", ".join(f"{name} {len(side.queries)} queries" for name, side in sizes.items()),
-        len(splits.test.corpus),
-    )
+    shown = [f"{name} {counted(len(side.queries), 'query', 'queries')}" for name, side in sizes.items()]
+    log.info("data: %s; %s", ", ".join(shown), counted(len(splits.test.corpus), "passage"))
     return splits
+
+
+def _loaded(config: Mapping[str, Any], source: Any, splits: Splits, result: dict[str, Any]) -> EmbeddingModel:
+    # a tokenizer may be trained on these; never on the questions that the model is tested on
+    model: EmbeddingModel = source.load([*splits.train.corpus.values(), *splits.train.queries.values()])
+    if config["trainer"] is not None:
+        refuse_unfit(model, needs=config["loss"].get("needs"))
+    if model.untrained:
+        _note(result, UNTRAINED)
+    result["counts"]["truncated"] = count_truncated(model, splits.test)
+    return model
+
+
+def _note(result: dict[str, Any], text: str) -> None:
+    """Say it now, and again wherever the scores are shown."""
+    result["notes"].append(text)
+    log.warning("note: %s", text)
 
 
 def _train_set(
@@ -121,12 +159,17 @@ def _rows(config: Mapping[str, Any], train_set: RetrievalSet, encoder: Encoder, 
         train_set,
         config["loss"]["shape"],
         negatives=_negatives(config, encoder),
-        teacher=_teacher(config["loss"], encoder),
+        teacher=_teacher(config["loss"], encoder, result),
         seed=config["seed"],
     )
     if rows.drawn is not None:
         result["counts"]["negatives"] = second_look(rows.drawn, train_set, encoder=encoder, seed=config["seed"])
         log.info("%s", reports.negatives_line(result))
+    elif config["negatives"] not in (None, DEFAULT):
+        using = [shape for shape in config["loss"]["accepts"] if shape in WITH_NEGATIVES]
+        fix = f"loss.shape={using[0]} uses them" if using else "loss=triplet would use them"
+        shape = config["loss"]["shape"]
+        _note(result, f"the negatives asked for are not used: the loss reads rows of shape {shape}, without any; {fix}")
     return rows
 
 
@@ -136,8 +179,12 @@ def _negatives(config: Mapping[str, Any], encoder: Encoder) -> Callable[..., Dra
     return partial(build(config["negatives"], allowed=config["allowed_packages"]), encoder=encoder)
 
 
-def _teacher(loss: Mapping[str, Any], encoder: Encoder) -> Judge | None:
-    return teacher_of(loss["teacher"], encoder, setting="loss.teacher") if loss["shape"] == "list" else None
+def _teacher(loss: Mapping[str, Any], encoder: Encoder, result: dict[str, Any]) -> Judge | None:
+    if loss["shape"] != "list":
+        return None
+    if loss["teacher"] is None:
+        _note(result, NO_TEACHER)
+    return teacher_of(loss["teacher"], encoder, setting="loss.teacher")
 
 
 def _train(

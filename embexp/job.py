@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from embexp import report as reports
 from embexp.checks import plain
 from embexp.errors import BusyError, UserError, described
+from embexp.tracking import to_upload
 
 log = logging.getLogger("embexp")
 
@@ -55,6 +56,12 @@ class Job:
 
     def run(self) -> int:
         """Run to the end and show the result; returns the exit code, 0 for a completed run."""
+        code = self._run_and_show()
+        for kept in to_upload(self.folder):
+            log.info("to upload this run: wandb sync %s", shlex.quote(str(kept)))
+        return code
+
+    def _run_and_show(self) -> int:
         try:
             result = self._measured()
         except KeyboardInterrupt:

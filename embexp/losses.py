@@ -52,8 +52,8 @@ def gist(
 ) -> torch.nn.Module:
     """GISTEmbedLoss (Solatorio, 2024) with a guide that is never trained or saved.
 
-    guide: a local folder or a Hub id; None takes the model as it is now. The guide reads the texts with the prompts of
-    the model that is trained.
+    guide: a local folder or a Hub id (id@revision); None takes the model as it is now. The guide reads the texts with
+    the prompts of the model that is trained.
     """
     frozen = copy.deepcopy(model) if guide is None else Guide(path=guide).load([]).model.to(model.device)
     frozen.eval().requires_grad_(False)

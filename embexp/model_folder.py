@@ -7,6 +7,7 @@ Called by `models`; reads JSON and file names only.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -32,6 +33,16 @@ def refuse_unsafe(folder: Path, name: str) -> None:
     problems = [f"{name}: {problem}. {RERUN}" for problem in _problems(folder)]
     if problems:
         raise UserError(*dict.fromkeys(problems))
+
+
+def why_not_loaded(folder: Path, error: Exception) -> str:
+    """An error of the library's loader; for an argument that a class does not take, the file that holds it too."""
+    taken = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    for file in sorted(folder.rglob("*.json")) if taken else ():
+        content = _content(file)
+        if taken and isinstance(content, Mapping) and taken[1] in content:
+            return f"{file} has {taken[1]!r}, which the installed sentence-transformers does not know"
+    return str(error)
 
 
 def _problems(folder: Path) -> Iterator[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,12 +23,15 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from embexp.errors import UserError
 from embexp.hub import snapshot
-from embexp.model_folder import refuse_unsafe
+from embexp.model_folder import refuse_unsafe, why_not_loaded
 
 log = logging.getLogger(__name__)
 
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 SAFETENSORS_ONLY = {"use_safetensors": True, "weights_only": True}  # a folder's own files could say otherwise
+# what the libraries raise for a folder that is damaged or of another version
+LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError)
+HUB_ID_AT = re.compile(r"(?P<id>\w[\w.-]*(/\w[\w.-]*)?)@(?P<revision>.+)")
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -102,10 +106,10 @@ class Transformer:
                 local_files_only=True,
                 model_kwargs={"dtype": torch.float32, **SAFETENSORS_ONLY, **chosen},
             )
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        except LOADING_ERRORS as error:
             raise UserError(
-                f"{self.SETTING}={self._path}: {self._folder} can't be loaded as a model ({error}). "
-                f"{_instead(self.SETTING)}"
+                f"{self.SETTING}={self._path}: {self._folder} can't be loaded as a model "
+                f"({why_not_loaded(self._folder, error)}). {_instead(self.SETTING)}"
             ) from error
         if self._max_seq_length is not None:
             positions = getattr(getattr(model[0], "config", None), "max_position_embeddings", None)
@@ -182,6 +186,7 @@ def model_folder(
 ) -> tuple[Path, str | None]:
     """The folder of a model, and its commit where it comes from the Hub; downloaded if need be.
 
+    path: a local folder, or a Hub id with or without a revision behind an @, which `revision` can say as well.
     setting: where the user names it, for messages. Raises UserError when it can't be had or is unsafe to load.
     """
     folder, commit = _find(path, revision, packaged, setting)
@@ -193,12 +198,24 @@ def model_folder(
     return folder, commit
 
 
+def identified(path: str, *, setting: str) -> dict[str, str | None]:
+    """What a model that helps to train is known by: path, commit and the digest of all that is loaded of it."""
+    folder, commit = model_folder(path, setting=setting)
+    return {"path": path, "commit": commit, "content": hashes(folder)["content"]}
+
+
 def _find(path: str, revision: str | None, packaged: Mapping[str, str] | None, setting: str) -> tuple[Path, str | None]:
     folder = Path(path).expanduser()
     if folder.is_dir():
         if not any(folder.iterdir()):
             raise UserError(f"{setting}={path} is an empty folder. {_instead(setting)}")
         return folder, None
+    if at := HUB_ID_AT.fullmatch(path):
+        if Path(at["id"]).is_dir():
+            raise UserError(f"{setting}={path}: {at['id']} is a local folder, which has no revision; leave it out")
+        if revision not in (None, at["revision"]):
+            raise UserError(f"{setting}={path} names another revision than revision={revision}; leave one out")
+        return _find(at["id"], at["revision"], packaged, setting)
     if folder.is_file() or path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise UserError(f"{setting}={path} is not a folder. {_instead(setting)}")
     if packaged is not None and (path, revision) == (packaged["path"], packaged["revision"]):

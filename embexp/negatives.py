@@ -46,6 +46,8 @@ class Drawn(Mapping[str, list[str]]):
         return len(self.by_query)
 
 
+# conf/negatives/random.yaml: what a config says that asks for no negatives in particular
+DEFAULT = {"_target_": "embexp.negatives.draw_random", "_partial_": True, "per_query": 1}
 # needs (retrieval_set, seed=..., encoder=the base model's)
 Negatives = Callable[..., Drawn]
 

@@ -11,7 +11,7 @@ import logging
 import numpy as np
 
 from embexp.encoding import Embeddings, Encoder
-from embexp.errors import UserError
+from embexp.errors import UserError, counted
 from embexp.retrieval_set import RetrievalSet, Splits
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,8 @@ def without_paraphrases(
             "query in the base model's eyes. Raise it (at most 1), or set paraphrase=null if the data rightly repeats"
         )
     if near.any():
-        log.info("%d train queries left out: dev or test asks the same (cosine %s or more)", near.sum(), threshold)
+        left_out = counted(int(near.sum()), "train query", "train queries")
+        log.info("%s left out: dev or test asks the same (cosine %s or more)", left_out, threshold)
     return train.with_queries(query for query, is_near in zip(train.queries, near, strict=True) if not is_near)
 
 

@@ -11,7 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from embexp.details import details
+from embexp.errors import counted
 from embexp.metrics import FEWEST_DOCUMENTS
+from embexp.tables import aligned, number
 
 HEADLINE = ["recall@1", "recall@3", "recall@5", "recall@10", "ndcg@10", "mrr@10"]
 ADVICE = (
@@ -19,6 +22,13 @@ ADVICE = (
     "specialised base (model=mpnet), more or cleaner questions, and a look at retrieval/per_query.parquet for what got "
     "worse. The base model stays the better choice until dev says otherwise."
 )
+
+SLICES = {
+    "seen": "new questions on documents that training questions came from",
+    "unseen": "on documents held out whole",
+    "real": "of real users",
+    "paraphrase": "training questions in other words, no part of the verdict",
+}
 
 
 def read(folder: Path) -> dict[str, Any] | None:
@@ -38,19 +48,28 @@ def report(result: Mapping[str, Any], names: Mapping[str, str]) -> str:
     parts = [title]
     if result["status"] != "completed":
         parts.append(f"This run {result['status']}: {result['error']}")
-    warning = regression(result)
-    if warning:
-        parts.append(warning)
     if result["status"] == "completed":
-        parts += [verdict_line(result), table(result), _dimensions(result), _slices(result), negatives_line(result)]
-    parts.append(_details(result))
+        parts += [*_findings(result), negatives_line(result)]
+    else:
+        parts += [regression(result), notes(result)]
+    parts.append(details(result))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def summary(result: Mapping[str, Any]) -> str:
-    """What the terminal shows at the end of a run: a regression first, the verdict, the table."""
-    parts = [regression(result), verdict_line(result), table(result), _dimensions(result), _slices(result)]
-    return "\n\n".join(part for part in parts if part).replace("**", "")
+    """What the terminal shows at the end of a run."""
+    return "\n\n".join(part for part in _findings(result) if part).replace("**", "")
+
+
+def _findings(result: Mapping[str, Any]) -> list[str]:
+    """A regression first, the verdict, what to know of it, the tables."""
+    tables = [table(result), _dimensions(result), _slices(result)]
+    return [regression(result), verdict_line(result), notes(result), *tables]
+
+
+def notes(result: Mapping[str, Any]) -> str:
+    """What a reader must know of the scores; empty where there is nothing."""
+    return "\n\n".join(f"Note: {note}." for note in result["notes"])
 
 
 def regression(result: Mapping[str, Any]) -> str:
@@ -67,24 +86,26 @@ def regression(result: Mapping[str, Any]) -> str:
 def verdict_line(result: Mapping[str, Any]) -> str:
     """The verdict in a sentence, with its numbers and their denominator."""
     metric, base = result["metric"], result["base"]["test"]
-    queries = result["counts"]["queries"]["test"]
+    queries = counted(result["counts"]["queries"]["test"], "query", "queries")
+    caveat = f" ({result['caveat']})" if result["caveat"] else ""
     if result["delta"] is None:
-        return f"Base model only: {metric} {base[metric]:.3f} on test ({queries} queries). No training was asked for."
+        return f"Base model only{caveat}: {metric} {base[metric]:.3f} on test ({queries}). No training was asked for."
     delta = result["delta"][metric]
+    tuned = result["tuned"]["test"][metric]
     line = (
-        f"**Verdict: {result['verdict']}.** {metric} {base[metric]:.3f} -> {result['tuned']['test'][metric]:.3f} "
-        f"on test ({queries} queries): {_signed(delta)}, 95 % interval {_interval(delta)}, p = {delta['p_value']:.4f}."
+        f"**Verdict{caveat}: {result['verdict']}.** {metric} {base[metric]:.3f} -> {tuned:.3f} "
+        f"on test ({queries}): {_signed(delta)}, 95 % interval {_interval(delta)}, p = {delta['p_value']:.4f}."
     )
     if delta["documents"] < FEWEST_DOCUMENTS:
-        line += f" Test has only {delta['documents']} documents: too few for an interval to be trusted."
+        line += f" Test has only {counted(delta['documents'], 'document')}: too few for an interval to be trusted."
     elif delta["p_value"] >= 0.05 and delta["ci_low"] * delta["ci_high"] > 0:
         line += " The change rests on too few documents for its interval to be trusted."
     keyword = result["bm25"]["test"].get(metric)
-    if keyword is not None and keyword >= result["tuned"]["test"][metric]:
-        compared = "better" if keyword > result["tuned"]["test"][metric] else "as good"
+    if keyword is not None and keyword >= tuned:
+        compared = "better" if keyword > tuned else "as good"
         line += f" Note that BM25, plain keyword search, is {compared}: {keyword:.3f}."
     if result["counts"]["steps"] < 10:
-        line += f" Training made only {result['counts']['steps']} steps, too few to learn much."
+        line += f" Training made only {counted(result['counts']['steps'], 'step')}, too few to learn much."
     return line
 
 
@@ -98,11 +119,11 @@ def table(result: Mapping[str, Any]) -> str:
     )
     lines = []
     for metric in shown:
-        line = [metric, _number(result["bm25"]["test"].get(metric)), _number(base[metric])]
+        line = [metric, number(result["bm25"]["test"].get(metric)), number(base[metric])]
         if result["tuned"]:
             line += _compared(result["tuned"]["test"][metric], result["delta"][metric])
         lines.append(line)
-    return _aligned(header, lines)
+    return aligned(header, lines)
 
 
 def _dimensions(result: Mapping[str, Any]) -> str:
@@ -114,14 +135,14 @@ def _dimensions(result: Mapping[str, Any]) -> str:
         return ""
     lines = []
     for name in [plain, *sorted(cut, key=_dimension_of, reverse=True)]:
-        line = [str(_dimension_of(name) or "all"), _number(base[name])]
+        line = [str(_dimension_of(name) or "all"), number(base[name])]
         if result["tuned"]:
             line += _compared(result["tuned"]["test"][name], result["delta"][name])
         lines.append(line)
     header = [f"{plain} by dimensions", "base"] + (
         ["tuned", "delta", "95 % interval", "wins/ties/losses"] if result["tuned"] else []
     )
-    return _aligned(header, lines)
+    return aligned(header, lines)
 
 
 def _dimension_of(metric: str) -> int:
@@ -153,37 +174,21 @@ def _slices(result: Mapping[str, Any]) -> str:
     metric = result["metric"]
     lines = []
     for name, part in result["slices"].items():
-        scores = [_number(part["bm25"].get(metric)), _number(part["base"][metric])]
-        lines.append(
-            [f"{name} ({part['queries']} queries)", *scores, *_compared(part["tuned"][metric], part["delta"][metric])]
-        )
+        scores = [number(part["bm25"].get(metric)), number(part["base"][metric])]
+        shown = f"{name} ({counted(part['queries'], 'query', 'queries')})"
+        lines.append([shown, *scores, *_compared(part["tuned"][metric], part["delta"][metric])])
     header = [f"{metric} by slice", "BM25", "base", "tuned", "delta", "95 % interval", "wins/ties/losses"]
-    return _aligned(header, lines) + (
-        "\n\nseen: new questions on documents that training questions came from; unseen: on documents held out whole."
-    )
+    meant = {"seen", "unseen", *result["slices"]} & SLICES.keys()
+    return aligned(header, lines) + f"\n\n{'; '.join(f'{name}: {SLICES[name]}' for name in SLICES if name in meant)}."
 
 
 def _compared(tuned: float, delta: Mapping[str, Any]) -> list[str]:
     counts = "-" if delta["wins"] is None else f"{delta['wins']}/{delta['ties']}/{delta['losses']}"
-    return [_number(tuned), _signed(delta), _interval(delta), counts]
-
-
-def _details(result: Mapping[str, Any]) -> str:
-    def flat(values: Mapping[str, Any], prefix: str = "") -> list[str]:
-        lines = []
-        for key, value in values.items():
-            if isinstance(value, Mapping):
-                lines += flat(value, f"{prefix}{key}, ")
-            else:
-                lines.append(f"- {prefix}{key}: {value}")
-        return lines
-
-    sections = {"Counts": result["counts"], "Seconds": result["seconds"], "Versions": result["versions"]}
-    return "\n\n".join(f"## {name}\n\n" + "\n".join(flat(values)) for name, values in sections.items() if values)
+    return [number(tuned), _signed(delta), _interval(delta), counts]
 
 
 def ranked_runs(results: Sequence[tuple[str, str, Mapping[str, Any] | None, str]]) -> str:
-    """One table over many runs, the best on dev first; each is (number, overrides, result or None, what happened)."""
+    """One table over many runs, the best on dev first; each is (its number, overrides, result, what happened)."""
 
     def dev(result: Mapping[str, Any] | None) -> float | None:
         if not result or result["status"] != "completed":
@@ -194,34 +199,21 @@ def ranked_runs(results: Sequence[tuple[str, str, Mapping[str, Any] | None, str]
     scored = sorted((run for run in results if dev(run[2]) is not None), key=lambda run: -(dev(run[2]) or 0.0))
     failed = [run for run in results if dev(run[2]) is None]
     lines = []
-    for number, overrides, result, state in [*scored, *failed]:
+    for place, overrides, result, state in [*scored, *failed]:
         if dev(result) is None or result is None:
-            lines.append([number, overrides, "-", "-", "-", "-", state])
+            lines.append([place, overrides, "-", "-", "-", "-", state])
             continue
         metric = result["metric"]
         delta = result["delta"][metric] if result["delta"] else None
         test = (result["tuned"] or result["base"])["test"][metric]
         comparison = f"{_signed(delta)} {_interval(delta)}" if delta else "-"
-        verdict = result["verdict"] or "base only"
-        lines.append([number, overrides, _number(dev(result)), _number(test), comparison, verdict, state])
+        verdict = (result["verdict"] or "base only") + ("*" if result["caveat"] else "")
+        lines.append([place, overrides, number(dev(result)), number(test), comparison, verdict, state])
     metrics = {run[2]["metric"] for run in scored if run[2]}
     name = metrics.pop() if len(metrics) == 1 else "metric"
-    return _aligned(["run", "overrides", f"dev {name}", "test", "delta on test", "verdict", "status"], lines)
-
-
-def _aligned(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[column]) for row in [header, *lines]) for column in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]
-        return "| " + " | ".join(padded) + " |"
-
-    rule = "|" + "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths)) + "|"
-    return "\n".join([line(header), rule, *(line(cells) for cells in lines)])
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    shown = aligned(["run", "overrides", f"dev {name}", "test", "delta on test", "verdict", "status"], lines)
+    caveats = dict.fromkeys(run[2]["caveat"] for run in scored if run[2] and run[2]["caveat"])
+    return "\n\n".join([shown, *(f"\\* {caveat}" for caveat in caveats)])
 
 
 def _signed(delta: Mapping[str, Any]) -> str:

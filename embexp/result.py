@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import resource
 import subprocess
@@ -17,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 
+from embexp.durable import sync, write_whole
 from embexp.evaluators import Evaluation
 from embexp.retrieval_set import RetrievalSet, Splits
 from embexp.search import Ranking
@@ -34,8 +34,8 @@ PACKAGES = [
     "wandb",
 ]
 KEYS = [
-    "status", "error", "metric", "base", "tuned", "bm25", "delta", "slices", "verdict", "counts", "seconds",
-    "fingerprint", "versions", "seed", "git", "config",
+    "status", "error", "metric", "base", "tuned", "bm25", "delta", "slices", "verdict", "caveat", "notes", "counts",
+    "seconds", "fingerprint", "versions", "seed", "git", "config",
 ]  # fmt: skip
 BY_SPLIT = Mapping[str, Evaluation]  # "dev" and "test" -> what was measured on it
 
@@ -48,6 +48,7 @@ def empty(config: Mapping[str, Any]) -> dict[str, Any]:
         "config": dict(config),
         "versions": _versions(),
         "git": _git(),
+        "notes": [],  # what a reader of the scores must know, as sentences
         "counts": {},
         "seconds": {},
         "fingerprint": {},
@@ -96,15 +97,20 @@ def compared(arms: Mapping[str, Evaluation], splits: Splits, *, metric: str) -> 
     return {"delta": deltas, "slices": slices, "verdict": Delta(**deltas[metric]).verdict if deltas else None}
 
 
-def fingerprint(splits: Splits, origin: Mapping[str, str | None]) -> dict[str, Any]:
-    """What a score depends on, by content: each split's queries and qrels, the corpus, the base weights."""
-    corpus = _digest(splits.test.corpus)
+def fingerprint(
+    splits: Splits, origin: Mapping[str, str | None], helpers: Mapping[str, Mapping[str, str | None]]
+) -> dict[str, Any]:
+    """What a score depends on, by content: each split's queries and qrels, the corpus, the base weights, and the models
+    that helped to train (`helpers`, by the setting that names them)."""
     sides = {"train": splits.train, "dev": splits.dev, "test": splits.test}
+    corpora = {id(side.corpus): side.corpus for side in sides.values()}  # most often one
+    digests = {key: _digest(corpus) for key, corpus in corpora.items()}
     data = {
-        name: _digest({"queries": dict(s.queries), "qrels": dict(s.qrels), "corpus": corpus})
+        name: _digest({"queries": dict(s.queries), "qrels": dict(s.qrels), "corpus": digests[id(s.corpus)]})
         for name, s in sides.items()
     }
-    return {**data, "corpus": corpus, "dataset": dict(splits.origin), "model": dict(origin)}
+    corpus = digests[id(splits.test.corpus)]
+    return {**data, "corpus": corpus, "dataset": dict(splits.origin), "model": dict(origin), "helpers": dict(helpers)}
 
 
 def counts(splits: Splits) -> dict[str, Any]:
@@ -127,15 +133,16 @@ def counts(splits: Splits) -> dict[str, Any]:
 
 
 def write(result: Mapping[str, Any], folder: Path) -> None:
-    """Write result.json so that it is whole or not there; as strict JSON, NaN and infinity are null."""
-    partial = folder / "result.json.partial"
-    with partial.open("w", encoding="utf-8") as file:
-        content = json.dumps({**result, "peak_memory_mib": _peak_memory()}, default=str)
-        strict = json.loads(content, parse_constant=lambda name: None)  # NaN, Infinity and -Infinity
-        json.dump(strict, file, indent=2, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(folder / "result.json")
+    """Write result.json so that it is whole or not there; as strict JSON, NaN and infinity are null.
+
+    What it tells of, the model and the rankings, is on disk before.
+    """
+    content = json.dumps({**result, "peak_memory_mib": _peak_memory()}, default=str)
+    strict = json.loads(content, parse_constant=lambda name: None)  # NaN, Infinity and -Infinity
+    for made in (folder / "model", folder / "retrieval"):
+        if made.is_dir():
+            sync(made)
+    write_whole(folder / "result.json", json.dumps(strict, indent=2, allow_nan=False))
 
 
 def write_retrieval(arms: Mapping[str, Evaluation], splits: Splits, folder: Path) -> None:

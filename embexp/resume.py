@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from embexp.checks import plain
 from embexp.errors import UserError, listed
 
-MAY_DIFFER = ("debug",)
+MAY_DIFFER = ("debug", "cache", "cache_size_gb")  # none of them changes what comes out
 WORD = "resume="
 
 
@@ -24,6 +24,8 @@ def folder_to_resume(overrides: Sequence[str]) -> Path | None:
     if not named:
         return None
     folder = Path(named[-1].strip("'\"")).expanduser().absolute()
+    if "${" in str(folder):
+        raise UserError(f"resume={folder} has ${{ in its path, which a config can't; rename the folder")
     if not (folder / ".hydra" / "config.yaml").is_file():
         inside = sorted(path.parent.parent.name for path in folder.glob("*/.hydra/config.yaml"))
         hint = f" It holds the runs {listed(inside)}: name one of them." if inside else ""

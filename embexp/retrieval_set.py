@@ -86,6 +86,7 @@ class Splits:
     slices: Mapping[str, tuple[str, ...]]
     notes: Mapping[str, int] = field(default_factory=dict)  # what the source dropped or merged, with counts
     origin: Mapping[str, str | None] = field(default_factory=dict)  # where it came from, such as a Hub commit
+    caveat: str | None = None  # of a source that leaks by design: not held against leaks, and said beside every verdict
 
     @property
     def judged(self) -> list[str]:

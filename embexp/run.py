@@ -18,11 +18,13 @@ from filelock import FileLock, Timeout
 
 from embexp import report as reports
 from embexp import result as results
-from embexp.cache import folder_of, kept_in
+from embexp.cache import folder_of, kept_in, trim
 from embexp.components import build
 from embexp.errors import BusyError, UserError, described
 from embexp.experiment import measure
 from embexp.tracking import Tracker, open_mirror
+
+log = logging.getLogger(__name__)
 
 
 def run(
@@ -40,9 +42,10 @@ def run(
     the folder; one that was completed is returned as it is. Every error but an interruption from outside is recorded
     in result.json and raised again.
     """
-    with _alone(folder), kept_in(folder_of(config["cache"])):
+    with _alone(folder), _kept(config):
         before = reports.read(folder)
         if resume and before is not None and before["status"] == "completed":
+            log.info("this run was complete already, so nothing is done again; this is its result")
             reports.write(before, names, folder)
             _tidy(config, folder)
             return before
@@ -78,6 +81,19 @@ def _tidy(config: Mapping[str, Any], folder: Path) -> None:
 
 
 @contextmanager
+def _kept(config: Mapping[str, Any]) -> Iterator[None]:
+    """The cache that the config names, in its bounds again when the run has ended."""
+    folder, most = folder_of(config["cache"]), config["cache_size_gb"]
+    with kept_in(folder):
+        yield
+    if folder is not None and most is not None:
+        try:
+            trim(folder, gigabytes=most)
+        except OSError as error:
+            log.warning("the cache %s can't be kept in its bounds (%s)", folder, error)
+
+
+@contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Refuse a second process in the folder; the system frees the lock of a killed one."""
     lock = FileLock(folder / ".running.lock", timeout=0)  # stays: removing it would let a third process in
@@ -104,6 +120,10 @@ def _mirror(
 def _summary(result: Mapping[str, Any]) -> dict[str, Any]:
     """What a dashboard compares: flat names such as test/base/recall@10 and test/delta/recall@10."""
     flat: dict[str, Any] = {"status": result["status"] or "interrupted", "verdict": result["verdict"]}
+    if result["caveat"]:
+        flat["caveat"] = result["caveat"]
+    if result["notes"]:
+        flat["notes"] = "; ".join(result["notes"])
     for arm in ("base", "tuned", "bm25"):
         for split, metrics in (result[arm] or {}).items():
             flat |= {f"{split}/{arm}/{name}": score for name, score in metrics.items()}

@@ -16,6 +16,7 @@ from embexp.retrieval_set import RetrievalSet
 from embexp.teachers import Judge
 
 LABEL_COLUMNS = ("label", "score", "scores")
+WITH_NEGATIVES = ("triplet", "n_tuple", "list")  # shapes that can't be made without
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from embexp.cache import json_kept
 from embexp.copies import near_duplicates
-from embexp.errors import UserError, listed
+from embexp.errors import UserError, counted, listed
 from embexp.retrieval_set import RetrievalSet, Splits, validated
 
 NEAR_COPIES = "queries dropped as near copies of test or dev"  # the note that counts them
@@ -52,7 +52,7 @@ def cut(retrieval_set: RetrievalSet, shares: Shares, *, notes: Mapping[str, int]
     whole = unified(validated(retrieval_set))
     sides = json_kept("splits", [whole.digest, asdict(shares)], lambda: _cut(whole, shares))
     train, dev, test = (whole.with_queries(sides[name]) for name in ("train", "dev", "test"))
-    return Splits(train, dev, test, _slices(train, test), {**(notes or {}), NEAR_COPIES: sides["near copies"]})
+    return Splits(train, dev, test, slices_of(train, test), {**(notes or {}), NEAR_COPIES: sides["near copies"]})
 
 
 def _cut(whole: RetrievalSet, shares: Shares) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def cut_dev(train: RetrievalSet, test: RetrievalSet, shares: Shares) -> Splits:
 def given(train: RetrievalSet, dev: RetrievalSet, test: RetrievalSet) -> Splits:
     """Splits as the source gives them; the slices follow from the documents. Leaks are left for `refuse_leaks`."""
     sides = [unified(validated(side)) for side in (train, dev, test)]
-    return Splits(sides[0], sides[1], sides[2], _slices(sides[0], sides[2]))
+    return Splits(sides[0], sides[1], sides[2], slices_of(sides[0], sides[2]))
 
 
 def limited(splits: Splits, most: int) -> Splits:
@@ -115,7 +115,7 @@ def limited(splits: Splits, most: int) -> Splits:
     brought = {name: ids for name, ids in splits.slices.items() if name not in ("seen", "unseen")}
     brought = {name: tuple(query for query in ids if query in test.queries) for name, ids in brought.items()}
     mined = test.with_queries(query for query in test.queries if query not in {*sum(brought.values(), ())})
-    return Splits(train, dev, test, {**_slices(train, mined), **brought}, splits.notes, splits.origin)
+    return replace(splits, train=train, dev=dev, test=test, slices={**slices_of(train, mined), **brought})
 
 
 def trainable(splits: Splits) -> RetrievalSet:
@@ -167,16 +167,18 @@ def _leaks(splits: Splits, near_duplicate: float) -> list[str]:
         pairs = list(near_duplicates(sides[left].queries, sides[right].queries, threshold=near_duplicate))
         if pairs:
             shown = listed([f"{a} = {b} ({sides[left].queries[a][:60]!r})" for a, b in pairs], most=3)
+            found = counted(len(pairs), "query stands", "queries stand")
             problems.append(
-                f"leak: {len(pairs)} queries stand, exactly or nearly, in {left} and in {right}: {shown}. "
-                f"Remove them from {left}, or leave out the split column so that embexp cuts by document"
+                f"leak: {found}, exactly or nearly, in {left} and in {right}: {shown}. "
+                f"Remove what stands in {left}, or leave out the split column so that embexp cuts by document"
             )
     trained = {document for query in splits.train.queries for document in splits.train.documents_of(query)}
     unseen = splits.slices.get("unseen", ())
     shared = [query for query in unseen if splits.test.documents_of(query) & trained]
     if shared:
+        found = counted(len(shared), "test query", "test queries")
         problems.append(
-            f"leak: {len(shared)} test queries called unseen are about documents that training saw: {listed(shared)}. "
+            f"leak: {found} called unseen, on documents that training saw: {listed(shared)}. "
             "Move them to the slice seen, or hold their documents out"
         )
     return problems
@@ -246,7 +248,8 @@ def _without_near_copies(whole: RetrievalSet, kept: Sequence[str], others: Itera
     return [query for query in kept if query not in copies]
 
 
-def _slices(train: RetrievalSet, test: RetrievalSet) -> dict[str, tuple[str, ...]]:
+def slices_of(train: RetrievalSet, test: RetrievalSet) -> dict[str, tuple[str, ...]]:
+    """Test's queries as seen and unseen, by whether train has a query on one of their documents."""
     trained = {document for query in train.queries for document in train.documents_of(query)}
     seen = tuple(query for query in test.queries if test.documents_of(query) & trained)
     unseen = tuple(query for query in test.queries if not test.documents_of(query) & trained)

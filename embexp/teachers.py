@@ -12,13 +12,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from sentence_transformers import CrossEncoder
 
 from embexp.cache import arrays_kept, digest
 from embexp.encoding import Encoder
 from embexp.errors import UserError
-from embexp.models import SAFETENSORS_ONLY, hashes, model_folder
+from embexp.model_folder import why_not_loaded
+from embexp.models import LOADING_ERRORS, SAFETENSORS_ONLY, hashes, model_folder
 from embexp.retrieval_set import RetrievalSet
 from embexp.search import keyword_scores
 
@@ -34,10 +34,7 @@ class Judge(Protocol):
 
 def teacher_of(named: str | None, encoder: Encoder, *, setting: str) -> Judge:
     """The cross-encoder of this folder or Hub id, or the base model where none is named."""
-    if named is not None:
-        return CrossEncoderScores(named, setting=setting)
-    log.info("no teacher named: the base model's own scores are learned from; %s= names a cross-encoder", setting)
-    return Cosines(encoder)
+    return Cosines(encoder) if named is None else CrossEncoderScores(named, setting=setting)
 
 
 class Cosines:
@@ -85,7 +82,7 @@ class CrossEncoderScores:
     """
 
     def __init__(self, path: str, *, setting: str) -> None:
-        """path: a local folder or a Hub id. Raises UserError, which names `setting`, when it can't be had."""
+        """path: a local folder or a Hub id (id@revision). Raises UserError, naming `setting`, when it can't be had."""
         folder, commit = model_folder(path, setting=setting)
         try:
             self._model = CrossEncoder(
@@ -94,8 +91,9 @@ class CrossEncoderScores:
                 activation_fn=torch.nn.Sigmoid(),  # not the one that the folder names
                 model_kwargs={"dtype": torch.float32, **SAFETENSORS_ONLY},
             )
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-            raise UserError(f"{setting}={path}: {folder} can't be loaded as a cross-encoder ({error})") from error
+        except LOADING_ERRORS as error:
+            why = why_not_loaded(folder, error)
+            raise UserError(f"{setting}={path}: {folder} can't be loaded as a cross-encoder ({why})") from error
         outputs = self._model.num_labels
         if outputs != 1:
             raise UserError(f"{setting}={path} gives {outputs} scores for a pair; a cross-encoder for search gives 1")

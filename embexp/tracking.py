@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from embexp.durable import write_whole
+
 log = logging.getLogger(__name__)
 
 
@@ -54,9 +56,7 @@ class Tracker:
                 break
             kept.append(line)
         self._file.close()
-        partial = self._path.with_suffix(".partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        partial.replace(self._path)
+        write_whole(self._path, "".join(kept))
         self._file = self._path.open("a", encoding="utf-8")
 
     def finish(self, summary: Mapping[str, Any], *, exit_code: int) -> None:
@@ -73,6 +73,16 @@ class Tracker:
         except Exception as error:  # whatever goes wrong there must not end the run
             log.warning("tracking stopped, the run goes on: %s", _first_line(error))
             self._mirror = None
+
+
+SETTINGS: dict[str, Any] = {  # wandb's own
+    "console": "off",  # output and arguments stay here
+    "x_disable_meta": True,
+    "save_code": False,
+    "disable_git": True,
+    "silent": True,
+    "reinit": "create_new",
+}
 
 
 class WandbMirror:
@@ -97,17 +107,6 @@ class WandbMirror:
         import wandb  # only where this mirror is chosen
 
         self._offline = mode == "offline" or (mode == "auto" and not _has_key())
-        self._folder = folder
-        settings = {
-            "console": "off",  # output and arguments stay here
-            "x_disable_meta": True,
-            "save_code": False,
-            "disable_git": True,
-            "silent": True,
-            "init_timeout": timeout,
-            "finish_timeout": timeout,
-            "reinit": "create_new",
-        }
         arguments: dict[str, Any] = {
             "dir": str(folder),
             "project": project,
@@ -118,11 +117,10 @@ class WandbMirror:
             # loss, model and dataset are names here, so that runs group by them; all keys are under settings
             "config": {**names, "seed": config.get("seed"), "metric": config.get("metric"), "settings": dict(config)},
         }
+        settings = wandb.Settings(**SETTINGS, init_timeout=timeout, finish_timeout=timeout)
         earlier = set(folder.glob("wandb/run-*"))
         try:
-            self._run = wandb.init(
-                **arguments, mode="offline" if self._offline else "online", settings=wandb.Settings(**settings)
-            )
+            self._run = wandb.init(**arguments, mode="offline" if self._offline else "online", settings=settings)
         except Exception as error:
             if self._offline:
                 raise
@@ -130,7 +128,7 @@ class WandbMirror:
             for failed in set(folder.glob("wandb/run-*")) - earlier:
                 shutil.rmtree(failed, ignore_errors=True)  # one attempt, one wandb run
             self._offline = True
-            self._run = wandb.init(**arguments, mode="offline", settings=wandb.Settings(**settings))
+            self._run = wandb.init(**arguments, mode="offline", settings=settings)
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
         """Log at the optimiser step."""
@@ -144,8 +142,12 @@ class WandbMirror:
             import wandb
 
             wandb.teardown()  # finish returns before wandb's own process has written the file's end
-            for written in sorted((self._folder / "wandb").glob("offline-run-*")):
-                log.info("to upload this run: wandb sync %s", written)
+
+
+def to_upload(folder: Path) -> list[Path]:
+    """The wandb runs of a run's folder that are kept offline and were not uploaded since."""
+    kept = sorted(folder.glob("wandb/offline-run-*"))
+    return [run for run in kept if not any(run.glob("*.synced"))]
 
 
 def open_mirror(make: Callable[[], Mirror] | None) -> Mirror | None:

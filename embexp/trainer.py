@@ -21,7 +21,7 @@ from sentence_transformers.base.losses.merged_forward import column_merging_disa
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from tqdm import tqdm
 from transformers import TrainerCallback
-from transformers.trainer_callback import TrainerState
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
 from embexp import checkpoints
 from embexp.batches import Conflicts, MaskedSimilarity
@@ -46,6 +46,8 @@ class Trainer(SentenceTransformerTrainer):
         self._folder, self._made_from, self._keep = folder, made_from, keep
         self._conflicts = conflicts
         self._masked = MaskedSimilarity.put_into(self.loss) if conflicts is not None else []
+        for callback in (ProgressCallback, PrinterCallback):  # replaced by the one line that Track shows
+            self.remove_callback(callback)
 
     @property
     def masks(self) -> bool:
@@ -63,7 +65,7 @@ class Trainer(SentenceTransformerTrainer):
             loss = super().compute_loss(model, inputs, *args, **kwargs)
         value = loss[0] if isinstance(loss, tuple) else loss
         if not torch.isfinite(value):
-            raise _diverged(f"the loss is {value.item()}", step=self.state.global_step + 1)
+            raise diverged(f"the loss is {value.item()}", step=self.state.global_step + 1)
         return loss
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -105,8 +107,14 @@ class Trainer(SentenceTransformerTrainer):
             )
         self._load_from_checkpoint(str(best))
 
-    def end_as(self, checkpoint: Checkpoint) -> None:
-        """Take the state of a training that was over when its last checkpoint was made."""
+    def train_from(self, checkpoint: Checkpoint | None) -> None:
+        """Train from the start, or go on from a checkpoint; one of a training that was over is only taken back."""
+        if checkpoint is not None and checkpoint.ended:
+            self._end_as(checkpoint)
+        else:
+            self.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
+
+    def _end_as(self, checkpoint: Checkpoint) -> None:
         self.state = TrainerState.load_from_json(str(checkpoint.folder / "trainer_state.json"))
         if self.state.best_global_step is None:  # dev was never looked at
             self._load_from_checkpoint(str(checkpoint.folder))
@@ -148,10 +156,11 @@ class Dev(BaseEvaluator):
         try:
             return dict(self._dev_metrics())
         except UserError as error:
-            raise _diverged(str(error), step=steps) from error
+            raise diverged(str(error), step=steps) from error
 
 
-def _diverged(what: str, *, step: int) -> UserError:
+def diverged(what: str, *, step: int) -> UserError:
+    """The error that ends a training which has gone wrong, with the step that showed it."""
     return UserError(
         f"training diverged at step {step}: {what}. Lower trainer.learning_rate, or set model.dtype=float32"
     )

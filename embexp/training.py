@@ -18,19 +18,20 @@ import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainingArguments
 from transformers import EarlyStoppingCallback, set_seed
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from embexp.batches import ConflictFreeBatchSampler, Conflicts
 from embexp.checkpoints import Checkpoint
-from embexp.encoding import token_lengths
-from embexp.errors import UserError
+from embexp.encoding import Encoder, token_lengths
+from embexp.errors import UserError, counted
 from embexp.models import EmbeddingModel
 from embexp.retrieval_set import RetrievalSet
 from embexp.shapes import Rows
 from embexp.tracking import Tracker
-from embexp.trainer import ROW, Collator, Dev, Track, Trainer
+from embexp.trainer import ROW, Collator, Dev, Track, Trainer, diverged
 
 log = logging.getLogger(__name__)
+
+LOOKED_AT = 64  # texts that the trained model must still embed
 
 
 @dataclass(frozen=True)
@@ -67,18 +68,10 @@ def train(
     those that the runner owns. dev_metrics: scores the model as it is now. early_stopping: evaluations without a
     better `metric` after which to stop. Raises UserError when the loss becomes NaN, with the step.
     """
-    batch_size = int(arguments["per_device_train_batch_size"])
-    sampler = ConflictFreeBatchSampler(
-        rows,
-        Conflicts.of(rows, data),
-        _lengths(embedding_model, rows),
-        batch_size=batch_size,
-        seed=seed,
-        epochs=_epochs(arguments, len(rows), batch_size),
-    )
+    sampler = _sampler(embedding_model, rows, data, arguments, seed=seed)
     set_seed(seed)  # a loss may have parameters of its own
-    made = _make_loss(loss, embedding_model)
     trainer = Trainer(
+        loss=_make_loss(loss, embedding_model),
         folder=folder,
         made_from=made_from,
         keep=arguments.get("save_total_limit"),
@@ -86,28 +79,39 @@ def train(
         model=embedding_model.model,
         args=_training_arguments(arguments, embedding_model, rows, sampler, metric=metric, seed=seed, folder=folder),
         train_dataset=Dataset.from_dict({**rows.columns, ROW: list(range(len(rows)))}),
-        loss=made,
         evaluator=Dev(dev_metrics),
         data_collator=Collator(preprocess_fn=embedding_model.model.preprocess, prompts=_prompts(embedding_model, rows)),
         callbacks=[Track(tracker), *([EarlyStoppingCallback(early_stopping)] if early_stopping else [])],
     )
     if sampler.masked_rows:
-        what = (
-            "masked in the loss"
-            if trainer.masks
-            else "left in: this loss compares no other rows, or in a way that can't be masked"
-        )
-        log.warning("%d rows share a batch with a conflicting row, which is %s", sampler.masked_rows, what)
-    for callback in (ProgressCallback, PrinterCallback):  # replaced by the one line that Track shows
-        trainer.remove_callback(callback)
+        _tell_of_conflicts(sampler.masked_rows, masked=trainer.masks)
     with _training_attention(embedding_model):
-        if resume_from is not None and resume_from.ended:
-            trainer.end_as(resume_from)
-        else:
-            trainer.train(resume_from_checkpoint=str(resume_from.folder) if resume_from else None)
+        trainer.train_from(resume_from)
     embedding_model.model.eval()
+    if trainer.state.best_global_step is None:
+        _refuse_divergence(embedding_model, rows, step=trainer.state.global_step)
     masked_rows = sampler.masked_rows if trainer.masks else 0
     return Training(trainer.state.global_step, masked_rows, trainer.state.best_global_step)
+
+
+def _sampler(
+    embedding_model: EmbeddingModel, rows: Rows, data: RetrievalSet, arguments: Mapping[str, Any], *, seed: int
+) -> ConflictFreeBatchSampler:
+    batch_size = int(arguments["per_device_train_batch_size"])
+    return ConflictFreeBatchSampler(
+        rows,
+        Conflicts.of(rows, data),
+        _lengths(embedding_model, rows),
+        batch_size=batch_size,
+        seed=seed,
+        epochs=_epochs(arguments, len(rows), batch_size),
+    )
+
+
+def _tell_of_conflicts(rows: int, *, masked: bool) -> None:
+    left_in = "left in: this loss compares no other rows, or in a way that can't be masked"
+    what = "masked in the loss" if masked else left_in
+    log.warning("%s a batch with a conflicting row, which is %s", counted(rows, "row shares", "rows share"), what)
 
 
 @contextmanager
@@ -122,6 +126,16 @@ def _training_attention(embedding_model: EmbeddingModel) -> Iterator[None]:
         yield
     finally:
         transformer.set_attn_implementation(usual)
+
+
+def _refuse_divergence(embedding_model: EmbeddingModel, rows: Rows, *, step: int) -> None:
+    """Where dev is not looked at, neither a loss nor a score would show what the last step has done."""
+    if not all(bool(torch.isfinite(weights).all()) for weights in embedding_model.model.parameters()):
+        raise diverged("weights are infinite or no numbers", step=step)
+    try:
+        Encoder(embedding_model).queries(rows.columns[rows.text_columns[0]][:LOOKED_AT])
+    except UserError as error:
+        raise diverged(str(error), step=step) from error
 
 
 def _epochs(arguments: Mapping[str, Any], rows: int, batch_size: int) -> int:

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,13 +45,26 @@ class Command:
         self._runs += 1
         folder = self._folder / f"run{self._runs}"
         own = [] if "-m" in arguments or "--cfg" in arguments else [f"hydra.run.dir={folder}"]
-        self._monkeypatch.setattr(sys, "argv", ["embexp", *arguments, *own])
         launcher.exit_codes.clear()
+        code, output = self._ended(cli.main, arguments, own)
+        return Outcome(code, output, folder if folder.exists() else None)
+
+    def mine(self, *arguments: str) -> Outcome:
+        """Run `python -m embexp.mine` in this process, into the folder mined."""
+        from embexp.mine import cli
+
+        code, output = self._ended(cli.main, arguments, ["out=mined", "model=static"])
+        folder = self._folder / "mined"
+        return Outcome(code, output, folder if folder.exists() else None)
+
+    def _ended(self, main: Callable[[], None], arguments: Sequence[str], own: Sequence[str]) -> tuple[int, str]:
+        chosen = {argument.partition("=")[0] for argument in arguments}
+        own = [argument for argument in own if argument.partition("=")[0] not in chosen]
+        self._monkeypatch.setattr(sys, "argv", ["embexp", *arguments, *own])
         self._capfd.readouterr()
         with pytest.raises(SystemExit) as end:
-            cli.main()
-        output = "".join(self._capfd.readouterr())
-        return Outcome(int(end.value.code or 0), output, folder if folder.exists() else None)
+            main()
+        return int(end.value.code or 0), "".join(self._capfd.readouterr())
 
 
 def separate(*arguments: str, folder: Path, timeout: float = 120, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -14,10 +14,12 @@ os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", TOKENIZERS_PARALLELI
 os.environ.update(OMP_NUM_THREADS="1")  # tiny models lose more to waiting threads than they gain
 os.environ.update(EMBEXP_CACHE=tempfile.mkdtemp(prefix="embexp-cache-"))  # the tests share one of their own
 
+import pandas as pd
 import pytest
 
 from embexp.retrieval_set import RetrievalSet
 from tests.command import Command
+from tests.handbook import write_handbook
 
 TOPICS = ["apple", "bread", "chair", "daisy", "eagle", "flute", "grape", "horse", "igloo", "jelly"]
 
@@ -83,3 +85,36 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     )
     return file
+
+
+@pytest.fixture
+def sources(tmp_path: Path, pairs_file: Path) -> dict[str, list[str]]:
+    """The arguments that choose each kind of data set, on small data in this folder."""
+    rows = [json.loads(line) for line in pairs_file.read_text().splitlines()]
+    beir = tmp_path / "beir"
+    (beir / "qrels").mkdir(parents=True)
+    documents = sorted({(row["group"], row["passage"]) for row in rows})
+    (beir / "corpus.jsonl").write_text("".join(json.dumps({"_id": d, "text": p}) + "\n" for d, p in documents))
+    queries = [json.dumps({"_id": f"q{i}", "text": row["query"]}) + "\n" for i, row in enumerate(rows)]
+    (beir / "queries.jsonl").write_text("".join(queries))
+    qrels = "".join(f"q{i}\t{row['group']}\t1\n" for i, row in enumerate(rows))
+    (beir / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + qrels)
+    copy = tmp_path / "PubMedQA" / "pqa_labeled"
+    copy.mkdir(parents=True)
+    context = [{"contexts": [f"part one of {row['passage']}", f"part two of {row['passage']}"]} for row in rows]
+    frame = {"pubid": range(len(rows)), "question": [row["query"] for row in rows], "context": context}
+    pd.DataFrame(frame).to_parquet(copy / "train-00000-of-00001.parquet")
+    return {
+        "pairs": ["dataset=pairs", f"dataset.path={pairs_file}", "dataset.columns.group=group"],
+        "beir": ["dataset=beir", f"dataset.path={beir}"],
+        "pubmedqa": ["dataset=pubmedqa", f"dataset.path={copy.parent}"],
+        "docstrings": ["dataset=docstrings", "dataset.packages=[json,logging,email]"],
+    }
+
+
+@pytest.fixture
+def handbook(tmp_path: Path) -> Path:
+    """Twelve documents of two sections each, in the folder handbook."""
+    folder = tmp_path / "handbook"
+    write_handbook(folder)
+    return folder

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
+import time
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from embexp import cache
 
@@ -120,6 +123,90 @@ def test_concurrent_runs_make_an_entry_once(tmp_path):
         process.join(60)
     assert [process.exitcode for process in processes] == [0] * 4
     assert log.read_text() == "made\n"
+
+
+def kept(folder, *kinds):
+    """An entry of 1,000 bytes or a little more for each, in turn."""
+    with cache.kept_in(folder):
+        for age, kind in enumerate(reversed(kinds)):
+            cache.json_kept(kind, 1, lambda: "x" * 1000)
+            (entry,) = entries(folder / kind)
+            used = entry.stat().st_mtime_ns - (age + 1) * 10**9
+            os.utime(entry, ns=(used, used))
+
+
+def kinds_left(folder):
+    return {path.parent.name for path in entries(folder)}
+
+
+def test_the_entries_that_were_not_used_for_longest_go_with_their_locks_until_the_rest_fits(tmp_path):
+    kept(tmp_path, "oldest", "middle", "newest")  # about 1,070 bytes each
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("x" * 5000)  # somebody else's
+    cache.trim(tmp_path, gigabytes=3.3e-6)
+    assert kinds_left(tmp_path) == {"oldest", "middle", "newest"}
+    with cache.kept_in(tmp_path):
+        cache.json_kept("oldest", 1, None)  # used: not the longest unused any more
+    cache.trim(tmp_path, gigabytes=2.2e-6)
+    assert kinds_left(tmp_path) == {"oldest", "newest"}
+    assert not list((tmp_path / "middle").iterdir())
+    cache.trim(tmp_path, gigabytes=1e-9)
+    assert kinds_left(tmp_path) == set()
+    assert (tmp_path / "notes" / "mine.txt").exists()
+    cache.trim(tmp_path / "nowhere", gigabytes=1)
+
+
+def test_using_an_entry_is_noted_and_does_not_change_when_it_was_made(tmp_path):
+    kept(tmp_path, "one")
+    (entry,) = entries(tmp_path)
+    ahead = time.time_ns() + 10**12  # so that a system that notes a use itself, as most do once a day, leaves it
+    os.utime(entry, ns=(ahead, 10**9))
+    with cache.kept_in(tmp_path):
+        cache.json_kept("one", 1, None)
+    assert entry.stat().st_mtime_ns == 10**9
+    assert abs(entry.stat().st_atime_ns - time.time_ns()) < 10**11
+
+
+def test_an_entry_that_another_run_is_making_is_left_alone(tmp_path):
+    kept(tmp_path, "busy", "idle")
+    (busy,) = entries(tmp_path / "busy")
+    with FileLock(f"{busy}.lock"):
+        cache.trim(tmp_path, gigabytes=1e-9)
+    assert kinds_left(tmp_path) == {"busy"}
+
+
+def test_what_a_killed_run_left_half_written_goes_after_a_day(tmp_path):
+    kept(tmp_path, "one")
+    (entry,) = entries(tmp_path)
+    old, new = entry.with_name(f"{entry.name}old.partial"), entry.with_name(f"{entry.name}new.partial")
+    for path, hours in ((old, 25), (new, 23)):
+        path.write_text("half")
+        os.utime(path, (time.time() - hours * 3600,) * 2)
+    cache.trim(tmp_path, gigabytes=1)
+    assert (old.exists(), new.exists(), entry.exists()) == (False, True, True)
+
+
+def _use_again_and_again(folder, barrier):
+    barrier.wait()
+    with cache.kept_in(folder):
+        for turn in range(300):
+            assert cache.json_kept("rankings", turn % 3, lambda: list(range(1000))) == list(range(1000))
+
+
+def test_runs_get_what_they_need_while_another_trims(tmp_path, caplog):
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(4)
+    processes = [context.Process(target=_use_again_and_again, args=(tmp_path, barrier)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    barrier.wait()
+    removed = 0
+    while any(process.is_alive() for process in processes):
+        before = len(entries(tmp_path))
+        cache.trim(tmp_path, gigabytes=1e-9)
+        removed += before > 0
+    assert [process.exitcode for process in processes] == [0] * 3
+    assert removed > 3
 
 
 def test_the_folder_is_named_by_the_environment(monkeypatch, tmp_path):

@@ -84,7 +84,7 @@ def test_a_run_without_a_whole_checkpoint_starts_again(tmp_path):
 
 def test_other_data_or_another_base_is_refused(tmp_path):
     checkpoint(tmp_path, 5)
-    with pytest.raises(UserError, match="data or the base model has changed"):
+    with pytest.raises(UserError, match="the data, the base model or one that helps to train it"):
         last_usable(tmp_path, made_from="other data")
     assert steps(tmp_path) == [5]
 

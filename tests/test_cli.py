@@ -46,6 +46,11 @@ def test_help_names_the_choices_and_does_not_import_torch(tmp_path):
         (["-m", "--cfg", "job"], "Only one of"),
         (["hydra.nothing=1"], "nothing"),
         (["hydra.run.dir=file/run"], "file is not a folder that can be written"),
+        (
+            [r"hydra.run.dir='runs/\${seed}'"],
+            "/runs/${seed} has ${ in its path, which a config can't; set hydra.run.dir=",
+        ),
+        (["resume=runs/${seed}"], "/runs/${seed} has ${ in its path, which a config can't; rename the folder"),
         (["evaluator=[]"], "evaluator"),
     ],
 )
@@ -55,6 +60,17 @@ def test_a_wrong_option_exits_with_one_and_no_traceback(tmp_path, arguments, wor
     assert ended.returncode == 1
     assert words in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_working_folder_with_an_interpolation_in_its_name_is_refused(tmp_path):
+    weird = tmp_path / "a ${seed}"
+    weird.mkdir()
+    ended = separate(*QUICK, folder=weird)
+    assert ended.returncode == 1
+    assert f"{weird}/outputs/" in ended.stderr
+    assert "has ${ in its path" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert list(weird.iterdir()) == []
 
 
 def test_options_may_stand_anywhere(tmp_path):

@@ -9,6 +9,7 @@ from embexp.errors import UserError
 from tests.command import separate
 
 NEEDS = {"local": ["model.path=x"], "pairs": ["dataset.path=x"], "beir": ["dataset.path=x"],
+         "mined": ["dataset.path=x"],
          "own_code": ["dataset.packages=[x]"], "similarity": ["metric=similarity.spearman_cosine"],
          "triplet": ["metric=triplet.cosine_accuracy"],
          "binary_classification": ["metric=binary_classification.cosine_ap"]}  # fmt: skip
@@ -64,6 +65,8 @@ def test_all_mistakes_are_listed_at_once_with_the_nearest_name():
         ("seed=x", "must be a whole number"),
         ("seed=true", "must be a whole number"),
         ("limit=1", "must be at least 3"),
+        ("cache_size_gb=0", "must be above 0"),
+        ("cache_size_gb=all", "must be a number of gigabytes, or null"),
         ("dataset=pairs", "dataset.path must be set"),
         ("model=local", "model.path must be set"),
         ("loss.shape=scored_pair", "read by loss=angle, cosent, cosine"),
@@ -185,6 +188,7 @@ def test_shapes_and_measures_of_the_check_are_those_of_the_code():
     from embexp import metrics, shapes
 
     assert list(shapes.SHAPES) == SHAPES
+    assert list(shapes.WITH_NEGATIVES) == configs.NEEDS_NEGATIVES
     assert list(metrics.MEASURES) == configs.MEASURES
 
 
@@ -192,6 +196,12 @@ def test_the_keys_of_a_loss_file_that_are_no_parameters_are_those_of_the_code():
     from embexp import losses
 
     assert list(losses.OWN_KEYS) == list(configs.OWN_KEYS["loss"])
+
+
+def test_the_negatives_that_nobody_asked_for_are_the_defaults():
+    from embexp.negatives import DEFAULT
+
+    assert composed()["negatives"] == DEFAULT
 
 
 def test_what_a_loss_needs_matters_only_where_it_is_trained():

@@ -1,143 +1,15 @@
+"""What a run does and leaves: its folder, its scores, its verdict, its failures."""
+
 import json
 import shutil
 
 import pandas as pd
 import pytest
-import yaml
 
 from embexp import result as results
-from embexp.checks import CONFIG_FOLDER
 from embexp.report import HEADLINE
-from tests.command import QUICK, REPOSITORY
-from tests.tiny import tiny_cross_encoder, tiny_transformer
-
-PUBMEDQA = REPOSITORY.parent / "shared" / "data" / "PubMedQA"
-FILES = {path.stem: yaml.safe_load(path.read_text()) for path in (CONFIG_FOLDER / "loss").glob("*.yaml")}
-AROUND_ANOTHER = {"matryoshka": ["loss.dims=[8,4]"], "global_orthogonal": []}
-LOSSES = [(loss, shape) for loss in sorted(FILES) if loss not in AROUND_ANOTHER for shape in FILES[loss]["accepts"]]
-
-
-@pytest.fixture
-def sources(tmp_path, pairs_file):
-    """The arguments that choose each kind of data set, on small data in this folder."""
-    rows = [json.loads(line) for line in pairs_file.read_text().splitlines()]
-    beir = tmp_path / "beir"
-    (beir / "qrels").mkdir(parents=True)
-    documents = sorted({(row["group"], row["passage"]) for row in rows})
-    (beir / "corpus.jsonl").write_text("".join(json.dumps({"_id": d, "text": p}) + "\n" for d, p in documents))
-    queries = [json.dumps({"_id": f"q{i}", "text": row["query"]}) + "\n" for i, row in enumerate(rows)]
-    (beir / "queries.jsonl").write_text("".join(queries))
-    qrels = "".join(f"q{i}\t{row['group']}\t1\n" for i, row in enumerate(rows))
-    (beir / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + qrels)
-    copy = tmp_path / "PubMedQA" / "pqa_labeled"
-    copy.mkdir(parents=True)
-    context = [{"contexts": [f"part one of {row['passage']}", f"part two of {row['passage']}"]} for row in rows]
-    frame = {"pubid": range(len(rows)), "question": [row["query"] for row in rows], "context": context}
-    pd.DataFrame(frame).to_parquet(copy / "train-00000-of-00001.parquet")
-    return {
-        "pairs": ["dataset=pairs", f"dataset.path={pairs_file}", "dataset.columns.group=group"],
-        "beir": ["dataset=beir", f"dataset.path={beir}"],
-        "pubmedqa": ["dataset=pubmedqa", f"dataset.path={copy.parent}"],
-        "docstrings": ["dataset=docstrings", "dataset.packages=[json,logging,email]"],
-    }
-
-
-@pytest.mark.parametrize("loss", ["mnrl", "triplet", "cosent", "margin_mse"])  # one of each shape
-@pytest.mark.parametrize("dataset", ["pairs", "beir", "pubmedqa", "docstrings"])
-def test_every_shape_is_made_from_every_data_set(embexp, sources, loss, dataset):
-    run = embexp(*QUICK, f"loss={loss}", *sources[dataset])
-    assert run.code == 0, run.output
-    assert run.result["status"] == "completed"
-    assert run.result["counts"]["steps"] == 4
-    assert run.result["tuned"]["test"].keys() == run.result["base"]["test"].keys()
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    folder = tiny_transformer(tmp_path_factory.mktemp("tiny"))
-    return ["model=local", f"model.path={folder}", "trainer=smoke", "logger=none"]
-
-
-FEW_STEPS = ["trainer.max_steps=2", "trainer.eval_strategy=no", "limit=12"]
-
-
-@pytest.mark.parametrize(("loss", "shape"), LOSSES)
-def test_every_loss_trains_on_every_shape_that_it_accepts(embexp, sources, tiny, loss, shape):
-    model = tiny if FILES[loss].get("needs") else QUICK
-    run = embexp(*model, *FEW_STEPS, *sources["pairs"], f"loss={loss}", f"loss.shape={shape}", "negatives.per_query=2")
-    assert run.code == 0, run.output
-    assert run.result["counts"]["steps"] == 2
-
-
-def test_a_static_model_from_a_folder_is_refused_as_it_loads_by_a_loss_that_needs_a_transformer(embexp, sources):
-    trained = embexp(*QUICK, *sources["pairs"])
-    run = embexp("model=local", f"model.path={trained.folder / 'model'}", "trainer=smoke", "logger=none", "loss=gist",
-                 *sources["pairs"])  # fmt: skip
-    assert run.code == 1
-    assert "this loss needs a transformer, and the model " in run.output
-    assert run.result["bm25"] is None  # nothing was measured before
-
-
-@pytest.mark.parametrize("inner", ["mnrl", "cached_mnrl", "gist", "triplet", "cosent", "contrastive", "distill_kl"])
-def test_matryoshka_takes_any_loss_inside_and_is_scored_at_every_dimension(embexp, sources, tiny, inner):
-    run = embexp(*tiny, *FEW_STEPS, *sources["pairs"], "loss=matryoshka", f"loss@loss.inner={inner}", "loss.dims=[8,4]")
-    assert run.code == 0, run.output
-    for arm in ("base", "tuned"):
-        assert {"recall@10", "dim8.recall@10", "dim4.recall@10", "dim4.ndcg@1"} <= run.result[arm]["test"].keys()
-    assert "dim8.recall@10" not in run.result["bm25"]["test"]
-    report = (run.folder / "report.md").read_text()
-    assert "| recall@10 by dimensions" in report
-    assert [line.split()[1] for line in report.split("by dimensions")[1].splitlines()[2:5]] == ["all", "8", "4"]
-
-
-def test_a_dimension_above_the_models_is_refused(embexp, sources):
-    run = embexp(*QUICK, *sources["pairs"], "loss=matryoshka", "loss.dims=[32]")
-    assert run.code == 1
-    assert "dimensions has 32; the model's embeddings have 16" in run.output
-
-
-@pytest.mark.parametrize("inner", ["mnrl", "cosent", "margin_mse"])
-def test_global_orthogonal_is_added_to_any_loss_of_shared_embeddings(embexp, sources, inner):
-    chosen = ["loss=global_orthogonal", f"loss@loss.inner={inner}"]
-    run = embexp(*QUICK, *FEW_STEPS, *sources["pairs"], *chosen)
-    assert run.code == 0, run.output
-    assert run.result["config"]["loss"]["shape"] == run.result["config"]["loss"]["inner"]["shape"]
-
-
-@pytest.mark.parametrize("negatives", ["random", "bm25", "hard"])
-def test_mnrl_takes_three_negatives_of_each_kind_and_they_are_counted(embexp, sources, negatives):
-    chosen = ["loss=mnrl", "loss.shape=n_tuple", f"negatives={negatives}", "negatives.per_query=3"]
-    run = embexp(*QUICK, *sources["pairs"], *chosen)
-    assert run.code == 0, run.output
-    counted = run.result["counts"]["negatives"]
-    assert counted["drawn"] == 3 * run.result["counts"]["queries"]["train"]
-    assert counted["second_look"] == {"random": "model", "bm25": "model", "hard": "bm25"}[negatives]
-    assert counted["looked_at"] == counted["drawn"]
-    assert 0 <= counted["doubtful"] <= 1
-    for text in (run.output, (run.folder / "report.md").read_text()):
-        assert f"Negatives: {counted['drawn']} found" in text
-
-
-def test_pairs_train_without_negatives_and_labelled_pairs_without_any_are_refused(embexp, sources):
-    run = embexp(*QUICK, *FEW_STEPS, *sources["pairs"], "negatives=none")
-    assert run.code == 0, run.output
-    assert run.result["counts"]["negatives"] is None
-    refused = embexp(*QUICK, *FEW_STEPS, *sources["pairs"], "negatives=none", "loss=contrastive")
-    assert refused.code == 1
-    assert "all rows of shape labelled_pair have the same label" in refused.output
-
-
-def test_a_cross_encoder_teaches_and_judges_negatives(embexp, sources, tmp_path):
-    path = tiny_cross_encoder(tmp_path / "judge")
-    chosen = ["loss=margin_mse", f"loss.teacher={path}", "negatives=hard", f"negatives.rescorer={path}"]
-    run = embexp(*QUICK, *FEW_STEPS, *sources["pairs"], *chosen)
-    assert run.code == 0, run.output
-    assert run.result["counts"]["negatives"]["second_look"] == "bm25"
-    own = embexp(*QUICK, *FEW_STEPS, *sources["pairs"], "loss=margin_mse")
-    assert "no teacher named: the base model's own scores" in own.output
-    missing = embexp(*QUICK, *FEW_STEPS, *sources["pairs"], "loss=margin_mse", "loss.teacher=nobody/nothing")
-    assert missing.code == 1
-    assert "Set loss.teacher= to a local folder" in missing.output
+from tests.command import QUICK
+from tests.tiny import tiny_transformer
 
 
 def test_a_run_leaves_the_folder_that_the_design_names(embexp, sources):
@@ -197,6 +69,30 @@ def test_without_a_trainer_only_base_and_bm25_are_measured(embexp, sources):
     assert not (run.folder / "model").exists()
 
 
+@pytest.mark.parametrize("trainer", ["smoke", "none"])
+def test_random_vectors_of_the_base_are_said_beside_the_verdict_and_in_the_report(embexp, sources, trainer):
+    run = embexp("model=static", "model.dimension=16", f"trainer={trainer}", "logger=none", *sources["pairs"])
+    words = "Note: the base model's vectors are random, so that being better than it says little; compare with BM25."
+    assert words in run.output.split("on test (")[1]
+    assert words in (run.folder / "report.md").read_text()
+    if trainer == "smoke":
+        trained = embexp("model=local", f"model.path={run.folder / 'model'}", "trainer=none", "logger=none",
+                         *sources["pairs"])  # fmt: skip
+        assert trained.result["notes"] == []
+        assert "Note: " not in trained.output
+
+
+@pytest.mark.parametrize(("learning_rate", "last"), [("1e-3", "Verdict: "), ("1e30", "embexp: training diverged")])
+def test_how_to_upload_an_offline_run_comes_after_the_verdict_or_the_error(embexp, sources, learning_rate, last):
+    pytest.importorskip("wandb", reason="needs the extra embexp[wandb]")
+    chosen = ["logger=wandb", "logger.mode=offline", f"trainer.learning_rate={learning_rate}"]
+    run = embexp(*QUICK[:-1], *chosen, *sources["pairs"])
+    before, _, after = run.output.partition("to upload this run: wandb sync ")
+    assert last in before
+    (kept,) = run.folder.glob("wandb/offline-run-*")
+    assert after.split() == [str(kept)]
+
+
 def test_several_evaluators_measure_together(embexp, sources):
     chosen = "evaluator=[retrieval,similarity,binary_classification,triplet]"
     run = embexp(*QUICK, *sources["pairs"], chosen, "metric=triplet.cosine_accuracy")
@@ -224,36 +120,6 @@ def test_dev_metrics_and_losses_are_recorded_from_the_base_on(embexp, sources):
     assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4]
 
 
-def test_a_loss_is_added_by_one_file(embexp, sources, tmp_path):
-    own = tmp_path / "my_conf" / "loss"
-    own.mkdir(parents=True)
-    (own / "mine.yaml").write_text(
-        "_target_: sentence_transformers.sentence_transformer.losses.MegaBatchMarginLoss\n"
-        "_partial_: true\nshape: pair\naccepts: [pair]\nuse_mini_batched_version: false\n"
-    )
-    run = embexp("--config-dir", str(own.parent), "loss=mine", *QUICK, *sources["pairs"])
-    assert run.code == 0, run.output
-    assert run.result["config"]["loss"]["_target_"].endswith("MegaBatchMarginLoss")
-
-
-@pytest.mark.parametrize(("shape", "rows"), [("pair", 24), ("triplet", 48), ("n_tuple", 24)])
-def test_mnrl_also_reads_given_negatives(embexp, sources, shape, rows):
-    run = embexp(*QUICK, *sources["pairs"], f"loss.shape={shape}", "negatives.per_query=2")
-    assert run.code == 0, run.output
-    assert run.result["counts"]["train_rows"] == rows
-
-
-def test_a_transformer_trains_with_its_prompts(embexp, sources, tmp_path):
-    tiny_transformer(tmp_path / "tiny")
-    run = embexp("model=local", f"model.path={tmp_path / 'tiny'}", "trainer=smoke", "logger=none", *sources["pairs"],
-                 "model.prompts={query: 'ask ', passage: 'text '}", "model.max_seq_length=12",
-                 "paraphrase=null")  # fmt: skip
-    assert run.code == 0, run.output
-    saved = json.loads((run.folder / "model" / "config_sentence_transformers.json").read_text())
-    assert saved["prompts"]["query"] == "ask "
-    assert saved["prompts"]["document"] == "text "
-
-
 def test_a_tuned_model_worse_than_the_base_on_dev_is_said_first(embexp, sources):
     trained = embexp(
         *QUICK, *sources["pairs"], "trainer.learning_rate=0.1", "trainer.max_steps=30", "model.dimension=64"
@@ -268,19 +134,28 @@ def test_a_tuned_model_worse_than_the_base_on_dev_is_said_first(embexp, sources)
 
 
 @pytest.mark.parametrize(
-    ("evaluated", "words"),
-    [("no", "training diverged at step 2: the loss is nan"), ("steps", "training diverged at step 1: the model gives")],
+    ("evaluated", "rate", "steps", "words"),
+    [
+        ("no", "1e38", 4, "training diverged at step 2: the loss is nan"),
+        ("no", "1e30", 1, "training diverged at step 1: the model gives NaN"),  # nothing comes after the last step
+        ("no", "1e38", 1, "training diverged at step 1: weights are infinite"),
+        ("steps", "1e38", 4, "training diverged at step 1: the model gives NaN"),
+    ],
 )
-def test_a_diverging_training_fails_with_its_step_and_leaves_a_result(embexp, sources, tmp_path, evaluated, words):
+def test_a_diverging_training_fails_with_its_step_and_leaves_a_result(
+    embexp, sources, tmp_path, evaluated, rate, steps, words
+):
     tiny_transformer(tmp_path / "tiny")
-    run = embexp("model=local", f"model.path={tmp_path / 'tiny'}", "trainer=smoke", "logger=none", *sources["pairs"],
-                 "trainer.learning_rate=1e38", "trainer.max_grad_norm=0", "trainer.warmup_steps=0",
-                 f"trainer.eval_strategy={evaluated}", "trainer.eval_steps=1")  # fmt: skip
+    wild = [f"trainer.learning_rate={rate}", "trainer.max_grad_norm=0", "trainer.warmup_steps=0"]
+    when = [f"trainer.max_steps={steps}", f"trainer.eval_strategy={evaluated}", "trainer.eval_steps=1"]
+    model = ["model=local", f"model.path={tmp_path / 'tiny'}", "trainer=smoke", "logger=none"]
+    run = embexp(*model, *sources["pairs"], *wild, *when)
     assert run.code == 1
     assert words in run.output
     assert "Traceback" not in run.output
     assert run.result["status"] == "failed"
     assert words in run.result["error"]
+    assert not (run.folder / "model").exists()
     assert run.result["base"]["test"]["recall@10"] >= 0
     assert run.result["tuned"] is None
     assert set(results.KEYS) <= run.result.keys()
@@ -302,13 +177,6 @@ def test_a_folder_that_holds_a_run_is_not_written_over(embexp, sources):
     again = embexp(*QUICK, *sources["pairs"], f"hydra.run.dir={first.folder}")
     assert again.code == 1 or again.folder != first.folder
     assert (first.folder / "result.json").read_text() == before
-
-
-@pytest.mark.skipif(not PUBMEDQA.is_dir(), reason="the copy of PubMedQA is not beside this checkout")
-def test_pubmedqa_runs_from_a_local_copy(embexp):
-    run = embexp(*QUICK, "dataset=pubmedqa", f"dataset.path={PUBMEDQA}", "dataset.name=pqa_labeled", "limit=null")
-    assert run.result["counts"]["queries"] == {"train": 700, "dev": 100, "test": 200}
-    assert run.result["counts"]["passages"] == {"train": 3358, "dev": 3358, "test": 3358}
 
 
 def test_a_full_run_keeps_checkpoints_when_asked(embexp, sources):
@@ -335,6 +203,14 @@ def test_a_second_run_on_the_same_data_and_base_makes_nothing_anew(embexp, tmp_p
     assert now == entries
     same = ("base", "tuned", "bm25", "delta", "counts", "fingerprint")
     assert {key: second.result[key] for key in same} == {key: first.result[key] for key in same}
+
+
+def test_a_run_whose_cache_may_hold_nothing_leaves_it_empty_and_scores_the_same(embexp, tmp_path):
+    choices = [*QUICK, "dataset.packages=[json,logging,email]", f"cache={tmp_path / 'kept'}"]
+    tight, loose = embexp(*choices, "cache_size_gb=1e-6"), embexp(*choices)
+    assert "of the cache removed, the longest unused" in tight.output
+    assert "of the cache removed" not in loose.output
+    assert tight.result["tuned"] == loose.result["tuned"]
 
 
 def test_without_a_cache_the_scores_are_the_same(embexp, tmp_path):

@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 
 from tests.attempts import Ending, at_file_event, attempt, configured
 from tests.command import QUICK, REPOSITORY, separate
+from tests.tiny import tiny_cross_encoder, tiny_transformer
 
 CAP_DAC_OVERRIDE, PR_CAPBSET_DROP = 1, 24
 
@@ -98,6 +100,32 @@ def test_a_checkpoint_cut_short_is_skipped_for_the_one_before(config, whole, tmp
     cut_last_checkpoint_short(folder)
     assert attempt(config, folder) == 0
     assert Ending.of(folder) == whole
+
+
+@pytest.mark.parametrize("helper", ["guide", "teacher", "rescorer"])
+def test_a_helper_that_changed_before_resuming_is_refused(pairs, tmp_path, helper):
+    path = tiny_transformer(tmp_path / "helper") if helper == "guide" else tiny_cross_encoder(tmp_path / "helper")
+    chosen = {
+        "guide": ["loss=gist", f"loss.guide={path}", "model=local", f"model.path={path}", "paraphrase=null"],
+        "teacher": ["loss=margin_mse", f"loss.teacher={path}", "model=static", "model.dimension=16"],
+        "rescorer": ["loss=triplet", "negatives=hard", f"negatives.rescorer={path}", "model=static"],
+    }[helper]
+    data = ["dataset=pairs", f"dataset.path={pairs}", "dataset.columns.group=group"]
+    base = shutil.copytree(path, tmp_path / "base")
+    config = configured(*data, *(word.replace(f"model.path={path}", f"model.path={base}") for word in chosen))
+    folder = tmp_path / "run"
+    assert attempt(config, folder, before=partial(at_file_event, 1, where="/run/model")) == -signal.SIGKILL
+    with (path / "tokenizer.json").open("a") as file:
+        file.write(" ")  # which changes no score
+    assert attempt(config, folder) == 1
+    assert "one that helps to train it (guide, teacher, rescorer) has changed" in error_of(folder)
+    assert list(folder.glob("checkpoints/*"))  # nothing is lost
+    file = path / "tokenizer.json"
+    file.write_text(file.read_text()[:-1])
+    assert attempt(config, folder) == 0
+    (setting, identity) = json.loads((folder / "result.json").read_text())["fingerprint"]["helpers"].popitem()
+    assert setting.endswith(helper)
+    assert identity["path"] == str(path)
 
 
 def damage_the_best_before_it_is_loaded(folder: Path) -> None:

@@ -10,7 +10,7 @@ from huggingface_hub import constants
 
 from embexp.errors import UserError
 from embexp.hub import snapshot
-from embexp.models import Transformer
+from embexp.models import Transformer, model_folder
 
 COMMIT, OLDER = "a" * 40, "b" * 40
 ASKED = {"kind": "model", "files": ["*.json"], "instead": "Set model.path= to a local folder"}
@@ -70,6 +70,22 @@ def test_a_repository_that_is_nowhere_is_refused_with_what_to_set(cache, revisio
 def test_a_commit_that_lacks_the_files_is_refused(cache):
     with pytest.raises(UserError, match=r"org/name has no file like \*\.parquet"):
         snapshot("org/name", revision=COMMIT, **ASKED | {"files": ["*.parquet"]})
+
+
+def test_a_revision_may_stand_behind_the_id_of_any_model(cache, tmp_path, monkeypatch):
+    for commit in (COMMIT, OLDER):
+        (cache / commit / "model.safetensors").touch()
+    assert model_folder("org/name", setting="loss.teacher") == (cache / COMMIT, COMMIT)
+    assert model_folder(f"org/name@{OLDER}", setting="loss.teacher") == (cache / OLDER, OLDER)
+    assert model_folder(f"org/name@{OLDER}", OLDER, setting="model.path") == (cache / OLDER, OLDER)
+    with pytest.raises(UserError, match="names another revision than revision=main; leave one out"):
+        model_folder(f"org/name@{OLDER}", "main", setting="model.path")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"loss.guide=org/name@main: org/name is a local folder, which has no revision"):
+        model_folder("org/name@main", setting="loss.guide")
+    with pytest.raises(UserError, match=r"^loss.guide=/no@where is not a folder"):
+        model_folder("/no@where", setting="loss.guide")
 
 
 def test_a_model_that_is_nowhere_is_refused_naming_the_setting(cache):

@@ -133,6 +133,20 @@ def test_a_pickle_beside_safetensors_is_not_read_even_when_the_folder_asks_and_p
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("file", ["sentence_bert_config.json", "1_Pooling/config.json"])
+def test_a_key_that_the_library_does_not_know_is_refused_naming_the_file(folder, file):
+    change(folder / file, of_a_later_version=True)
+    with pytest.raises(UserError, match=rf"{file} has 'of_a_later_version', which the installed sentence-transformers"):
+        Transformer(path=str(folder)).load([])
+
+
+def test_a_key_that_the_library_does_not_know_is_refused_in_a_cross_encoder_too(tmp_path):
+    judge = tiny_cross_encoder(tmp_path / "judge")
+    change(judge / "sentence_bert_config.json", of_a_later_version=True)
+    with pytest.raises(UserError, match=r"loss.teacher=.*sentence_bert_config.json has 'of_a_later_version'"):
+        CrossEncoderScores(str(judge), setting="loss.teacher")
+
+
 def test_links_out_of_the_folder_are_refused(folder, tmp_path):
     (folder / "config.json").rename(tmp_path / "config.json")
     (folder / "config.json").symlink_to("../config.json")

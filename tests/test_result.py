@@ -34,7 +34,7 @@ def test_the_report_says_why_an_interval_without_zero_is_no_verdict(documents, p
     result = {
         "metric": "recall@10", "base": {"test": {"recall@10": 0.5}}, "tuned": {"test": {"recall@10": 0.6}},
         "bm25": {"test": {}}, "counts": {"queries": {"test": 40}, "steps": 100}, "delta": {"recall@10": delta},
-        "verdict": "no difference",
+        "verdict": "no difference", "caveat": None,
     }  # fmt: skip
     line = reports.verdict_line(result)
     assert words in line

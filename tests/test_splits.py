@@ -160,7 +160,7 @@ def test_an_unseen_question_on_a_trained_document_is_refused_and_a_seen_one_is_n
     train, dev, test = (data.with_queries(queries) for queries in (["q0.0", "q1.0"], ["q2.0"], ["q0.1", "q1.1"]))
     assert given(train, dev, test).slices == {"seen": ("q0.1", "q1.1")}
     refuse_leaks(given(train, dev, test), near_duplicate=0.9)
-    with pytest.raises(UserError, match=r"1 test queries called unseen are about documents that training saw: q1.1"):
+    with pytest.raises(UserError, match=r"1 test query called unseen, on documents that training saw: q1.1"):
         refuse_leaks(Splits(train, dev, test, {"seen": ("q0.1",), "unseen": ("q1.1",)}), near_duplicate=0.9)
 
 

@@ -9,14 +9,20 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 # the flow of the design; a module imports only from those before it
 ORDER = [
-    "errors", "cache", "targets", "value_types", "retrieval_set", "copies", "splits", "hub",
+    "errors", "durable", "cache", "targets", "value_types", "retrieval_set", "copies", "splits", "hub",
     "datasets", "datasets.docstrings", "datasets.pubmedqa", "datasets.pairs", "datasets.beir",
+    "datasets.mined", "datasets.as_published",
     "model_folder", "models", "encoding", "paraphrases", "search", "teachers", "negatives", "shapes", "metrics",
     "significance", "evaluators", "batches", "losses", "tracking", "checkpoints", "fast_steps", "trainer", "training",
-    "result", "report", "components", "experiment", "run",
-    "checks", "config", "arguments", "resume", "job", "launcher", "cli",
-    "__main__", "mine", "mine.passages",
-    "mine.standalone", "mine.sentences", "mine.duplicates", "mine.round_trip", "mine.funnel",
+    "result", "tables", "details", "report", "components", "experiment", "run",
+    "checks", "config", "arguments", "resume", "job", "launcher", "cli", "__main__",
+    "mine", "mine.passages", "mine.sections", "mine.restructured", "mine.formats", "mine.documents", "mine.repeated",
+    "mine.packing", "mine.chunker", "mine.sides",
+    "mine.journal", "mine.budget", "mine.request", "mine.server", "mine.protocol", "mine.call", "mine.progress",
+    "mine.client", "mine.loose_json", "mine.answers", "mine.prompts", "mine.llm",
+    "mine.standalone", "mine.sentences", "mine.written", "mine.duplicates", "mine.round_trip", "mine.funnel",
+    "mine.real", "mine.knowledge", "mine.summary", "mine.mining",
+    "mine.config", "mine.cli", "mine.__main__",
 ]  # fmt: skip
 
 
@@ -49,6 +55,15 @@ def test_a_module_imports_only_from_earlier_ones(module):
 @pytest.mark.parametrize("module", ORDER)
 def test_a_module_opens_with_its_job(module):
     assert ast.get_docstring(ast.parse(modules()[module].read_text()))
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_a_module_and_its_functions_are_short_enough_to_read(module):
+    text = modules()[module].read_text()
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    lengths = {node.name: node.end_lineno - node.lineno + 1 for node in functions}
+    assert {name: length for name, length in lengths.items() if length > 50} == {}
+    assert len(text.splitlines()) <= 300
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "conf").rglob("*.yaml")), ids=lambda path: path.stem)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import struct
 import subprocess
@@ -11,7 +10,7 @@ import sys
 
 import pytest
 
-from embexp.tracking import Tracker, WandbMirror, open_mirror
+from embexp.tracking import Tracker, WandbMirror, open_mirror, to_upload
 from tests.command import REPOSITORY
 
 KEY = "0123456789abcdef" * 3
@@ -145,14 +144,13 @@ def runs(folder):
     return sorted((folder / "wandb").glob("offline-run-*/*.wandb"))
 
 
-def test_an_offline_run_can_be_read_back_with_history_config_summary_and_exit_code(wandb, tmp_path, caplog):
+def test_an_offline_run_can_be_read_back_with_history_config_summary_and_exit_code(wandb, tmp_path):
     names = {"loss": "mnrl", "model": "minilm", "dataset": "docstrings"}
     config = {"seed": 3, "metric": "recall@10", "loss": {"scale": 20.0}, "notes": "x" * 40_000}  # more than one block
-    with caplog.at_level(logging.INFO, logger="embexp"):
-        mirror = WandbMirror(folder=tmp_path, config=config, names=names, group="sweep1", tags=["try"], mode="offline")
-        mirror.log({"loss": 1.5}, step=10)
-        mirror.log({"dev/recall@10": 0.25}, step=20)
-        mirror.finish({"test/delta/recall@10": 0.125, "verdict": "better"}, exit_code=0)
+    mirror = WandbMirror(folder=tmp_path, config=config, names=names, group="sweep1", tags=["try"], mode="offline")
+    mirror.log({"loss": 1.5}, step=10)
+    mirror.log({"dev/recall@10": 0.25}, step=20)
+    mirror.finish({"test/delta/recall@10": 0.125, "verdict": "better"}, exit_code=0)
     (file,) = runs(tmp_path)
     history, kept, summary, tags, group, exit_code = read_back(file)
     assert history[0].items() >= {"_step": 10, "loss": 1.5}.items()
@@ -162,7 +160,9 @@ def test_an_offline_run_can_be_read_back_with_history_config_summary_and_exit_co
     assert kept.items() >= {**names, "seed": 3, "metric": "recall@10"}.items()  # flat, to group by
     assert summary.items() >= {"test/delta/recall@10": 0.125, "verdict": "better"}.items()
     assert (tags, group, exit_code) == (["mnrl", "minilm", "docstrings", "try"], "sweep1", 0)
-    assert f"wandb sync {file.parent}" in caplog.text
+    assert to_upload(tmp_path) == [file.parent]
+    file.with_suffix(".wandb.synced").touch()  # as wandb sync leaves it
+    assert to_upload(tmp_path) == []
 
 
 def test_two_runs_of_one_process_have_two_ids_and_their_own_exit_codes(wandb, tmp_path):

@@ -21,6 +21,12 @@ def load(*, path: str, name: str, split: Shares, revision: str | None = None) ->
 
     path: a Hub data set or a local folder. Articles without a question or context are dropped and counted.
     """
+    whole, dropped, origin = read(path=path, name=name, revision=revision)
+    return replace(cut(whole, split, notes=dropped), origin=origin)
+
+
+def read(*, path: str, name: str, revision: str | None) -> tuple[RetrievalSet, dict[str, int], dict[str, str | None]]:
+    """All articles of one configuration, what was dropped, with counts, and where they come from."""
     import pyarrow
     import pyarrow.parquet  # slow to import; only this source and `pairs` read Parquet
 
@@ -63,5 +69,4 @@ def load(*, path: str, name: str, split: Shares, revision: str | None = None) ->
             corpus.update({f"{article}-{index}": text for index, text in enumerate(sections)})
             documents.update(dict.fromkeys(qrels[article], article))
     whole = RetrievalSet(queries, corpus, qrels, documents)
-    splits = cut(whole, split, notes={"articles without a question or context": dropped})
-    return replace(splits, origin={"path": path, "name": name, "commit": commit})
+    return whole, {"articles without a question or context": dropped}, {"path": path, "name": name, "commit": commit}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from embexp.checks import Program, Types, nearest
+from embexp.config import OWN_KEYS
 
 KINDS = ["question", "keywords", "problem"]
 SIDES = ["train", "dev", "test"]
@@ -82,6 +83,7 @@ MINE = Program(
     groups=["model", "chunker", "miner", "llm", "filter", "dataset", "split"],
     root=ROOT_TYPES,
     owned={"miner": {"client": "embexp gives it"}},
+    own_keys={"model": OWN_KEYS["model"]},
     at_least={"limit": 1, "chunker.tokens": 1},
     further=_mistakes_of_mining,
 )

@@ -85,7 +85,8 @@ def _limited(passages: Sequence[Passage], limit: int | None) -> list[Passage]:
 
 
 def _tokenizer(config: Mapping[str, Any], texts: Sequence[Document | Passage]) -> Tokenizer:
-    model = build(config["model"], allowed=config["allowed_packages"]).load([each.text for each in texts]).model
+    source = build(config["model"], allowed=config["allowed_packages"], without=["kind"])
+    model = source.load([each.text for each in texts]).model
     tokenizer = getattr(model.tokenizer, "backend_tokenizer", model.tokenizer)
     if not isinstance(tokenizer, Tokenizer):
         raise UserError(

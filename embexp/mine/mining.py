@@ -84,12 +84,15 @@ class _Making:
         by_id = {passage.id: passage for passage in self.known.passages}
         users = self._real(by_id)
         funnel = build(self.config["filter"], allowed=self.config["allowed_packages"])
-        sifted: Sifted = funnel.sift(self.miner.mine(wanted), by_id, judge=self._judge(needed=self.config["judge"]))
+        place = {each.passage.id: place for place, each in enumerate(wanted)}
+        # answers come in any order; what is a copy of what, and what training sees first, must not depend on it
+        mined = sorted(self.miner.mine(wanted), key=lambda each: place[each.passage.id])
+        sifted: Sifted = funnel.sift(mined, by_id, judge=self._judge(needed=self.config["judge"]))
         dealt, copies = self.sides.without_copies(self.sides.deal(sifted.kept, by_id, self.side_of), users.queries)
         if users.queries and not self.miner.asks_llm:  # a pseudo-query says less than a real question
             dealt |= {"unseen": [], "seen": []}
-        mined = [question for questions in dealt.values() for question in questions]
-        queries = written.queries_of(dealt, by_id, easy=sifted.easy, further=self._further(mined, by_id))
+        asked = [question for questions in dealt.values() for question in questions]
+        queries = written.queries_of(dealt, by_id, easy=sifted.easy, further=self._further(asked, by_id))
         cloze = written.cloze_texts(queries, by_id)
         queries |= {key: Query(text, "real", users.qrels[key], {}) for key, text in users.queries.items()}
         queries |= self._paraphrases(dealt["train"], queries)
@@ -114,7 +117,7 @@ class _Making:
             return {}
         judge = self._judge(needed=True)
         assert judge is not None
-        return complete(mined, by_id, judge=judge, top=self.config["complete"])
+        return complete(mined, by_id, judge, top=self.config["complete"])
 
     def _paraphrases(self, trained: Sequence[Question], queries: Mapping[str, Query]) -> dict[str, Query]:
         if not self.miner.asks_llm or not self.config["paraphrases"]:
@@ -124,13 +127,14 @@ class _Making:
         said = paraphraser.paraphrase({key: question.text for key, question in chosen.items()})
         return {
             hashed("paraphrase", key, text): Query(text, "paraphrase", queries[key].answers, {"paraphrase_of": key})
-            for key, text in said
+            for key, text in sorted(said)
         }
 
 
 def _client(config: Mapping[str, Any], folder: Path) -> Client:
     server = build(config["llm"], allowed=config["allowed_packages"])
-    return Client(server, journal=folder / "answers.jsonl", budget=Budget(**config["budget"]), prices=config["prices"])
+    budget = Budget(**config["budget"])
+    return Client(server, journal=folder / "answers.jsonl", budget=budget, prices=config["prices"]["models"])
 
 
 @contextmanager

@@ -27,7 +27,7 @@ class Sides:
     |----------------|-------------------------------------------------------------------------------------------|
     | test, dev      | about these shares of the documents, held out whole (test 1: for evaluation only)         |
     | seen           | about this share of the trained passages gives one of its questions to test               |
-    | unit           | what is held out whole: document, or section (the first two headings) where files are few |
+    | unit           | what is held out whole: document, or section (a whole path of headings) where files are few |
     | near_duplicate | from this similarity on two questions count as copies                                     |
     | seed           | of the choice                                                                             |
     """
@@ -54,7 +54,7 @@ class Sides:
 
     def unit_of(self, passage: Passage) -> str:
         """What is held out whole together with this passage."""
-        parts = [passage.document, *(passage.headings[:2] if self.unit == "section" else ())]
+        parts = [passage.document, *(passage.headings if self.unit == "section" else ())]
         return " > ".join(parts)
 
     def assigned(self, units: Iterable[str]) -> dict[str, str]:

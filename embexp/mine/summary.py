@@ -74,13 +74,17 @@ def record(
         "dropped_passages": dict(known.counts),
         "unreadable": dict(known.unreadable),
         "funnel": dict(sifted.counts),
+        "problems": dict(sifted.problems),
         "left_out": {**dict(copies), **users.left_out},
         "questions": dict(Counter(query.side for query in data.queries.values())),
         "kinds": dict(Counter(str(query.about["kind"]) for query in data.queries.values() if "kind" in query.about)),
         "bm25_first": sum(bool(query.about.get("bm25_first")) for query in data.queries.values()),
         "calls": {
-            "answered": spent.calls, "this_time": report.sent, "failed": report.failed, "cut_off": report.lost.calls,
-        },  # fmt: skip
+            "answered": spent.calls,
+            "this_time": report.sent,
+            "failed": report.failed,
+            "cut_off": report.lost.calls,
+        },
         "tokens": {"prompt": spent.prompt_tokens, "completion": spent.completion_tokens, "estimated": spent.estimated},
         "usd": None if spent.unpriced else float(spent.usd),
         "usd_cut_off_at_most": None if report.lost.unpriced else float(report.lost.usd),
@@ -105,10 +109,12 @@ def page(record: Mapping[str, Any], data: DataSet) -> str:
         "## The funnel\n\n" + _table(("stage", "questions left"), record["funnel"].items()),
     ]
     if record["left_out"]:
-        parts.append("Rejected or left out, by reason:\n\n" + _table(("stage", "questions"), record["left_out"].items()))
+        parts.append(
+            "Rejected or left out, by reason:\n\n" + _table(("stage", "questions"), record["left_out"].items())
+        )
     if record["unreadable"]:
-        parts.append(f"## Files that were not read ({len(record['unreadable'])})\n\n" + "\n".join(
-            f"- {_plain(line)}" for line in _named(record["unreadable"])))  # fmt: skip
+        named = "\n".join(f"- {_plain(line)}" for line in _named(record["unreadable"]))
+        parts.append(f"## Files that were not read ({len(record['unreadable'])})\n\n{named}")
     parts += ["## Samples of what was kept", *_kept_samples(data)]
     parts += ["## Samples of what was rejected", *_rejected_samples(data)]
     return "\n\n".join(parts) + "\n"
@@ -122,13 +128,13 @@ def of_counts(record: Mapping[str, Any]) -> str:
         f"{record['documents']} documents, {record['passages']} passages; questions: {sides}.",
         f"Keyword search has the passage first for {record['bm25_first']} of {mined} mined questions: these are easy.",
     ]
-    if record["calls"]["answered"]:
-        tokens = record["tokens"]
-        cost = NO_PRICE.format(model=record["config"]["llm"]["model"]) if record["usd"] is None else (
-            f"{record['usd']:.4f} USD")  # fmt: skip
+    calls, tokens = record["calls"], record["tokens"]
+    if calls["answered"]:
+        unknown = NO_PRICE.format(model=record["config"]["llm"]["model"])
+        cost = unknown if record["usd"] is None else f"{record['usd']:.4f} USD"
         lines.append(
-            f"{record['calls']['answered']} calls ({record['calls']['this_time']} this time, {record['calls']['failed']} "
-            f"failed), {tokens['prompt']:,} tokens of prompts, {tokens['completion']:,} of answers; {cost}."
+            f"{calls['answered']} calls ({calls['this_time']} this time, {calls['failed']} failed), "
+            f"{tokens['prompt']:,} tokens of prompts, {tokens['completion']:,} of answers; {cost}."
         )
     return "\n".join(lines)
 
@@ -137,6 +143,10 @@ def of_data_set(record: Mapping[str, Any], folder: Path) -> str:
     """What is printed at the end."""
     funnel = " -> ".join(f"{name} {count}" for name, count in record["funnel"].items())
     lines = [of_counts(record), f"funnel: {funnel}"]
+    if record["problems"]:
+        lines.append(
+            "without a question: " + ", ".join(f"{count} {name}" for name, count in record["problems"].items())
+        )
     if record["unreadable"]:
         lines += [f"not read: {len(record['unreadable'])} files", *_named(record["unreadable"])]
     lines += [f"samples: {folder / 'mining.md'}"]
@@ -148,12 +158,13 @@ def of_data_set(record: Mapping[str, Any], folder: Path) -> str:
 
 def _kept_samples(data: DataSet) -> Iterable[str]:
     kinds: dict[str, list[str]] = {}
-    for key, query in sorted(data.queries.items()):  # ids are hashes, so this is a random order
+    for _, query in sorted(data.queries.items()):  # ids are hashes, so this is a random order
         kind = str(query.about.get("kind", query.side))
         if len(kinds.setdefault(kind, [])) < SAMPLES:
-            answer = data.passages[next(iter(query.answers))]
-            kinds[kind].append(f"- {_plain(query.text)}  \n  ({query.side}; {_plain(answer.document)}: "
-                               f"{_plain(answer.text[:100])} ...) `{key}`")  # fmt: skip
+            passage = next(iter(query.answers))
+            answer = data.passages[passage]
+            where = f"{query.side}, `{passage}`, {_plain(answer.document)}: {_plain(answer.text[:100])} ..."
+            kinds[kind].append(f"- {_plain(query.text)}  \n  ({where})")
     return [f"### {kind}\n\n" + "\n".join(lines) for kind, lines in sorted(kinds.items())]
 
 

@@ -61,16 +61,16 @@ def queries_of(
 ) -> dict[str, Query]:
     """The mined questions with the passages that answer them.
 
-    easy: questions that keyword search has first. further: passages that a judge added. A neighbour that holds the same
-    words, since passages overlap, answers too.
+    easy: questions that keyword search has first. further: passages that a judge added. Where the miner names no other
+    passages, a neighbour that holds the same words, since passages overlap, answers too.
     """
     by_place = {(passage.document, passage.position): passage for passage in passages.values()}
     found = {}
     for side, questions in dealt.items():
         for question in questions:
-            answers = [question.passage, *_neighbours(question, passages, by_place), *further.get(question.id, ())]
-            about = {"passage": question.passage, "kind": question.kind, "span": question.span}
-            about |= {"bm25_first": question.id in easy, "cloze": question.cloze}
+            beside = question.also or _neighbours(question, passages, by_place)
+            answers = [question.passage, *beside, *further.get(question.id, ())]
+            about = {**_about(question), "bm25_first": question.id in easy, "cloze": question.cloze}
             found[question.id] = Query(question.text, side, dict.fromkeys(answers, 1), about)
     return found
 
@@ -82,7 +82,8 @@ def cloze_texts(queries: Mapping[str, Query], passages: Mapping[str, Passage]) -
         if query.about.get("cloze"):
             for passage in query.answers:
                 spans[passage].append(query.about["span"])
-    return {key: without(passages[key], found) for key, found in spans.items()}
+    texts = {key: without(passages[key], found) for key, found in spans.items()}
+    return {key: text for key, text in texts.items() if text.strip()}  # a passage never stays without words
 
 
 def _neighbours(
