@@ -6,8 +6,9 @@
 | passages of one section        | the first stays, and the other passages answer it too                               |
 | other documents or sections    | all go: every one of them answers, or none does, and they may stand on two sides    |
 
-Nearly the same words: the first stays, unless they differ in a number or a name with digits, as in "install 2.0" and
-"install 3.0", whose letters are 97 % alike.
+Nearly the same words: the first stays. But "How do I install Foo 2?" and "How do I install Foo 3?" are 97 % alike and
+ask two things, so questions that differ in a number stay, and on two passages also those that differ in a name, where
+each says something that the other does not.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import replace
 
 from embexp.copies import near_duplicates
 from embexp.mine.passages import Passage, Question
+from embexp.mine.standalone import nameless
 
 Reasons = dict[int, str]  # place of a question -> why it goes
 
@@ -72,7 +74,8 @@ def _nearly_the_same(questions: Sequence[Question], reasons: Reasons, threshold:
     for first, other in near_duplicates(_keyed(texts), _keyed(texts), threshold=threshold):
         place, later = int(first), int(other)
         both_left = place < later and place not in reasons and later not in reasons
-        if both_left and _numbers(texts[place]) == _numbers(texts[later]):
+        apart = questions[place].passage != questions[later].passage
+        if both_left and not _ask_two_things(texts[place], texts[later], apart=apart):
             reasons[later] = f"nearly the same as: {texts[place][:100]}"
 
 
@@ -89,5 +92,14 @@ def _keyed(texts: Mapping[int, str]) -> dict[str, str]:
     return {str(place): text for place, text in texts.items()}
 
 
-def _numbers(text: str) -> list[str]:
-    return sorted(re.findall(r"\w*\d[\w.]*", text.casefold()))
+def _ask_two_things(text: str, other: str, *, apart: bool) -> bool:
+    """Whether nearly the same texts differ in a number or, on two passages (apart), in what they name."""
+    left, right = (re.findall(r"\w+(?:[.'’]\w+)*", each.casefold()) for each in (text, other))
+    if sorted(filter(_has_digit, left)) != sorted(filter(_has_digit, right)):
+        return True
+    own, others = (set(words) - nameless for words in (left, right))
+    return apart and bool(own - others) and bool(others - own)
+
+
+def _has_digit(word: str) -> bool:
+    return any(character.isdigit() for character in word)

@@ -19,6 +19,7 @@ from embexp.mine.passages import Mined, Passage, Question, Wanted, hashed
 from embexp.mine.standalone import leans_on
 
 KINDS = ("heading", "sentence")
+GAP = "\0"  # stands where a span was
 LEAST_LEFT = 8  # terms that must remain of a passage
 TOO_LITTLE = "no sentence that says enough"
 # cut off at the start of a sentence, which is understood without the one before then
@@ -165,8 +166,9 @@ def without(passage: Passage, spans: Sequence[str]) -> str:
     text = passage.text
     for span in spans:
         if span.split() and span.split() != passage.title.split():
-            text = re.sub(r"\s+".join(map(re.escape, span.split())), " ", text)
-    lines = [re.sub(r"(?<=\S)[ \t]{2,}", " ", line).rstrip() for line in text.split("\n")]
+            text = re.sub(r"\s+".join(map(re.escape, span.split())), GAP, text)
+    text = re.sub(rf"(?m)^({GAP}[ \t]*)+", "", text)
+    lines = [re.sub(rf"[ \t]*{GAP}[ \t]*|(?<=\S)[ \t]{{2,}}", " ", line).rstrip() for line in text.split("\n")]
     lines = [line for line in lines if not re.fullmatch(r"\s*(?:[-*+>]|\d+[.)])", line)]  # marks of items that are gone
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
 
