@@ -118,8 +118,9 @@ def test_packing_takes_the_border_that_is_nearest_to_an_even_share():
     assert packed([("a", 300), ("b", 1)], 200, join="") == ["a", "b"]
 
 
-def test_what_leads_in_to_code_goes_with_it():
-    lines = [sentence("one"), "Run this:", "```\n" + sentence("x", 12) + "\n```"]
+@pytest.mark.parametrize("lead_in", ["Run this:", "**A list**", "Filename: src/main"])
+def test_what_leads_in_to_code_goes_with_it(lead_in):
+    lines = [sentence("one"), lead_in, "```\n" + sentence("x", 9) + "\n```"]
     assert texts("\n\n".join(lines), tokens=22, overlap=0) == [lines[0], "\n\n".join(lines[1:])]
 
 
@@ -244,9 +245,14 @@ def test_menus_and_repeated_paragraphs_at_the_edges_are_left_out_and_counted():
 
 def test_a_paragraph_repeated_amid_the_text_stays():
     step = "Switch the machine off at the main switch before you open the cover of it."
-    pages = [f"{prose(word, word)}\n\n{step}\n\n{prose(word, word, word)}" for word in ("pump", "valve", "gauge")]
-    assert counts(*pages) == {}
-    assert sum(step in text for text in texts(*pages)) == 3
+    own = {word: prose(word, word, word) for word in ("pump", "valve", "gauge")}
+    for pages in (
+        [f"{text}\n\n{step}\n\n{text}" for text in own.values()],
+        [f"# {word}\n\n{text}\n\n## Safety\n\n{step}\n\n## End\n\n{text}" for word, text in own.items()],
+        [f"# {word}\n\n{text}\n\n## Safety\n\n{step}\n\n## See also\n\n- [x](y.md)" for word, text in own.items()],
+    ):
+        assert "repeated" not in counts(*pages)
+        assert sum(step in text for text in texts(*pages)) == 3
 
 
 def test_versions_of_one_document_are_no_boilerplate():
