@@ -227,11 +227,14 @@ def test_a_web_page_gives_its_main_content_without_menus(tmp_path):
     <nav><a href="/">Home</a><nav>inner</nav></nav><div role="navigation">Menu</div><main>
     <h1>Set snake_case up <a class="headerlink" href="#x">¶</a></h1><p>Use <code>a_b * c</code> and
     <a href="x.html">the tool</a>. <img src="http://nowhere.invalid/a.png" alt="A picture"></p>
-    <ul><li><a href="one.html">One</a></li></ul><dl><dt><a href="#o">--out</a></dt><dd>Where it goes.</dd></dl>
+    <ul><li><a href="one.html">One</a></li></ul>
+    <p>Takes:</p><ul><li><code>to</code> <a href="n.html">number</a></li><li>How long it waits</li></ul>
+    <dl><dt><a href="#o">--out</a></dt><dd>Where it goes.</dd></dl>
     <pre># no heading\n\nx = 1</pre><p hidden>secret</p><button>Copy</button>
     </main><footer>Terms<nav>in it</nav></footer></body></html>"""
     assert text_of(tmp_path, "a.html", page) == (
-        "# Set snake_case up\n\nUse `a_b * c` and\nthe tool. A picture\n\n* [One](one.html)\n\n"
+        "# Set snake_case up\n\nUse `a_b * c` and\nthe tool. A picture\n\n* [One](.)\n\n"
+        "Takes:\n\n* `to` number\n* How long it waits\n\n"
         "--out\n:   Where it goes.\n\n```\n# no heading\n\nx = 1\n```"
     )
 
@@ -312,6 +315,7 @@ def test_restructured_text_keeps_the_words_of_unknown_directives_and_roles(tmp_p
     for words in ("Deprecated since version 3.2", "Linux\n\nUse `apt_get`.", "```\nx = 1\n```", "Keep me.", "## Sub"):
         assert words in text
     assert text.endswith("The end.")
+    assert text_of(tmp_path, "b.rst", "No title.") == "No title."
 
 
 def test_restructured_text_inserts_no_file_and_nothing_raw(tmp_path):
