@@ -739,6 +739,8 @@ def test_closing_the_iterator_gives_up_what_is_in_flight_and_says_that_it_may_be
         with client_of(stub, tmp_path, concurrency=4) as client:
             answers = client.ask(asking(100))
             first = [next(answers) for _ in range(4)]
+            while len(stub.calls) < 8:
+                time.sleep(0.01)
             start = time.monotonic()
             answers.close()
             assert time.monotonic() - start < 2
