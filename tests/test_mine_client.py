@@ -264,13 +264,14 @@ def test_a_low_limit_on_the_rate_slows_the_run_and_fails_nothing(tmp_path):
     assert report.retried > 24  # more than the retries of a request that fails
 
 
-def test_waits_grow_and_differ(tmp_path, monkeypatch):
+@pytest.mark.parametrize("header", [{}, {"Retry_After": "0"}], ids=["none", "nought"])
+def test_waits_grow_where_the_server_asks_for_none(tmp_path, monkeypatch, header):
     monkeypatch.setattr(call, "FIRST_WAIT", 0.1)
     times = []
 
     def plan(request):
         times.append(time.monotonic())
-        return good(request) if len(times) == 4 else error(500, "busy")
+        return good(request) if len(times) == 4 else error(500, "busy", **header)
 
     with Stub(plan) as stub:
         asked(stub, tmp_path, 1, retries=3)
