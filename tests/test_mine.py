@@ -101,6 +101,7 @@ def test_without_an_llm_a_dry_run_costs_nothing_and_writes_nothing(embexp, handb
         (["documents=handbook", "miner=sentence"], ["did you mean sentences?"]),
         ([*OFFLINE, "real_questions=dataset"], ["needs a data set"]),
         ([*OFFLINE, "-m"], ["mining takes no -m"]),
+        ([*OFFLINE, "loss=mnrl"], ["loss: this command has no such group"]),
     ],
 )
 def test_mistakes_are_named_before_anything_is_read(embexp, handbook, arguments, words):
