@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from embexp.errors import UserError
 from embexp.mine.chunker import Chunker
@@ -202,6 +202,14 @@ def test_a_tokenizer_that_truncates_and_pads_is_measured_in_full_and_left_as_it_
     assert len(pieces) >= 3
     assert (MINILM.truncation, MINILM.padding) == before
     assert Measure(MINILM).counts(["a " * 300, "a"]) == [300, 1]
+
+
+def test_where_texts_have_more_tokens_joined_than_apart_they_are_cut_again():
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    initials = pre_tokenizers.Split(Regex(r"\n\n[A-Z]"), "isolated")  # "The" is one token, "The" after a blank line two
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([initials, pre_tokenizers.Whitespace()])
+    passages = cut("\n\n".join(sentence(word) for word in "abcd"), tokenizer=tokenizer, tokens=40, overlap=0)
+    assert Measure(tokenizer).counts([passage.text for passage in passages]) == [21, 21]
 
 
 def test_a_word_of_thousands_of_letters_counts_for_more_than_one_unknown_token():
