@@ -172,6 +172,7 @@ def test_unknown_endings_are_counted_under_one_reason(tmp_path):
         ("a.pptx", docx(("", "text")), "damaged"),
         ("a.jsonl", '{"text": "a"}\nno json\n', "line 2 is not JSON"),
         ("a.jsonl", '{"step": 1, "loss": 2.5}\n', "no column text or passage; it has step, loss"),
+        ("a.jsonl", '{"id": 1, "text": "a"}\n{"id": "1", "text": "b"}\n', "passage id '1' in it stands for two texts"),
         ("a.jsonl", '{"text": 5}\n', "line 1: column text is 5, not a text"),
         ("a.csv", 'text\n"open\n', "can't be read"),
         ("a.csv", "text\n", "empty"),
@@ -394,10 +395,10 @@ def test_parquet_and_tsv_are_read_like_csv(tmp_path):
     (tmp_path / "b.tsv").write_text("text\tid\nThree.\t3\n")
     found = read([str(tmp_path)])
     assert [(passage.id, passage.text) for passage in found.passages] == [("1", "One."), ("3", "Three.")]
-    assert found.unreadable == {"a.parquet": "1 of 2 rows have no text"}
+    assert found.unreadable == {"a.parquet": "rows without text: 1; the others were read"}
 
 
-def test_an_id_that_stands_for_two_texts_is_an_error_also_over_two_files(tmp_path):
+def test_an_id_that_stands_for_two_texts_in_two_files_is_an_error(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"id": 1, "text": "One."}\n{"id": 1, "text": "One."}\n')
     assert len(read([str(tmp_path)]).passages) == 1
     (tmp_path / "b.jsonl").write_text('{"id": "1", "text": "Two."}\n')

@@ -96,6 +96,7 @@ def _html(data: bytes) -> str:
     except UnicodeDecodeError:
         from bs4 import UnicodeDammit
 
+        logging.getLogger("bs4.dammit").setLevel(logging.ERROR)  # remarks about single characters
         return from_html(UnicodeDammit(data, is_html=True).unicode_markup or decoded(data))  # the page's own word
 
 
