@@ -23,7 +23,9 @@ def results_in(folders: list[str]) -> dict[str, dict[str, list[dict[str, Any]]]]
         result = json.loads(file.read_text())
         choices = OmegaConf.load(file.parent / ".hydra" / "hydra.yaml").hydra.runtime.choices
         if result["status"] == "completed" and result["tuned"]:
-            found[f"{choices.dataset}, {choices.model}"][choices.loss].append(result)
+            set_by_hand = OmegaConf.load(file.parent / ".hydra" / "overrides.yaml")
+            keys = [str(word) for word in set_by_hand if str(word).startswith("loss.")]
+            found[f"{choices.dataset}, {choices.model}"][" ".join([choices.loss, *keys])].append(result)
     return found
 
 

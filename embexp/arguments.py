@@ -147,6 +147,8 @@ def _group_mistakes(override: Override, loader: ConfigLoader, config_dir: str | 
     options = _options(group, loader, config_dir)
     if override.is_delete() or override.value() is None:
         return []
+    if group not in program.choices and "/" not in group and not override.is_add():
+        return [f"{group}: this command has no such group; it has {', '.join(program.choices)}"]
     problems = []
     for value in _values_of(override):
         chosen = [str(each) for each in value] if isinstance(value, list) else [str(value)]

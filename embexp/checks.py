@@ -31,6 +31,7 @@ class Program:
     |--------------|---------------------------------------------------------------------------------------|
     | name         | its file in conf/, without the ending                                                 |
     | groups       | groups that the config always has; a node of one has a `_target_` or is null          |
+    | choices      | folders in conf/ that its command line chooses from                                    |
     | lists        | groups that take several choices: each holds nodes by name                            |
     | root         | keys beside the groups, and what they take                                            |
     | owned        | group -> keys that embexp sets itself, each with where to say it instead              |
@@ -43,6 +44,7 @@ class Program:
     name: str
     groups: Sequence[str]
     root: Mapping[str, Types]
+    choices: Sequence[str]
     lists: Sequence[str] = ()
     owned: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     own_keys: Mapping[str, Mapping[str, Types]] = field(default_factory=dict)

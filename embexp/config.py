@@ -177,6 +177,7 @@ def _losses_by_shape() -> dict[str, list[str]]:
 EXPERIMENT = Program(
     name="config",
     groups=GROUPS,
+    choices=[*GROUPS, "experiment"],
     lists=["evaluator"],
     root=ROOT_TYPES,
     owned=RUNNER_OWNS,

@@ -38,6 +38,15 @@ def test_the_training_benchmark_says_how_to_go_on_without_its_data(tmp_path):
     assert "--data docstrings" in ended.stderr
 
 
+def test_the_mining_benchmark_prints_its_share_of_the_ideal():
+    call = [sys.executable, "benchmarks/mining.py", "--passages", "64", "--latency", "0.05"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    ended = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("64 passages, 192 questions, 32 calls of 0.05 s at a time: ")
+    assert "% of the ideal 0.1 s; " in ended.stdout
+
+
 def test_the_table_of_losses_ranks_by_dev_and_shows_the_spread_over_seeds(tmp_path):
     runs = {"mnrl": [(0.8, 0.7), (0.9, 0.8)], "cosent": [(0.95, 0.6)]}
     for loss, scores in runs.items():

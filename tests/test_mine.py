@@ -31,7 +31,11 @@ def test_the_same_command_again_writes_the_same_data_set(embexp, handbook):
 def test_documents_added_later_change_no_question_of_the_others(embexp, handbook):
     before = {row["_id"]: row["metadata"]["side"] for row in rows(embexp.mine(*OFFLINE).folder / "queries.jsonl")}
     for name in ("zebras", "yachts"):
-        text = f"Wild {name} are not allowed in the building after dark at all."
+        text = (
+            f"Wild {name} are not allowed in the building after dark, whatever their keeper says about their habits. "
+            f"The keeper of the {name} pays for the damage that they do to carpets, chairs and plants on any floor. "
+            f"Whoever meets one of the {name} calls the front desk and waits behind a closed door until it is gone."
+        )
         (handbook / f"{name}.md").write_text(f"# {name}\n\n{text}\n")
     after = {row["_id"]: row["metadata"]["side"] for row in rows(embexp.mine(*OFFLINE).folder / "queries.jsonl")}
     assert {key: after.get(key) for key in before} == before
@@ -97,6 +101,7 @@ def test_without_an_llm_a_dry_run_costs_nothing_and_writes_nothing(embexp, handb
         (["documents=handbook", "miner=sentence"], ["did you mean sentences?"]),
         ([*OFFLINE, "real_questions=dataset"], ["needs a data set"]),
         ([*OFFLINE, "-m"], ["mining takes no -m"]),
+        ([*OFFLINE, "loss=mnrl"], ["loss: this command has no such group"]),
     ],
 )
 def test_mistakes_are_named_before_anything_is_read(embexp, handbook, arguments, words):

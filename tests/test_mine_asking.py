@@ -44,9 +44,9 @@ def test_an_llm_is_asked_once_for_each_passage_and_never_again(embexp, handbook,
     mined = embexp.mine(*asking(llm))
     assert mined.code == 0, mined.output
     said = record(mined.folder)
-    about = [call.about for call in llm.calls if "response_format" in call.body]
-    assert said["passages"] == 24
-    assert said["calls"]["answered"] == len(llm.calls) == len(set(about)) + said["questions"].get("paraphrase", 0)
+    asked = [call.about for call in llm.calls if "<passage>" in call.body["messages"][-1]["content"]]
+    assert said["passages"] == len(asked) == len(set(asked)) == 24
+    assert said["calls"]["answered"] == len(llm.calls) == 24 + said["questions"].get("paraphrase", 0)
     assert said["usd"] == pytest.approx((said["tokens"]["prompt"] * 2.5 + said["tokens"]["completion"] * 10) / 1e6)
     again = embexp.mine(*asking(llm))
     assert record(again.folder)["content"] == said["content"]

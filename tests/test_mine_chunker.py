@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from embexp.errors import UserError
 from embexp.mine.chunker import Chunker
@@ -84,6 +84,17 @@ def test_a_heading_inside_code_a_quotation_or_a_list_is_none():
     assert [passage.headings for passage in cut(text)] == [()]
 
 
+def test_a_line_in_bold_above_a_text_is_the_lowest_heading():
+    text = "# Guide\n\n**Is it free?**\n\nYes, it is.\n\n**Bold one**\n\n**Bold two**\n\nOf two.\n\n"
+    text += "## Sub\n\nIn sub.\n\n**End**"
+    assert [(passage.headings[1:], passage.text) for passage in cut(text)] == [
+        (("Is it free?",), "Yes, it is.\n\n**Bold one**"),
+        (("Bold two",), "Of two."),
+        (("Sub",), "In sub.\n\n**End**"),
+    ]
+    assert texts("**Note:** this.\n\nText.\n\n**A whole sentence.**\n\nText.")[0].count("Text.") == 2
+
+
 def test_a_long_underlined_paragraph_is_no_heading():
     text = " ".join(["word"] * 31) + "\n---\n\nMore."
     assert headings(text) == []
@@ -118,8 +129,9 @@ def test_packing_takes_the_border_that_is_nearest_to_an_even_share():
     assert packed([("a", 300), ("b", 1)], 200, join="") == ["a", "b"]
 
 
-def test_what_leads_in_to_code_goes_with_it():
-    lines = [sentence("one"), "Run this:", "```\n" + sentence("x", 12) + "\n```"]
+@pytest.mark.parametrize("lead_in", ["Run this:", "**A list:**", "Filename: src/main"])
+def test_what_leads_in_to_code_goes_with_it(lead_in):
+    lines = [sentence("one"), lead_in, "```\n" + sentence("x", 9) + "\n```"]
     assert texts("\n\n".join(lines), tokens=22, overlap=0) == [lines[0], "\n\n".join(lines[1:])]
 
 
@@ -192,6 +204,14 @@ def test_a_tokenizer_that_truncates_and_pads_is_measured_in_full_and_left_as_it_
     assert Measure(MINILM).counts(["a " * 300, "a"]) == [300, 1]
 
 
+def test_where_texts_have_more_tokens_joined_than_apart_they_are_cut_again():
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    initials = pre_tokenizers.Split(Regex(r"\n\n[A-Z]"), "isolated")  # "The" is one token, "The" after a blank line two
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([initials, pre_tokenizers.Whitespace()])
+    passages = cut("\n\n".join(sentence(word) for word in "abcd"), tokenizer=tokenizer, tokens=40, overlap=0)
+    assert Measure(tokenizer).counts([passage.text for passage in passages]) == [21, 21]
+
+
 def test_a_word_of_thousands_of_letters_counts_for_more_than_one_unknown_token():
     assert Measure(MINILM).count("x" * 1600) == 100
     assert max(len(text) for text in texts("x" * 20_000, tokenizer=MINILM)) <= 16 * 200
@@ -244,9 +264,14 @@ def test_menus_and_repeated_paragraphs_at_the_edges_are_left_out_and_counted():
 
 def test_a_paragraph_repeated_amid_the_text_stays():
     step = "Switch the machine off at the main switch before you open the cover of it."
-    pages = [f"{prose(word, word)}\n\n{step}\n\n{prose(word, word, word)}" for word in ("pump", "valve", "gauge")]
-    assert counts(*pages) == {}
-    assert sum(step in text for text in texts(*pages)) == 3
+    own = {word: prose(word, word, word) for word in ("pump", "valve", "gauge")}
+    for pages in (
+        [f"{text}\n\n{step}\n\n{text}" for text in own.values()],
+        [f"# {word}\n\n{text}\n\n## Safety\n\n{step}\n\n## End\n\n{text}" for word, text in own.items()],
+        [f"# {word}\n\n{text}\n\n## Safety\n\n{step}\n\n## See also\n\n- [x](y.md)" for word, text in own.items()],
+    ):
+        assert "repeated" not in counts(*pages)
+        assert sum(step in text for text in texts(*pages)) == 3
 
 
 def test_versions_of_one_document_are_no_boilerplate():
@@ -322,7 +347,7 @@ def found_words(text: str) -> list[str]:
     return re.findall("[a-z]+", text.lower())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(a_document, SIZES, TOKENIZERS, st.integers(0, 5))
 def test_no_passage_is_longer_than_the_limit_and_no_word_is_lost(text, tokens, tokenizer, overlap):
     passages = cut(text, tokenizer=tokenizer, tokens=tokens, overlap=overlap, repeated=None)
@@ -334,14 +359,14 @@ def test_no_passage_is_longer_than_the_limit_and_no_word_is_lost(text, tokens, t
     assert [passage.position for passage in passages] == list(range(len(passages)))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(a_document, SIZES)
 def test_every_line_of_a_passage_stands_in_the_document(text, tokens):
     for passage in cut(text, tokens=tokens, overlap=5):
         assert all(line.strip() in text for line in passage.text.split("\n"))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(a_document, st.lists(a_document, max_size=4), SIZES)
 def test_ids_do_not_change_when_other_documents_come_and_go(text, others, tokens):
     alone = {passage.id for passage in cut(text, tokens=tokens, overlap=5, repeated=None)}
@@ -349,12 +374,12 @@ def test_ids_do_not_change_when_other_documents_come_and_go(text, others, tokens
     assert alone <= {passage.id for passage in among}
 
 
-def test_time_and_memory_grow_with_the_text_and_not_faster():
-    """One line of a million letters, and a paragraph of ten thousand lines: the splitters alone would take minutes."""
+def test_texts_without_any_border_are_cut_in_bounded_memory():
+    """One sentence of 20,000 words, a paragraph of as many lines, and a word of 180,000 letters."""
     tracemalloc.start()
-    numbers = [f"word{number}" for number in range(40_000)]
-    passages = cut(" ".join(numbers), "\n".join(numbers[:10_000]), "".join(numbers))
+    numbers = [f"word{number}" for number in range(20_000)]
+    passages = cut(" ".join(numbers), "\n".join(numbers), "".join(numbers))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(passages) > 400
-    assert peak < 60 * 2**20
+    assert len(passages) > 200
+    assert peak < 40 * 2**20

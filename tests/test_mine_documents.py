@@ -172,6 +172,7 @@ def test_unknown_endings_are_counted_under_one_reason(tmp_path):
         ("a.pptx", docx(("", "text")), "damaged"),
         ("a.jsonl", '{"text": "a"}\nno json\n', "line 2 is not JSON"),
         ("a.jsonl", '{"step": 1, "loss": 2.5}\n', "no column text or passage; it has step, loss"),
+        ("a.jsonl", '{"id": 1, "text": "a"}\n{"id": "1", "text": "b"}\n', "passage id '1' in it stands for two texts"),
         ("a.jsonl", '{"text": 5}\n', "line 1: column text is 5, not a text"),
         ("a.csv", 'text\n"open\n', "can't be read"),
         ("a.csv", "text\n", "empty"),
@@ -227,11 +228,14 @@ def test_a_web_page_gives_its_main_content_without_menus(tmp_path):
     <nav><a href="/">Home</a><nav>inner</nav></nav><div role="navigation">Menu</div><main>
     <h1>Set snake_case up <a class="headerlink" href="#x">¶</a></h1><p>Use <code>a_b * c</code> and
     <a href="x.html">the tool</a>. <img src="http://nowhere.invalid/a.png" alt="A picture"></p>
-    <ul><li><a href="one.html">One</a></li></ul><dl><dt><a href="#o">--out</a></dt><dd>Where it goes.</dd></dl>
+    <ul><li><a href="one.html">One</a></li></ul>
+    <p>Takes:</p><ul><li><code>to</code> <a href="n.html">number</a></li><li>How long it waits</li></ul>
+    <dl><dt><a href="#o">--out</a></dt><dd>Where it goes.</dd></dl>
     <pre># no heading\n\nx = 1</pre><p hidden>secret</p><button>Copy</button>
     </main><footer>Terms<nav>in it</nav></footer></body></html>"""
     assert text_of(tmp_path, "a.html", page) == (
-        "# Set snake_case up\n\nUse `a_b * c` and\nthe tool. A picture\n\n* [One](one.html)\n\n"
+        "# Set snake_case up\n\nUse `a_b * c` and\nthe tool. A picture\n\n* [One](.)\n\n"
+        "Takes:\n\n* `to` number\n* How long it waits\n\n"
         "--out\n:   Where it goes.\n\n```\n# no heading\n\nx = 1\n```"
     )
 
@@ -312,6 +316,7 @@ def test_restructured_text_keeps_the_words_of_unknown_directives_and_roles(tmp_p
     for words in ("Deprecated since version 3.2", "Linux\n\nUse `apt_get`.", "```\nx = 1\n```", "Keep me.", "## Sub"):
         assert words in text
     assert text.endswith("The end.")
+    assert text_of(tmp_path, "b.rst", "No title.") == "No title."
 
 
 def test_restructured_text_inserts_no_file_and_nothing_raw(tmp_path):
@@ -390,10 +395,10 @@ def test_parquet_and_tsv_are_read_like_csv(tmp_path):
     (tmp_path / "b.tsv").write_text("text\tid\nThree.\t3\n")
     found = read([str(tmp_path)])
     assert [(passage.id, passage.text) for passage in found.passages] == [("1", "One."), ("3", "Three.")]
-    assert found.unreadable == {"a.parquet": "1 of 2 rows have no text"}
+    assert found.unreadable == {"a.parquet": "rows without text: 1; the others were read"}
 
 
-def test_an_id_that_stands_for_two_texts_is_an_error_also_over_two_files(tmp_path):
+def test_an_id_that_stands_for_two_texts_in_two_files_is_an_error(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"id": 1, "text": "One."}\n{"id": 1, "text": "One."}\n')
     assert len(read([str(tmp_path)]).passages) == 1
     (tmp_path / "b.jsonl").write_text('{"id": "1", "text": "Two."}\n')

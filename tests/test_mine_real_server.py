@@ -1,8 +1,7 @@
 """The miner against a server that this project did not write: `transformers serve`, with a model made on the spot.
 
-The model's weights are random, so that its text is junk; the protocol, which is what this tests, is not. Run with
+The model's weights are random, so that its text is junk; the protocol, which is what this tests, is not. Alone:
 
-    pip install fastapi uvicorn
     python -m pytest -m real_server tests/test_mine_real_server.py
 """
 
@@ -23,7 +22,7 @@ from omegaconf import OmegaConf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from embexp.config import CONFIG_FOLDER
+from embexp.checks import CONFIG_FOLDER
 from embexp.mine.answers import EMPTY, TRUNCATED, UNPARSABLE
 from embexp.mine.budget import Budget
 from embexp.mine.client import Client

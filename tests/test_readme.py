@@ -6,6 +6,7 @@ import shlex
 import pytest
 
 from tests.command import QUICK, REPOSITORY, separate
+from tests.mine_server import Stub
 
 README = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
@@ -13,7 +14,13 @@ COMMANDS = [
     line.split(" #")[0].strip()
     for block in BLOCKS
     for line in block.splitlines()
-    if line.startswith("python -m embexp")
+    if line.startswith("python -m embexp ")
+]
+MINING = [
+    line.split(" #")[0].strip()
+    for block in BLOCKS
+    for line in block.splitlines()
+    if line.startswith("python -m embexp.mine ")
 ]
 MAKE = sorted(set(re.findall(r"^make (\w+)", "\n".join(BLOCKS), flags=re.MULTILINE)))
 HUB = ["model=stsb-distilbert"]
@@ -21,6 +28,7 @@ HUB = ["model=stsb-distilbert"]
 
 def test_the_readme_has_commands_to_check():
     assert len(COMMANDS) >= 12
+    assert len(MINING) >= 6
     assert MAKE == ["demo", "test"]
 
 
@@ -51,6 +59,11 @@ def test_a_command_of_the_readme_runs(embexp, tmp_path, pairs_file, command):
     own = tmp_path / "my_conf" / "loss"
     own.mkdir(parents=True)
     (own / "mega_batch.yaml").write_text(re.search(r"```yaml\n(_target_: .*?)```", README, flags=re.DOTALL)[1])
+    if "dataset=mined" in arguments:
+        (tmp_path / "docs").symlink_to(REPOSITORY / "docs")
+        (mining,) = (line for line in MINING if "miner=sentences" in line)
+        assert embexp.mine(*shlex.split(mining)[3:]).code == 0
+        small.append("limit=10")
     if arguments[0].startswith("resume="):  # of a run that is there
         done = embexp(*QUICK, "dataset.packages=[json,logging,email]")
         arguments = [f"resume={done.folder}"]
@@ -67,3 +80,14 @@ def test_a_command_of_the_readme_runs(embexp, tmp_path, pairs_file, command):
         assert "can't be had" in run.output
     else:
         assert run.code == 0, run.output
+
+
+@pytest.mark.parametrize("command", MINING)
+def test_a_mining_command_of_the_readme_runs(embexp, monkeypatch, tmp_path, command):
+    (tmp_path / "docs").symlink_to(REPOSITORY / "docs")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-nothing")
+    with Stub() as server:
+        arguments = [word for word in shlex.split(command)[3:] if not word.startswith("llm.base_url")]
+        mined = embexp.mine(*arguments, f"llm.base_url={server.base_url}")
+    assert mined.code == 0, mined.output
+    assert bool(server.calls) != ("dry_run=true" in arguments or "miner=sentences" in arguments)

@@ -125,7 +125,7 @@ class Chunker:
             for block, (text, cost) in zip(section.blocks, costs, strict=True):
                 fits = cost <= room
                 pieces += [(text, cost)] if fits else measure.pieces(self._parts(block, room, measure), "\n\n")
-            texts = packed(pieces, room, join="\n\n")
+            texts = packed(pieces, room, join="\n\n", lead_ins=True)
             over = max(measure.counts([above + text for text in texts]), default=0) - self.tokens
             if over <= 0 or room == 1:
                 return texts

@@ -82,6 +82,7 @@ MINE = Program(
     name="mine",
     groups=["model", "chunker", "miner", "llm", "filter", "dataset", "split"],
     root=ROOT_TYPES,
+    choices=["model", "chunker", "miner", "llm", "filter", "dataset", "preset", "prompt"],
     owned={"miner": {"client": "embexp gives it"}},
     own_keys={"model": OWN_KEYS["model"]},
     at_least={"limit": 1, "chunker.tokens": 1},

@@ -51,28 +51,27 @@ def read(places: Sequence[str]) -> Read:
     and when the library that a kind of file needs is not installed.
     """
     files, unreadable = _found(places)
-    documents = []
+    documents: list[Document] = []
     ready: dict[str, Passage] = {}
     for name, file in files.items():
         try:
-            if file.suffix.lower() in READERS:
-                passages, empty = _ready(file, name)
-                if empty:
-                    unreadable[name] = f"{empty} of {empty + len(passages)} rows have no text"
-                for passage in passages:
-                    _put(ready, passage, name)
-            else:
+            if file.suffix.lower() not in READERS:
                 documents.append(Document(name, _text(file)))
+                continue
+            passages, empty = _ready(file, name)
         except (Unreadable, UserError) as error:
-            if isinstance(error, _TwoTexts):
-                raise
             unreadable[name] = str(error).replace(f"{file}, ", "").replace(str(file), "it").splitlines()[0]
         except OSError as error:
             unreadable[name] = (error.strerror or str(error)).lower()
-        except ImportError as error:
-            raise UserError(f"{name} can't be read without {error.name}: pip install 'embexp[mine]'") from error
         except Exception as error:  # whatever a damaged file does to a converter
+            if isinstance(error, ImportError) or type(error).__name__ == "MissingDependencyException":
+                raise UserError(f"{name} can't be read without a library: pip install 'embexp[mine]'") from error
             unreadable[name] = f"damaged ({type(error).__name__}: {str(error).strip()[:80]})".replace(": )", ")")
+        else:
+            if empty:
+                unreadable[name] = f"rows without text: {empty}; the others were read"
+            for passage in passages:
+                _put(ready, passage, name)
     if not documents and not ready:
         reasons = listed(f"{name}: {reason}" for name, reason in sorted(unreadable.items()))
         raise UserError(
@@ -90,37 +89,36 @@ def _text(file: Path) -> str:
     return text
 
 
-class _TwoTexts(UserError):
-    """An id of two passages: not a file that can be left out."""
-
-
-def _put(ready: dict[str, Passage], passage: Passage, name: str) -> None:
-    known = ready.setdefault(passage.id, passage)
-    if (known.whole, known.headings) != (passage.whole, passage.headings):
-        raise _TwoTexts(
+def _put(passages: dict[str, Passage], passage: Passage, name: str) -> bool:
+    """Whether the passage is new; raises UserError when another one has its id."""
+    known = passages.setdefault(passage.id, passage)
+    if (known.headings, known.text) != (passage.headings, passage.text):
+        raise UserError(
             f"passage id {passage.id!r} in {name} stands for two texts: {known.text[:40]!r} (of {known.document}) and "
             f"{passage.text[:40]!r}. Ids must differ over all files; leave them out to have them made from the text"
         )
+    return known is passage
 
 
 def _ready(file: Path, name: str) -> tuple[list[Passage], int]:
-    """The passages of a file and how many of its rows have no text."""
-    passages: list[Passage] = []
+    """The passages of a file, each once, and how many of its rows have no text."""
+    passages: dict[str, Passage] = {}
     positions: Counter[str] = Counter()
-    rows = 0
+    rows = empty = 0
     for where, row in READERS[file.suffix.lower()](file):
         rows += 1
         text = _text_of(row, where.removeprefix(f"{file}, "))
+        empty += not text
         if text:
             title = " ".join(_value(row, "title").split())
             given_id = next((_value(row, column) for column in ID_COLUMNS if _value(row, column)), None)
             passage = Passage(text, "", (title,) if title else (), given_id=given_id)
             document = _value(row, "document") or f"{name}#{passage.id}"
-            passages.append(replace(passage, document=document, position=positions[document]))
-            positions[document] += 1
+            passage = replace(passage, document=document, position=positions[document])
+            positions[document] += _put(passages, passage, "it")
     if not rows:
         raise Unreadable("empty")
-    return passages, rows - len(passages)
+    return list(passages.values()), empty
 
 
 def _text_of(row: dict[str, Any], where: str) -> str:

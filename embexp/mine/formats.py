@@ -15,6 +15,7 @@ import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Any
 
 from embexp.mine.restructured import html_of
@@ -31,7 +32,7 @@ UNPACKED = 2**30  # an office file that unpacks to more bytes is taken for a bom
 OLD_OFFICE = b"\xd0\xcf\x11\xe0"  # the container of .doc and .ppt, and of encrypted .docx and .pptx
 NO_CONTENT = {"script", "style", "template", "nav", "footer", "button", "svg", "iframe"}
 TITLES = {"h1", "h2", "h3", "h4", "h5", "h6", "dt", "th"}
-LINES = {*TITLES, "p", "li", "td", "dd", "div", "section", "article", "body"}
+LINES = {*TITLES, "ul", "ol", "table", "p", "dd", "div", "section", "article", "body"}
 
 
 class Unreadable(Exception):
@@ -95,6 +96,7 @@ def _html(data: bytes) -> str:
     except UnicodeDecodeError:
         from bs4 import UnicodeDammit
 
+        logging.getLogger("bs4.dammit").setLevel(logging.ERROR)  # remarks about single characters
         return from_html(UnicodeDammit(data, is_html=True).unicode_markup or decoded(data))  # the page's own word
 
 
@@ -133,20 +135,21 @@ def _has_no_content(tag: Any) -> bool:
 
 
 def _unwrap_links(main: Any) -> None:
-    """Links stay where they are most of their line, so that the chunker knows a menu; elsewhere their words do."""
+    """Links stay, without address, in lists and lines that are mostly links, so that the chunker knows a menu."""
     shares: dict[int, float] = {}
-    links = main.find_all("a")
-    for link in links:
-        line = next((parent for parent in link.parents if parent.name in LINES), main)
-        if line.name in TITLES:
-            shares[id(line)] = 0  # a link to itself
-        elif id(line) not in shares:
+    for link in main.find_all("a"):
+        above = list(takewhile(lambda tag: tag is not main, link.parents))
+        lists = [tag for tag in above if tag.name in ("ul", "ol", "table")]
+        line = next((tag for tag in [*lists[-1:], *above] if tag.name in LINES), main)
+        if id(line) not in shares:
             linked = sum(len(inner.get_text()) for inner in line.find_all("a"))
             shares[id(line)] = linked / max(1, len(line.get_text()))
         if not re.search(r"\w", link.get_text()):
             link.decompose()  # the sign beside a heading
-        elif shares[id(line)] < 0.5:
+        elif shares[id(line)] < 0.5 or any(tag.name in TITLES for tag in above):  # a title links to itself
             link.unwrap()
+        else:
+            link.attrs = {"href": "."} if link.get("href") else {}
 
 
 def _office(converter: str, ending: str) -> Callable[[bytes], str]:

@@ -59,7 +59,7 @@ def mine(config: Mapping[str, Any], folder: Path) -> Outcome:
             if client.stopped is not None and not made.record["kinds"]:
                 return Outcome(client.stopped, "No question was made, and nothing was written.")
             written.write(made.data, folder, record=made.record, page=summary.page(made.record, made.data))
-            return Outcome(client.stopped, summary.of_data_set(made.record, folder))
+            return Outcome(client.stopped or summary.unanswered(client), summary.of_data_set(made.record, folder))
 
 
 @dataclass(frozen=True)

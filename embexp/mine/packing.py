@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
 
 LETTERS_PER_TOKEN = 16
 STRETCH = 20_000  # letters
+# what ends in a colon, or is a short line that ends as no sentence does: a caption, or a word in bold for a heading
+LEAD_IN = re.compile(r".*:|[^\n]{0,79}[^\n.!?。！？)`|]", re.DOTALL)
 
 Piece = tuple[str, int]  # a text and its tokens, with those of the blanks that follow it
 
@@ -49,11 +52,11 @@ def _least(text: str) -> int:
     return math.ceil((len(text) - text.count(" ") - text.count("\n")) / LETTERS_PER_TOKEN)
 
 
-def packed(pieces: Sequence[Piece], room: int, *, join: str, overlap: int = 0) -> list[str]:
+def packed(pieces: Sequence[Piece], room: int, *, join: str, overlap: int = 0, lead_ins: bool = False) -> list[str]:
     """Join neighbouring pieces into texts of at most `room` tokens, of like size: 210 tokens make two of about 105.
 
-    A text opens with the last pieces of the one before when they have at most `overlap` tokens. Without overlap, a
-    piece that leads in to the next one (":") goes with it. A piece that is larger than the room is a text of its own.
+    A text opens with the last pieces of the one before when they have at most `overlap` tokens. With `lead_ins`, a
+    piece that leads in to the next one goes with it instead. A piece that is larger than the room is a text of its own.
     """
     total = sum(cost for _, cost in pieces)
     target = total / max(1, math.ceil(total / room))
@@ -63,7 +66,7 @@ def packed(pieces: Sequence[Piece], room: int, *, join: str, overlap: int = 0) -
         cost = piece[1]
         over = passed + cost - target * len(groups)  # where the text would end, after its even share
         if groups[-1] and (size + cost > room or over >= cost - over):
-            opening = _opening(groups[-1], room - cost, overlap)
+            opening = _lead_in(groups[-1], room - cost) if lead_ins else _overlap(groups[-1], room - cost, overlap)
             groups.append(opening)
             size = sum(cost for _, cost in opening)
         groups[-1].append(piece)
@@ -72,12 +75,14 @@ def packed(pieces: Sequence[Piece], room: int, *, join: str, overlap: int = 0) -
     return [text for text in (join.join(text for text, _ in group).strip("\n").rstrip() for group in groups) if text]
 
 
-def _opening(before: list[Piece], room: int, overlap: int) -> list[Piece]:
-    """What the next text opens with; a lead-in is taken from the text before."""
+def _lead_in(before: list[Piece], room: int) -> list[Piece]:
+    """The last piece of the text before, taken from there, if it leads in to what comes."""
+    leads_in = len(before) > 1 and before[-1][1] <= room and LEAD_IN.fullmatch(before[-1][0].rstrip())
+    return [before.pop()] if leads_in else []
+
+
+def _overlap(before: list[Piece], room: int, overlap: int) -> list[Piece]:
     opening: list[Piece] = []
-    if not overlap:
-        leads_in = len(before) > 1 and before[-1][0].rstrip().endswith(":") and before[-1][1] <= room
-        return [before.pop()] if leads_in else []
     left = min(room, overlap)
     for piece in reversed(before[1:]):
         left -= piece[1]

@@ -67,8 +67,8 @@ class Question:
     """A query made from a passage.
 
     kind: question, keywords, problem (from an LLM), heading or sentence (without one). span: the words of the passage
-    that answer it; with cloze they are the query itself, and the passage that is trained on goes without them. also: ids
-    of further passages that it stands for, in the same document and under the same headings.
+    that answer it; with cloze they are the query itself, and the passage that is trained on goes without them. also:
+    ids of further passages that it stands for, in the same document and under the same headings.
     """
 
     text: str

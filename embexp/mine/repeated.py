@@ -15,11 +15,11 @@ def without_edges(
 ) -> tuple[list[list[Section]], Counter[str]]:
     """Leave menus, footers, licence lines and badges out; count the blocks left out as repeated and as navigation.
 
-    Only the edges of a document are looked at: from its start, and from its end, up to the first block of `short` or
-    more words that is neither repeated nor mostly links. So what is repeated amid the text stays, as procedures do that
-    several manuals share. Repeated: in `repeated` documents or more, whatever its digits ("page 3", "2024"). Code,
-    tables and what leads in to something (":") are never repeated, and nothing is in a document whose words are mostly
-    repeated: it is another version of the same text.
+    Only the edges of a document are looked at: from its start into its first section, and from its end within its last,
+    up to the first block of `short` or more words that is neither repeated nor mostly links. So what is repeated amid
+    the text stays, as procedures and options do that several manuals share. Repeated: in `repeated` documents or more,
+    whatever its digits ("page 3", "2024"). Code, tables and what leads in to something (":") are never repeated, and
+    nothing is in a document whose words are mostly repeated: it is another version of the same text.
     """
     known = Counter(key for document in documents for key in {_key(block) for block in _blocks(document)})
     least = repeated if repeated is not None else len(documents) + 1
@@ -32,7 +32,8 @@ def without_edges(
         again = {id(block) for block in prose if _key(block) in often}
         if 2 * _words(block for block in prose if id(block) in again) > _words(prose):
             again = set()
-        edges = _edge(blocks, again, short) | _edge(reversed(blocks), again, short)
+        first, last = _outer(document)
+        edges = _edge(first, again, short) | _edge(reversed(last), again, short)
         counts["repeated"] += len(edges & again)
         counts["navigation"] += len(edges - again)
         kept.append([
@@ -40,6 +41,14 @@ def without_edges(
             for section in document
         ])  # fmt: skip
     return kept, counts
+
+
+def _outer(document: Sequence[Section]) -> tuple[list[Block], list[Block]]:
+    """The blocks before the first heading and in the first section under one, and those of the last section."""
+    filled = [section for section in document if section.blocks]
+    before = [section for section in filled[:1] if not section.headings]
+    first = [block for section in filled[: len(before) + 1] for block in section.blocks]
+    return first, [block for section in filled[-1:] for block in section.blocks]
 
 
 def _edge(blocks: Iterable[Block], repeated: set[int], short: int) -> set[int]:

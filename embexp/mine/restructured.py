@@ -56,7 +56,8 @@ def html_of(text: str) -> str:
     visible = [node for node in tree.children if not isinstance(node, nodes.Invisible)]
     if visible and isinstance(visible[0], nodes.field_list):
         tree.remove(visible[0])
-    return str(publish_from_doctree(tree, writer="html5", settings_overrides={**SETTINGS, "report_level": 5}))
+    page = publish_from_doctree(tree, writer="html5", settings_overrides={**SETTINGS, "report_level": 5})
+    return re.sub(r"<title>.*?</title>", "", str(page), count=1)  # it has a title even when the text has none
 
 
 def _accept_unknown(text: str) -> None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from typing import Any
 
 LONGEST_HEADING = 30  # words; what is longer is a paragraph that somebody underlined
@@ -18,9 +19,10 @@ CALLED = re.compile(r"`[^`\n]*(?:://|www\.)[^`\n]*`")  # a command with an addre
 WORD = re.compile(
     r"[\u0e00-\u0e7f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\d*[^\W\d_][^\W_]*(?:['’][^\W_]+)?"
 )
+BOLD = re.compile(r"(\*\*|__)([^\n*_]{1,100}[^\n*_.:!,;])\1")
 INLINE_TAG = re.compile(r"</?(?:a|b|br|code|em|font|i|img|kbd|mark|small|span|strong|sub|sup|tt|u|var)\b[^<>]*>", re.I)
 
-Heading = tuple[int, str]  # level from 1 to 6, and words
+Heading = tuple[int, str]  # level from 1, and words
 
 
 @dataclass(frozen=True)
@@ -57,15 +59,18 @@ class Section:
 def sections(text: str) -> list[Section]:
     """The sections of a document, in order, also those that hold nothing.
 
-    Comments and link definitions are left out. A heading inside a code block, a quotation or a list is none.
+    Comments and link definitions are left out. A heading inside a code block, a quotation or a list is none; a line of
+    its own in bold above a text is one, below all others.
     """
     found: list[tuple[tuple[str, ...], list[Block]]] = [((), [])]
     path: list[Heading] = []
-    for part in _parts(text):
-        if isinstance(part, Block):
+    parts = list(_parts(text))
+    for part, following in zip_longest(parts, parts[1:]):
+        heading = _bold(part, following) if isinstance(part, Block) else part
+        if isinstance(part, Block) and heading is None:
             found[-1][1].append(part)
-        else:
-            path = [*(above for above in path if above[0] < part[0]), part]
+        elif heading is not None:
+            path = [*(above for above in path if above[0] < heading[0]), heading]
             found.append((tuple(title for _, title in path if title), []))
     return [Section(headings, tuple(blocks)) for headings, blocks in found]
 
@@ -73,6 +78,14 @@ def sections(text: str) -> list[Section]:
 def headings(text: str) -> list[Heading]:
     """The headings of a document, in order."""
     return [part for part in _parts(text) if not isinstance(part, Block)]
+
+
+def _bold(block: Block, following: Heading | Block | None) -> Heading | None:
+    """The heading that a line in bold is, when a text follows."""
+    line = BOLD.fullmatch(block.text)
+    if line is None or not isinstance(following, Block) or BOLD.fullmatch(following.text):
+        return None
+    return 7, line[2].strip()
 
 
 def _parts(text: str) -> Iterator[Heading | Block]:

@@ -59,6 +59,12 @@ def of_estimate(estimate: Estimate, config: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def unanswered(client: Client) -> str | None:
+    """Why the data set is not whole though nothing stopped mining: calls that failed for good, this time."""
+    report = client.report()
+    return f"{report.failed} calls got no answer ({report.last_fault})" if report.failed else None
+
+
 def record(
     config: Mapping[str, Any], data: DataSet, known: Knowledge, sifted: Sifted, users: Real, client: Client
 ) -> dict[str, Any]:
