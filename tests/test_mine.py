@@ -140,3 +140,41 @@ def test_a_limit_takes_so_many_documents_and_stays_the_same_ones(embexp, handboo
     first = {row["document"] for row in rows(mined.folder / "corpus.jsonl")}
     more = {row["document"] for row in rows(embexp.mine(*OFFLINE, "limit=8").folder / "corpus.jsonl")}
     assert (len(first), len(more), first < more) == (5, 8, True)
+
+
+def test_a_data_set_among_its_documents_is_not_read_again(embexp, handbook):
+    arguments = ["documents=handbook", "miner=sentences", "out=handbook/mined"]
+    assert embexp.mine(*arguments).code == 0
+    first = record(handbook / "mined")["content"]
+    assert embexp.mine(*arguments).code == 0
+    assert record(handbook / "mined")["content"] == first
+
+
+def test_a_section_that_repeats_its_heading_elsewhere_leaks_nothing(embexp, tmp_path):
+    (tmp_path / "handbook").mkdir()
+    for name, part in (("stove", "burner"), ("boat", "rudder"), ("clock", "spring")):
+        parts = [
+            f"## {part} {place}\n\n### How it is installed step by step\n\n{what}\n"
+            for place, what in (
+                (
+                    "upper",
+                    f"Slide the {part} along its rail until both arrows meet, then lock the brass clip above it.",
+                ),
+                (
+                    "lower",
+                    f"Two people lift the {name} while a third pushes wooden wedges under the {part} from behind.",
+                ),
+                (
+                    "outer",
+                    f"Paint on the {part} cracks in frost, so oil every seam of the {name} before winter begins.",
+                ),
+                ("inner", f"A magnet pulls lost screws out of the {part}; shake the {name} gently over a white cloth."),
+            )
+        ]
+        (tmp_path / "handbook" / f"{name}.md").write_text(f"# {name}\n\n" + "\n".join(parts))
+    for seed in range(4):
+        mined = embexp.mine(*OFFLINE, "split.unit=section", "split.test=0.4", "split.dev=0.3", f"split.seed={seed}")
+        assert mined.code == 0
+        assert {"train", "dev"} <= record(mined.folder)["questions"].keys()
+        trained = embexp("dataset=mined", "dataset.path=mined", *QUICK)
+        assert "leak" not in trained.output

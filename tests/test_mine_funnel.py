@@ -283,12 +283,14 @@ def test_problems_are_given_a_longer_list_by_keywords_and_none_when_a_judge_says
     assert [each.passage for each in sift(second, tenth, funnel=funnel, judge=Says(None, None)).kept] == ["p0"]
 
 
-def test_a_cloze_question_must_find_its_passage_without_its_own_words():
+def test_a_pseudo_query_is_easy_when_its_passage_is_found_without_its_words_and_stays_in_any_case():
     words = PASSAGES["p0"].text
     stays = question(0, words, kind="sentence", span=words)
     leaves = replace(stays, cloze=True)
-    assert sift(stays).kept
-    assert sift(leaves).rejected[0].reason == "its passage comes 10., after the first 1"
+    assert sift(stays).easy == {stays.id}
+    assert Search.over([leaves], PASSAGES).by_keywords() == {leaves.id: 10}
+    assert sift(leaves).kept == (leaves,)
+    assert not sift(leaves).easy
 
 
 def test_a_model_of_its_own_may_find_what_keywords_do_not(tmp_path):
