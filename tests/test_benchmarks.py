@@ -66,3 +66,17 @@ def test_the_table_of_losses_ranks_by_dev_and_shows_the_spread_over_seeds(tmp_pa
         "| cosent | 1 | 0.950 | 0.600 | 0.500 | 1 better | 7 |",
         "| mnrl | 2 | 0.850 ± 0.050 | 0.750 ± 0.050 | 0.500 ± 0.000 | 2 better | 7 |",
     ]
+
+
+def test_the_filter_keeps_good_planted_questions_and_drops_the_faults_it_is_for():
+    call = [sys.executable, "benchmarks/funnel.py"]
+    ended = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=True)
+    without_judge = ended.stdout.partition("with a judge")[0]
+    rows = [line.split("|")[1:-1] for line in without_judge.splitlines() if line.startswith("| ")][1:]
+    found = {row[0].strip(): (float(row[4]), float(row[5])) for row in rows}
+    assert found["span in the passage"] == found["round trip"] == (1.0, 1.0)
+    assert found["not a duplicate"] == (1.0, 0.7)  # 30 of 100 say the same in other words
+    assert found["stands alone"][0] == 1.0
+    assert found["stands alone"][1] > 0.7
+    assert "Good questions kept: 512 of 512" in without_judge
+    assert "good ones that look bad: 32 of 32 right" in ended.stdout

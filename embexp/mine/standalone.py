@@ -17,12 +17,11 @@ SAYS = (
 )
 SHOWN = r"(?:mentioned|described|listed|shown|given|discussed|stated|quoted|outlined|explained)"
 # "this text?" points at the page, "this text field" does not: what follows must not be a noun
-GOES_ON = (
-    "about and or as to for on is are was were that do does the an? we you i it how what which who why when".replace(
-        " ", "|"
-    )
+FOLLOWS = (
+    rf"(?:{SAYS}|about|and|or|as|to|for|on|is|are|was|were|that|do|does|the|an?|we|you|i|it|how|what|which|who|why"
+    r"|when)\b"
 )
-ENDS = rf"(?=\s*(?:[?.!,;:)\"']|$|(?:{SAYS}|{GOES_ON})\b))"
+ENDS = rf"(?=\s*(?:[?.!,;:)\"']|$|{FOLLOWS}))"
 LAST = r"(?=\s*(?:[?.!,]|$))"
 POINTING = r"(?:this|these|the (?:given|above|following|present|provided|preceding|previous|quoted))"
 REFERENCES = [
