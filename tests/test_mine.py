@@ -148,35 +148,3 @@ def test_a_data_set_among_its_documents_is_not_read_again(embexp, handbook):
     first = record(handbook / "mined")["content"]
     assert embexp.mine(*arguments).code == 0
     assert record(handbook / "mined")["content"] == first
-
-
-def test_a_section_that_repeats_its_heading_elsewhere_leaks_nothing(embexp, tmp_path):
-    (tmp_path / "handbook").mkdir()
-    for name, part in (("stove", "burner"), ("boat", "rudder"), ("clock", "spring")):
-        parts = [
-            f"## {part} {place}\n\n### How it is installed step by step\n\n{what}\n"
-            for place, what in (
-                (
-                    "upper",
-                    f"Slide the {part} along its rail until both arrows meet, then lock the brass clip above it.",
-                ),
-                (
-                    "lower",
-                    f"Two people lift the {name} while a third pushes wooden wedges under the {part} from behind.",
-                ),
-                (
-                    "outer",
-                    f"Paint on the {part} cracks in frost, so oil every seam of the {name} before winter begins.",
-                ),
-                ("inner", f"A magnet pulls lost screws out of the {part}; shake the {name} gently over a white cloth."),
-            )
-        ]
-        (tmp_path / "handbook" / f"{name}.md").write_text(f"# {name}\n\n" + "\n".join(parts))
-    ended = []
-    for seed in range(4):
-        mined = embexp.mine(*OFFLINE, "split.unit=section", "split.test=0.4", "split.dev=0.3", f"split.seed={seed}")
-        assert mined.code == 0
-        trained = embexp("dataset=mined", "dataset.path=mined", *QUICK)
-        assert "leak" not in trained.output
-        ended.append(trained.code)
-    assert 0 in ended  # others may have too little to train on
