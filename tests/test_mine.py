@@ -140,3 +140,11 @@ def test_a_limit_takes_so_many_documents_and_stays_the_same_ones(embexp, handboo
     first = {row["document"] for row in rows(mined.folder / "corpus.jsonl")}
     more = {row["document"] for row in rows(embexp.mine(*OFFLINE, "limit=8").folder / "corpus.jsonl")}
     assert (len(first), len(more), first < more) == (5, 8, True)
+
+
+def test_a_data_set_among_its_documents_is_not_read_again(embexp, handbook):
+    arguments = ["documents=handbook", "miner=sentences", "out=handbook/mined"]
+    assert embexp.mine(*arguments).code == 0
+    first = record(handbook / "mined")["content"]
+    assert embexp.mine(*arguments).code == 0
+    assert record(handbook / "mined")["content"] == first

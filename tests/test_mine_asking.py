@@ -117,7 +117,7 @@ def test_completion_adds_passages_that_the_judge_takes(embexp, handbook, llm):
     folder = embexp.mine(*asking(llm), "paraphrases=0", "complete=2").folder
     lines = (folder / "qrels" / "train.tsv").read_text().splitlines()[1:]
     questions = {line.split("\t")[0] for line in lines}
-    assert len(lines) > 2 * len(questions)
+    assert len(lines) > 1.5 * len(questions)
 
 
 def test_the_key_is_in_nothing_that_is_written_or_printed(embexp, handbook, llm):
@@ -139,3 +139,38 @@ def test_a_missing_key_is_said_with_what_to_set(embexp, handbook, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     mined = embexp.mine("documents=handbook")
     assert (mined.code, "OPENAI_API_KEY is not set" in mined.output) == (1, True)
+
+
+def test_completion_takes_no_answer_from_another_side_so_that_the_set_trains(embexp, handbook, llm):
+    folder = embexp.mine(*asking(llm), "paraphrases=0", "complete=5").folder
+    side_of = {row["metadata"]["passage"]: row["metadata"]["side"] for row in rows(folder / "queries.jsonl")}
+    trained = {line.split("\t")[1] for line in (folder / "qrels" / "train.tsv").read_text().splitlines()[1:]}
+    assert {side_of.get(passage) for passage in trained} <= {"train", "seen"}
+    assert embexp("dataset=mined", "dataset.path=mined", *QUICK).code == 0
+
+
+def test_a_whole_data_set_is_not_replaced_by_a_part(embexp, handbook, llm):
+    whole = record(embexp.mine(*asking(llm), "paraphrases=0").folder)["content"]
+    mined = embexp.mine(*asking(llm), "paraphrases=0", "llm.model=gpt-4.1", "budget.calls=30")
+    assert (mined.code, "Nothing was written" in mined.output) == (1, True)
+    assert record(mined.folder)["content"] == whole
+
+
+def test_a_paraphrase_in_the_same_words_is_none(embexp, handbook, llm):
+    def echo(call):
+        query = re.search(r"<query>\s*(.*?)\s*</query>", call.body["messages"][-1]["content"])
+        return Reply(json.dumps({"question": query[1]})) if query else answer(call)
+
+    llm.plan = echo
+    said = record(embexp.mine(*asking(llm), "paraphrases=1").folder)
+    assert "paraphrase" not in said["questions"]
+    assert said["problems"]["paraphrase: the same words again"] > 10
+
+
+@pytest.mark.parametrize(
+    "secret", ["llm.base_url='https://me:sk-canary-1@host/v1'", "llm.api_key_env=sk-canary-1234567890"]
+)
+def test_a_key_in_the_config_is_refused_before_it_is_written_down(embexp, handbook, tmp_path, secret):
+    mined = embexp.mine("documents=handbook", secret)
+    assert (mined.code, "canary" in mined.output) == (1, False)
+    assert not any(b"canary" in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())

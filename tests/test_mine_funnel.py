@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from embexp.errors import UserError
+from embexp.mine.duplicates import without_duplicates
 from embexp.mine.funnel import Funnel, complete, is_quoted
 from embexp.mine.passages import Mined, Passage, Question
 from embexp.mine.round_trip import RoundTrip, Search
@@ -347,3 +348,13 @@ def test_completion_adds_what_the_judge_says_answers_too_and_asks_of_nothing_els
     assert {text for text, _ in judge.asked} == {asked.text}
     assert complete([pseudo], PASSAGES, Says(), top=2) == {}
     assert complete([asked], PASSAGES, Says(), top=0) == {}
+
+
+def test_the_same_words_under_two_paths_of_headings_are_asked_of_neither():
+    def under(*headings):
+        return Passage(f"About {headings[1]}.", "a.md", headings)
+
+    passages = [under("Guide", "Upper", "How it is installed"), under("Guide", "Lower", "How it is installed")]
+    asked = [Question("How it is installed", passage.id, "heading", "", also=()) for passage in passages]
+    kept, why = without_duplicates(asked, {passage.id: passage for passage in passages}, threshold=0.9)
+    assert (kept, len(why)) == ([], 2)

@@ -50,7 +50,7 @@ def test_without_ids_the_judge_finds_the_passages_and_the_rest_is_counted(tmp_pa
     found = real.read(written(tmp_path, *rows), PASSAGES, judge=judge)
     assert list(found.queries.values()) == ["is the office in Lyon?"]
     assert list(found.qrels.values()) == [{"p2": 1}]
-    assert found.left_out == {"the judge found no passage": 1}
+    assert found.left_out == {"real: the judge found no passage": 1}
     assert ("is the office in Lyon?", "The office is in Lyon.") in judge.asked
 
 

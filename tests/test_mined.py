@@ -70,7 +70,7 @@ def test_a_paraphrase_near_its_training_question_is_no_leak_but_any_other_is(fol
                         splits.test.documents), splits.slices)  # fmt: skip
     refuse_leaks(near, near_duplicate=0.9)
     relabelled = type(near)(near.train, near.dev, near.test, {"real": ("qd", "qs", "qr", "qp")})
-    with pytest.raises(UserError, match="leak: 1 queries stand"):
+    with pytest.raises(UserError, match="leak: 1 quer"):
         refuse_leaks(relabelled, near_duplicate=0.9)
 
 

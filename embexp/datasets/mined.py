@@ -28,14 +28,15 @@ def load(*, path: str) -> Splits:
             "its end, or set dataset=beir for a folder from elsewhere"
         )
     sets = beir.sets(folder)
+    slices = _json(folder / "slices.json")
     missing = [name for name in ("train", "dev", "test") if name not in sets or not sets[name].queries]
+    missing += ["test"] if not missing and not any(ids for name, ids in slices.items() if name != "paraphrase") else []
     if missing:
         raise UserError(
             f"dataset.path={path}: mining left {listed(missing)} without questions; mining.md there says where they "
             "went. Add documents, ask for more questions per passage, or loosen the filter"
         )
-    slices = _json(folder / "slices.json")
-    cloze = {row["_id"]: row["text"] for row in map(json.loads, _file(folder / "cloze.jsonl").splitlines())}
+    cloze = {row["_id"]: row["text"] for row in map(json.loads, _file(folder / "cloze.jsonl").split("\n")[:-1])}
     reading = ["train", "dev"] if "real" in slices else ["train", "dev", "test"]
     for name in reading:
         sets[name] = _with_texts(sets[name], cloze)

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from embexp.checks import Program, Types, nearest
+from embexp.components import build
 from embexp.config import OWN_KEYS
+from embexp.errors import UserError
 
+QUICKLY_MADE = ["llm", "split", "chunker", "filter"]  # their modules load nothing heavy
 KINDS = ["question", "keywords", "problem"]
 SIDES = ["train", "dev", "test"]
 COUNT = "a whole number from 0 up"
@@ -46,7 +49,21 @@ def _mistakes_of_mining(config: Mapping[str, Any]) -> list[str]:
         problems.append(f"paraphrases={config['paraphrases']} must be a share from 0 to 1")
     if isinstance(config["complete"], int) and config["complete"] < 0:
         problems.append(f"complete={config['complete']} must be {COUNT}")
-    return problems + _question_mistakes(config["questions"]) + _budget_mistakes(config["budget"])
+    problems += _question_mistakes(config["questions"]) + _budget_mistakes(config["budget"])
+    return problems + [mistake for name in QUICKLY_MADE for mistake in _out_of_range(config, name)]
+
+
+def _out_of_range(config: Mapping[str, Any], name: str) -> list[str]:
+    """What a node's class says of its values; also a key where only its name belongs, before Hydra writes it down."""
+    if not isinstance(config[name], Mapping) or "???" in config[name].values():
+        return []
+    try:
+        build(config[name], allowed=config["allowed_packages"])
+    except UserError as error:
+        return list(error.problems)
+    except Exception:  # a key or a type that the class does not take, which is said already
+        return []
+    return []
 
 
 def _question_mistakes(questions: Any) -> list[str]:

@@ -6,6 +6,7 @@ Calls `formats` for each document's text; knows nothing of passages' sizes, mode
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,17 +41,19 @@ class Read:
     unreadable: Mapping[str, str]
 
 
-def read(places: Sequence[str]) -> Read:
+def read(places: Sequence[str], *, without: Path | None = None) -> Read:
     """Read folders (whole, without hidden files), globs and files.
 
     A name is the path within the folder, or from a glob's first wildcard on, with slashes; where two places have the
     same name, the later one's is set behind its folder. A row of ready passages has a `text` or `passage`, and perhaps
     an `_id` or `id`, a `title` and a `document`; without a document it counts as one of its own.
 
+    without: a folder that is passed over, since it is written to.
+
     Raises UserError for a place that names nothing, for an id that stands for two passages, when nothing is readable,
     and when the library that a kind of file needs is not installed.
     """
-    files, unreadable = _found(places)
+    files, unreadable = _found(places, without)
     documents: list[Document] = []
     ready: dict[str, Passage] = {}
     for name, file in files.items():
@@ -112,6 +115,8 @@ def _ready(file: Path, name: str) -> tuple[list[Passage], int]:
         if text:
             title = " ".join(_value(row, "title").split())
             given_id = next((_value(row, column) for column in ID_COLUMNS if _value(row, column)), None)
+            if given_id is not None and re.search(r"\s", given_id):
+                raise Unreadable(f"the id {given_id!r} has white space, which rankings can't hold")
             passage = Passage(text, "", (title,) if title else (), given_id=given_id)
             document = _value(row, "document") or f"{name}#{passage.id}"
             passage = replace(passage, document=document, position=positions[document])
@@ -139,6 +144,7 @@ def _value(row: dict[str, Any], column: str) -> str:
 class _Found:
     """Files by name, each once; and what can't be read, among it files of unknown endings, counted by ending."""
 
+    without: Path | None
     files: dict[str, Path] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
     seen: set[Path] = field(default_factory=set)
@@ -146,6 +152,8 @@ class _Found:
 
     def add(self, place: Path, root: Path) -> None:
         for file in self._walk(place):
+            if self.without is not None and file.resolve().is_relative_to(self.without):
+                continue
             name = _named(file.relative_to(root))
             try:
                 problem = "a link to nothing" if not file.exists() else "not a file" if not file.is_file() else None
@@ -183,8 +191,8 @@ class _Found:
         return next(free for free in (*candidates, *numbered) if free not in self.files)
 
 
-def _found(places: Sequence[str]) -> tuple[dict[str, Path], dict[str, str]]:
-    found = _Found()
+def _found(places: Sequence[str], without: Path | None) -> tuple[dict[str, Path], dict[str, str]]:
+    found = _Found(without.resolve() if without else None)
     missing = []
     for place in places:
         path = Path(place).expanduser()

@@ -81,7 +81,7 @@ def _nearly_the_same(questions: Sequence[Question], reasons: Reasons, threshold:
 
 def _unit(passage: Passage) -> tuple[str, ...]:
     """What is held out whole together at the finest (see `sides`)."""
-    return (passage.document, *passage.headings[:2])
+    return (passage.document, *passage.headings)
 
 
 def _unique(question: Question, further: Sequence[str]) -> tuple[str, ...]:

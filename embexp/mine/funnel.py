@@ -69,10 +69,18 @@ class Funnel:
         if self.near_duplicate is not None and not 0 < self.near_duplicate <= 1:
             raise UserError(f"filter.near_duplicate={self.near_duplicate} must be above 0 and at most 1, or null")
 
-    def sift(self, mined: Iterable[Mined], passages: Mapping[str, Passage], *, judge: Judge | None) -> Sifted:
+    def sift(
+        self,
+        mined: Iterable[Mined],
+        passages: Mapping[str, Passage],
+        *,
+        judge: Judge | None,
+        held_out: frozenset[str] = frozenset(),
+    ) -> Sifted:
         """Take questions through the stages.
 
         mined: consumed once, as it comes. passages: the whole knowledge base, by id. judge: None leaves out that stage.
+        held_out: passages whose questions measure; they take no round trip, which would leave only what a search finds.
         """
         questions, problems = _gathered(mined)
         flow = _Flow(questions)
@@ -91,7 +99,8 @@ class Funnel:
         model = self.round_trip.model if self.round_trip else None
         by_keywords, best = places(flow.left, passages, model=model)
         if self.round_trip is not None:
-            flow.drop(ROUND_TRIP, self.round_trip.lost(flow.left, best, answered))
+            training = [question for question in flow.left if question.passage not in held_out]
+            flow.drop(ROUND_TRIP, self.round_trip.lost(training, best, answered))
         easy = frozenset(question.id for question in flow.left if by_keywords[question.id] == 1)
         return Sifted(tuple(flow.left), tuple(flow.rejected), flow.counts, easy, +problems)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -14,7 +16,10 @@ from embexp.components import build
 from embexp.errors import UserError, listed
 from embexp.mine import documents
 from embexp.mine.passages import Document, Passage, hashed
+from embexp.models import EmbeddingModel
 from embexp.retrieval_set import RetrievalSet, Splits
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -22,13 +27,14 @@ class Knowledge:
     """Passages with unique ids, and how they came about.
 
     unreadable: file -> why. counts: what the chunker dropped. splits: of the data set, where the passages are one's.
-    tokenizer: of the model that is to be tuned.
+    model: the one that is to be tuned, and its tokenizer.
     """
 
     passages: Sequence[Passage]
     unreadable: Mapping[str, str]
     counts: Mapping[str, int]
     splits: Splits | None
+    model: EmbeddingModel
     tokenizer: Tokenizer
 
     def count_tokens(self, text: str) -> int:
@@ -36,8 +42,10 @@ class Knowledge:
         return len(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
 
-def read(config: Mapping[str, Any]) -> Knowledge:
+def read(config: Mapping[str, Any], folder: Path) -> Knowledge:
     """Read and cut what `documents` names, or take the passages of `dataset`; `limit` takes some of the documents.
+
+    folder: where the data set is written; it is not read, should it lie among the documents.
 
     Raises UserError when there is nothing to mine, and when one id stands for two passages.
     """
@@ -45,14 +53,14 @@ def read(config: Mapping[str, Any]) -> Knowledge:
     if config["dataset"] is not None:
         splits: Splits = build(config["dataset"], allowed=allowed)
         found = _limited(_passages_of(splits.train), config["limit"])
-        return Knowledge(found, {}, {}, splits, _tokenizer(config, found))
+        return Knowledge(found, {}, {}, splits, *_model(config, found))
     places = config["documents"]
-    got = documents.read([places] if isinstance(places, str) else places)
+    got = documents.read([places] if isinstance(places, str) else places, without=folder)
     texts = _limited_documents(got.documents, config["limit"])
     ready = _limited(got.passages, config["limit"])
-    tokenizer = _tokenizer(config, [*texts, *ready])
+    model, tokenizer = _model(config, [*texts, *ready])
     cut = build(config["chunker"], allowed=allowed).cut(texts, tokenizer)
-    passages = [*cut.passages, *ready]
+    passages = list({(passage.id, passage.whole): passage for passage in [*cut.passages, *ready]}.values())
     twice = [key for key, count in Counter(passage.id for passage in passages).items() if count > 1]
     if twice:
         raise UserError(f"{len(twice)} passage ids stand for two passages: {listed(twice)}. Give each an id of its own")
@@ -61,7 +69,7 @@ def read(config: Mapping[str, Any]) -> Knowledge:
             f"documents={places}: nothing is left to ask about; dropped: {dict(cut.counts)}, "
             f"unreadable: {listed(got.unreadable)}"
         )
-    return Knowledge(passages, got.unreadable, cut.counts, None, tokenizer)
+    return Knowledge(passages, got.unreadable, cut.counts, None, model, tokenizer)
 
 
 def _passages_of(data: RetrievalSet) -> list[Passage]:
@@ -84,13 +92,16 @@ def _limited(passages: Sequence[Passage], limit: int | None) -> list[Passage]:
     return [passage for passage in passages if passage.document in kept]
 
 
-def _tokenizer(config: Mapping[str, Any], texts: Sequence[Document | Passage]) -> Tokenizer:
+def _model(config: Mapping[str, Any], texts: Sequence[Document | Passage]) -> tuple[EmbeddingModel, Tokenizer]:
     source = build(config["model"], allowed=config["allowed_packages"], without=["kind"])
-    model = source.load([each.text for each in texts]).model
-    tokenizer = getattr(model.tokenizer, "backend_tokenizer", model.tokenizer)
+    loaded: EmbeddingModel = source.load([each.text for each in texts])
+    tokenizer = getattr(loaded.model.tokenizer, "backend_tokenizer", loaded.model.tokenizer)
+    most, asked = getattr(loaded.model, "max_seq_length", None), config["chunker"].get("tokens")
+    if isinstance(most, int) and isinstance(asked, int) and asked > most:
+        log.warning("chunker.tokens=%d: the model reads %d tokens and cuts the rest off; lower it", asked, most)
     if not isinstance(tokenizer, Tokenizer):
         raise UserError(
             f"model.path={config['model'].get('path')} has no tokenizer.json, and passages are cut by its tokens; "
             "choose another model (model=minilm): the cut differs little between models"
         )
-    return tokenizer
+    return loaded, tokenizer

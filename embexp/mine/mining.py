@@ -44,7 +44,7 @@ def mine(config: Mapping[str, Any], folder: Path) -> Outcome:
     Raises UserError for what the user can mend, and BusyError when another process mines into the folder.
     """
     with _alone(folder):
-        known = knowledge.read(config)
+        known = knowledge.read(config, folder)
         sides: Sides = build(config["split"], allowed=config["allowed_packages"])
         side_of = sides.assigned(sides.unit_of(passage) for passage in known.passages)
         asked = config["questions"]
@@ -56,8 +56,8 @@ def mine(config: Mapping[str, Any], folder: Path) -> Outcome:
                 estimate = client.estimate(miner.requests(wanted), known.count_tokens)
                 return Outcome(None, summary.of_estimate(estimate, config))
             made = _Making(config, known, sides, side_of, client, miner).data_set(wanted)
-            if client.stopped is not None and not made.record["kinds"]:
-                return Outcome(client.stopped, "No question was made, and nothing was written.")
+            if client.stopped is not None and (not made.record["kinds"] or written.is_whole(folder)):
+                return Outcome(client.stopped, "Nothing was written; what was answered is kept.")
             written.write(made.data, folder, record=made.record, page=summary.page(made.record, made.data))
             return Outcome(client.stopped or summary.unanswered(client), summary.of_data_set(made.record, folder))
 
@@ -87,18 +87,22 @@ class _Making:
         place = {each.passage.id: place for place, each in enumerate(wanted)}
         # answers come in any order; what is a copy of what, and what training sees first, must not depend on it
         mined = sorted(self.miner.mine(wanted), key=lambda each: place[each.passage.id])
-        sifted: Sifted = funnel.sift(mined, by_id, judge=self._judge(needed=self.config["judge"]))
+        units = {key: self.sides.unit_of(passage) for key, passage in by_id.items()}
+        side_of = {key: self.side_of[unit] for key, unit in units.items()}
+        held_out = frozenset(key for key, side in side_of.items() if side != "train")
+        sifted: Sifted = funnel.sift(mined, by_id, judge=self._judge(needed=self.config["judge"]), held_out=held_out)
         dealt, copies = self.sides.without_copies(self.sides.deal(sifted.kept, by_id, self.side_of), users.queries)
         if users.queries and not self.miner.asks_llm:  # a pseudo-query says less than a real question
             dealt |= {"unseen": [], "seen": []}
         asked = [question for questions in dealt.values() for question in questions]
-        queries = written.queries_of(dealt, by_id, easy=sifted.easy, further=self._further(asked, by_id))
+        further = self._further(asked, by_id)
+        queries = written.queries_of(dealt, by_id, easy=sifted.easy, further=further, side_of=side_of)
         cloze = written.cloze_texts(queries, by_id)
         queries |= {key: Query(text, "real", users.qrels[key], {}) for key, text in users.queries.items()}
-        queries |= self._paraphrases(dealt["train"], queries)
-        units = {key: self.sides.unit_of(passage) for key, passage in by_id.items()}
+        paraphrases, problems = self._paraphrases(dealt["train"], queries)
+        queries |= paraphrases
         data = DataSet(by_id, units, queries, cloze, [*sifted.rejected, *copies])
-        return _Made(data, summary.record(self.config, data, self.known, sifted, users, self.client))
+        return _Made(data, summary.record(self.config, data, self.known, sifted, users, problems, self.client))
 
     def _real(self, by_id: Mapping[str, Passage]) -> Real:
         named = self.config["real_questions"]
@@ -107,7 +111,7 @@ class _Making:
         if named == "dataset":
             assert self.known.splits is not None  # the config is checked
             return real.of_data_set(self.known.splits, by_id)
-        return real.read(named, by_id, judge=self._judge(needed=self.miner.asks_llm))
+        return real.read(named, by_id, judge=self._judge(needed=self.miner.asks_llm), model=self.known.model)
 
     def _judge(self, *, needed: bool) -> Judge | None:
         return LLMJudge(client=self.client, prompt=self.config["prompts"]["judge"]) if needed else None
@@ -119,16 +123,21 @@ class _Making:
         assert judge is not None
         return complete(mined, by_id, judge, top=self.config["complete"])
 
-    def _paraphrases(self, trained: Sequence[Question], queries: Mapping[str, Query]) -> dict[str, Query]:
+    def _paraphrases(
+        self, trained: Sequence[Question], queries: Mapping[str, Query]
+    ) -> tuple[dict[str, Query], Mapping[str, int]]:
         if not self.miner.asks_llm or not self.config["paraphrases"]:
-            return {}
+            return {}, {}
         chosen = {question.id: question for question in self.sides.chosen(trained, self.config["paraphrases"])}
         paraphraser = Paraphraser(client=self.client, prompt=self.config["prompts"]["paraphrase"])
-        said = paraphraser.paraphrase({key: question.text for key, question in chosen.items()})
-        return {
+        said = sorted(paraphraser.paraphrase({key: question.text for key, question in chosen.items()}))
+        other = [(key, text) for key, text in said if text.casefold().split() != chosen[key].text.casefold().split()]
+        found = {
             hashed("paraphrase", key, text): Query(text, "paraphrase", queries[key].answers, {"paraphrase_of": key})
-            for key, text in sorted(said)
+            for key, text in other
         }
+        same = {"the same words again": len(said) - len(other)} if len(said) > len(other) else {}
+        return found, {f"paraphrase: {name}": count for name, count in (same | paraphraser.problems).items()}
 
 
 def _client(config: Mapping[str, Any], folder: Path) -> Client:

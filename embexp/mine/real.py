@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from embexp.datasets.pairs import READERS
 from embexp.errors import UserError, listed
 from embexp.mine.passages import Judge, Passage, hashed
 from embexp.retrieval_set import Qrels, RetrievalSet, Splits
 
-CANDIDATES = 10  # passages per question that the judge looks at
+if TYPE_CHECKING:
+    from embexp.models import EmbeddingModel
+
+CANDIDATES = 10  # passages per question that the judge looks at, of keyword search and of the model each
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,14 @@ def of_data_set(splits: Splits, passages: Mapping[str, Passage]) -> Real:
     return Real(queries, qrels, {})
 
 
-def read(path: str, passages: Mapping[str, Passage], *, judge: Judge | None) -> Real:
+def read(
+    path: str, passages: Mapping[str, Passage], *, judge: Judge | None, model: EmbeddingModel | None = None
+) -> Real:
     """Read JSONL, CSV, TSV or Parquet with a column `query` and optionally `passages`, the ids that answer it.
 
-    `passages` is a list, or ids with spaces between them; rows of one question are joined. Raises UserError for a file
-    that can't be read, an id that is no passage's, and questions without ids when there is no judge.
+    `passages` is a list, or ids with spaces between them; rows of one question are joined. model: finds passages for
+    the judge beside keyword search, or keyword search would have every known answer among its first. Raises UserError
+    for a file that can't be read, an id that is no passage's, and questions without ids when there is no judge.
     """
     file = Path(path).expanduser()
     reader = READERS.get(file.suffix.lower())
@@ -64,11 +70,15 @@ def read(path: str, passages: Mapping[str, Passage], *, judge: Judge | None) -> 
     if not texts:
         raise UserError(f"real_questions={path} is empty")
     unanswered = {query: text for query, text in texts.items() if not qrels[query]}
+    left_out: dict[str, int] = {}
     if unanswered:
-        qrels |= _judged(unanswered, passages, judge, path)
+        judged, not_judged = _judged(unanswered, passages, judge, model, path)
+        qrels |= judged
+        lost = sum(not grades for grades in judged.values()) - not_judged
+        left_out = {"real: the judge found no passage": lost, "real: the judge gave no judgement": not_judged}
     found = {query: text for query, text in texts.items() if qrels[query]}
-    lost = len(texts) - len(found)
-    return Real(found, {query: qrels[query] for query in found}, {"the judge found no passage": lost} if lost else {})
+    left_out = {why: count for why, count in left_out.items() if count}
+    return Real(found, {query: qrels[query] for query in found}, left_out)
 
 
 def _ids(value: Any, where: str, passages: Mapping[str, Passage]) -> list[str]:
@@ -87,21 +97,35 @@ def _ids(value: Any, where: str, passages: Mapping[str, Passage]) -> list[str]:
 
 
 def _judged(
-    queries: Mapping[str, str], passages: Mapping[str, Passage], judge: Judge | None, path: str
-) -> dict[str, dict[str, int]]:
+    queries: Mapping[str, str],
+    passages: Mapping[str, Passage],
+    judge: Judge | None,
+    model: EmbeddingModel | None,
+    path: str,
+) -> tuple[dict[str, dict[str, int]], int]:
+    """Query id -> the passages that answer it, and how many queries without one were not judged to the end."""
     if judge is None:
         raise UserError(
             f"real_questions={path}: {len(queries)} questions have no passage ids, and only an LLM can look for them. "
             "Set judge=true with an llm, or add a column passages with ids from corpus.jsonl"
         )
-    from embexp.search import BM25  # slow to import
+    from embexp.encoding import Encoder  # slow to import
+    from embexp.search import BM25, Arm, Dense
 
     corpus = {passage.id: passage.whole for passage in passages.values()}
-    ranking = BM25().search(RetrievalSet(queries, corpus, {}, {}), top=CANDIDATES)
-    looked_at = [(query, passage) for query, hits in ranking.items() for passage, _ in hits]
+    data = RetrievalSet(queries, corpus, {}, {})
+    arms: list[Arm] = [BM25()]
+    if model is not None and not model.untrained:
+        arms.append(Dense(Encoder(model, progress="real questions", content=model.origin["content"])))
+    rankings = [arm.search(data, top=CANDIDATES) for arm in arms]
+    ranked = ((query, key) for ranking in rankings for query in queries for key, _ in ranking[query])
+    looked_at = list(dict.fromkeys(ranked))
     said = judge.answers([(queries[query], corpus[passage]) for query, passage in looked_at])
     found: dict[str, dict[str, int]] = {query: {} for query in queries}
+    unjudged = set()
     for (query, passage), answers in zip(looked_at, said, strict=True):
         if answers:
             found[query][passage] = 1
-    return found
+        elif answers is None:
+            unjudged.add(query)
+    return found, sum(not found[query] for query in unjudged)

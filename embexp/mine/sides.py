@@ -49,8 +49,10 @@ class Sides:
             )
         if self.unit not in ("document", "section"):
             raise UserError(f"split.unit={self.unit} must be document or section")
-        if not 0 < self.near_duplicate <= 1:  # above 1 even equal questions would pass
-            raise UserError(f"split.near_duplicate={self.near_duplicate} must be above 0 and at most 1")
+        if not 0 < self.near_duplicate <= 0.9:
+            raise UserError(
+                f"split.near_duplicate={self.near_duplicate} must be above 0 and at most 0.9, as a run checks"
+            )
 
     def unit_of(self, passage: Passage) -> str:
         """What is held out whole together with this passage."""

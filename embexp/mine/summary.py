@@ -66,7 +66,13 @@ def unanswered(client: Client) -> str | None:
 
 
 def record(
-    config: Mapping[str, Any], data: DataSet, known: Knowledge, sifted: Sifted, users: Real, client: Client
+    config: Mapping[str, Any],
+    data: DataSet,
+    known: Knowledge,
+    sifted: Sifted,
+    users: Real,
+    paraphrase_problems: Mapping[str, int],
+    client: Client,
 ) -> dict[str, Any]:
     """The content of mining.json, but for the digest of the data."""
     report = client.report()
@@ -80,7 +86,7 @@ def record(
         "dropped_passages": dict(known.counts),
         "unreadable": dict(known.unreadable),
         "funnel": dict(sifted.counts),
-        "problems": dict(sifted.problems),
+        "problems": {**sifted.problems, **paraphrase_problems},
         "left_out": {**dict(copies), **users.left_out},
         "questions": dict(Counter(query.side for query in data.queries.values())),
         "kinds": dict(Counter(str(query.about["kind"]) for query in data.queries.values() if "kind" in query.about)),
@@ -156,8 +162,8 @@ def of_data_set(record: Mapping[str, Any], folder: Path) -> str:
     if record["unreadable"]:
         lines += [f"not read: {len(record['unreadable'])} files", *_named(record["unreadable"])]
     lines += [f"samples: {folder / 'mining.md'}"]
-    trainable = {"train", "dev"} <= record["questions"].keys() and len(record["questions"]) > 2
-    if trainable:
+    sides = record["questions"].keys()
+    if {"train", "dev"} <= sides and sides & {"unseen", "seen", "real"} and record["stopped"] is None:
         lines.append(f"next:    python -m embexp dataset=mined dataset.path={folder}")
     return "\n".join(lines)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from embexp.cache import digest
+from embexp.durable import write_whole
 from embexp.mine.passages import Passage, Question, Rejected
 from embexp.mine.sentences import without
 
@@ -52,17 +53,25 @@ class DataSet:
         return [key for key, query in self.queries.items() if query.side == side]
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether the folder holds a data set whose mining was not stopped early."""
+    file = folder / LAST
+    return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("stopped") is None
+
+
 def queries_of(
     dealt: Mapping[str, Sequence[Question]],
     passages: Mapping[str, Passage],
     *,
     easy: frozenset[str],
     further: Mapping[str, Sequence[str]],
+    side_of: Mapping[str, str],
 ) -> dict[str, Query]:
     """The mined questions with the passages that answer them.
 
-    easy: questions that keyword search has first. further: passages that a judge added. Where the miner names no other
-    passages, a neighbour that holds the same words, since passages overlap, answers too.
+    easy: questions that keyword search has first. further: passages that a judge added. side_of: passage id -> the side
+    that its document is on: no answer is taken from another side, or training would see what is held out. Where the
+    miner names no other passages, a neighbour that holds the same words, since passages overlap, answers too.
     """
     by_place = {(passage.document, passage.position): passage for passage in passages.values()}
     found = {}
@@ -70,6 +79,7 @@ def queries_of(
         for question in questions:
             beside = question.also or _neighbours(question, passages, by_place)
             answers = [question.passage, *beside, *further.get(question.id, ())]
+            answers = [passage for passage in answers if side_of[passage] == side_of[question.passage]]
             about = {**_about(question), "bm25_first": question.id in easy, "cloze": question.cloze}
             found[question.id] = Query(question.text, side, dict.fromkeys(answers, 1), about)
     return found
@@ -92,8 +102,15 @@ def _neighbours(
     own = passages[question.passage]
     for step in (-1, 1):
         neighbour = by_place.get((own.document, own.position + step))
-        if neighbour is not None and question.span.strip() and question.span in neighbour.text:
-            yield neighbour.id
+        if neighbour is not None and neighbour.headings == own.headings and question.span.strip():
+            first, second = (neighbour, own) if step < 0 else (own, neighbour)
+            if question.span in _overlap(first.text, second.text):
+                yield neighbour.id
+
+
+def _overlap(first: str, second: str) -> str:
+    """The end of the first text that is the start of the second."""
+    return next((first[place:] for place in range(len(first)) if second.startswith(first[place:])), "")
 
 
 def write(data: DataSet, folder: Path, *, record: Mapping[str, Any], page: str) -> None:
@@ -136,16 +153,16 @@ def write(data: DataSet, folder: Path, *, record: Mapping[str, Any], page: str) 
             continue
         lines = ["query-id\tcorpus-id\tscore"]
         lines += [f"{key}\t{passage}\t{grade}" for key in ids for passage, grade in data.queries[key].answers.items()]
-        _whole(folder / "qrels" / f"{name}.tsv", "\n".join(lines) + "\n")
-    _whole(folder / "slices.json", json.dumps(slices, indent=1) + "\n")
+        write_whole(folder / "qrels" / f"{name}.tsv", "\n".join(lines) + "\n")
+    write_whole(folder / "slices.json", json.dumps(slices, indent=1) + "\n")
     _lines(folder / "cloze.jsonl", ({"_id": key, "text": text} for key, text in data.cloze.items()))
     rejected = (
         {"text": each.question.text, "stage": each.stage, "reason": each.reason, **_about(each.question)}
         for each in data.rejected
     )
     _lines(folder / "rejected.jsonl", rejected)
-    _whole(folder / "mining.md", page)
-    _whole(folder / LAST, json.dumps({**record, "content": data.digest}, indent=2) + "\n")
+    write_whole(folder / "mining.md", page)
+    write_whole(folder / LAST, json.dumps({**record, "content": data.digest}, indent=2) + "\n")
 
 
 def _about(question: Question) -> dict[str, str]:
@@ -153,14 +170,4 @@ def _about(question: Question) -> dict[str, str]:
 
 
 def _lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    partial = file.with_name(f"{file.name}.partial")
-    with partial.open("w", encoding="utf-8") as out:
-        for row in rows:
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
-    partial.replace(file)
-
-
-def _whole(file: Path, text: str) -> None:
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
+    write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
