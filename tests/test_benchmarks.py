@@ -48,12 +48,14 @@ def test_the_mining_benchmark_prints_its_share_of_the_ideal():
 
 
 def test_the_table_of_losses_ranks_by_dev_and_shows_the_spread_over_seeds(tmp_path):
-    runs = {"mnrl": [(0.8, 0.7), (0.9, 0.8)], "cosent": [(0.95, 0.6)]}
+    runs = {"mnrl": [(0.8, 0.7), (0.9, 0.8)], "cosent": [(0.95, 0.6)], "mnrl loss.shape=triplet": [(0.99, 0.9)]}
     for loss, scores in runs.items():
         for seed, (dev, test) in enumerate(scores):
-            folder = tmp_path / f"{loss}{seed}"
+            folder = tmp_path / f"{loss}{seed}".replace(" ", "-")
             (folder / ".hydra").mkdir(parents=True)
-            chosen = f"{{loss: {loss}, model: minilm, dataset: docstrings}}"
+            name, _, variant = loss.partition(" ")
+            (folder / ".hydra" / "overrides.yaml").write_text(f"[seed={seed}, {variant}]")
+            chosen = f"{{loss: {name}, model: minilm, dataset: docstrings}}"
             (folder / ".hydra" / "hydra.yaml").write_text(f"hydra: {{runtime: {{choices: {chosen}}}}}")
             arm = {side: {"recall@10": value, "recall@1": 0.5} for side, value in (("dev", dev), ("test", test))}
             result = {"status": "completed", "metric": "recall@10", "verdict": "better", "seconds": {"training": 7}}
@@ -63,6 +65,7 @@ def test_the_table_of_losses_ranks_by_dev_and_shows_the_spread_over_seeds(tmp_pa
     ended = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True)
     rows = [line for line in ended.stdout.splitlines() if line.startswith(("| mnrl", "| cosent"))]
     assert rows == [
+        "| mnrl loss.shape=triplet | 1 | 0.990 | 0.900 | 0.500 | 1 better | 7 |",
         "| cosent | 1 | 0.950 | 0.600 | 0.500 | 1 better | 7 |",
         "| mnrl | 2 | 0.850 ± 0.050 | 0.750 ± 0.050 | 0.500 ± 0.000 | 2 better | 7 |",
     ]
