@@ -86,7 +86,8 @@ def regression(result: Mapping[str, Any]) -> str:
 def verdict_line(result: Mapping[str, Any]) -> str:
     """The verdict in a sentence, with its numbers and their denominator."""
     metric, base = result["metric"], result["base"]["test"]
-    queries = counted(result["counts"]["queries"]["test"], "query", "queries")
+    counts = result["counts"]  # paraphrases are scored apart
+    queries = counted(counts["queries"]["test"] - counts["slices"].get("paraphrase", 0), "query", "queries")
     caveat = f" ({result['caveat']})" if result["caveat"] else ""
     if result["delta"] is None:
         return f"Base model only{caveat}: {metric} {base[metric]:.3f} on test ({queries}). No training was asked for."
