@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
@@ -27,6 +28,26 @@ from embexp import targets
 from embexp.checks import CONFIG_FOLDER, Program, mistakes_in, nearest, plain
 from embexp.config import EXPERIMENT
 from embexp.errors import UserError
+from embexp.sweep import settings as sweep_settings
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What a command line is checked against."""
+
+    loader: ConfigLoader
+    config_dir: str | None
+    config_name: str
+    program: Program
+    sweep: bool
+    fresh: bool
+    shown: bool
+
+    def composed(self, choices: Sequence[str], values: Sequence[Override]) -> DictConfig:
+        """The config with choices of groups and with Hydra's own values, hydra's node included."""
+        path = [f"hydra.searchpath=[file://{Path(self.config_dir).absolute()}]"] if self.config_dir else []
+        own = [o.input_line or "" for o in values if _is_hydras(o) and not o.is_sweep_override()]
+        return compose(self.config_name, [*choices, *path, *own], return_hydra_config=True)
 
 
 def checked_arguments(
@@ -37,59 +58,106 @@ def checked_arguments(
     config_name: str | None = None,
     program: Program = EXPERIMENT,
     fresh: bool = True,
+    shown: bool = False,
 ) -> list[str]:
     """The overrides as Hydra takes them, once they and the config that they make are free of mistakes.
 
     A key that no file names but its target takes gets the `+` that Hydra asks for. sweep: whether an override may hold
-    several values (-m); then each value is checked with the others' first. fresh: whether the run's folder must not
-    hold a run yet. Raises UserError with all mistakes.
+    several values (-m); then each value is checked with the others' first, and a search space with its ends. fresh:
+    whether the run's folder must not hold a run yet. shown: whether the config is only shown. Raises UserError with all
+    mistakes.
     """
     if config_dir and not Path(config_dir).is_dir():
         raise UserError(f"--config-dir {config_dir} is not a folder; it holds groups such as loss/ with your files")
     GlobalHydra.instance().clear()
-    search_path = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
+        setting = _Setting(loader, config_dir, config_name or program.name, program, sweep, fresh, shown)
         parsed, problems = _parse(overrides, sweep=sweep)
-        groups = [o for o in parsed if _is_group(o, loader, config_dir, program)]
-        values = [o for o in parsed if o not in groups]
-        own = [o.input_line or "" for o in values if _is_hydras(o) and not o.is_sweep_override()]
-        known: list[Override] = []
-        for override in groups:
-            mistakes = _group_mistakes(override, loader, config_dir, program)
-            problems += mistakes
-            known += [] if mistakes else [override]
-        accepted: list[str] = []
-        for choice in _combinations(known):
-            try:
-                config = compose(config_name or program.name, [*choice, *search_path, *own], return_hydra_config=True)
-                written, mistakes = _checked(config, values, program, sweep=sweep, fresh=fresh)
-            except (HydraException, OmegaConfBaseException) as error:
-                problems.append(_on_one_line(error))
-                continue
-            problems += mistakes
-            # a swept group's choices may differ in whether they have a key; ++ is right for both
-            accepted = [min(forms) for forms in zip(written, accepted or written, strict=False)]
+        accepted, mistakes = _accepted(parsed, setting)
+        problems += mistakes
+        if sweep and not problems:
+            for branch in _branches(parsed, setting, problems):
+                keys = {override.key_or_group for override in branch}
+                problems += _accepted([*(o for o in parsed if o.key_or_group not in keys), *branch], setting)[1]
     GlobalHydra.instance().clear()
     if problems:
         raise UserError(*dict.fromkeys(problems))
-    return [*(o.input_line or "" for o in known), *accepted]
+    return accepted
 
 
-def _checked(
-    config: DictConfig, values: Sequence[Override], program: Program, *, sweep: bool, fresh: bool
-) -> tuple[list[str], list[str]]:
+def _accepted(overrides: Sequence[Override], setting: _Setting) -> tuple[list[str], list[str]]:
+    """Overrides as Hydra takes them, and the mistakes in them and in the configs that they make."""
+    groups = [o for o in overrides if _is_group(o, setting.loader, setting.config_dir, setting.program)]
+    values = [o for o in overrides if o not in groups]
+    known: list[Override] = []
+    problems: list[str] = []
+    for override in groups:
+        mistakes = _group_mistakes(override, setting.loader, setting.config_dir, setting.program)
+        problems += mistakes
+        known += [] if mistakes else [override]
+    accepted: list[str] = []
+    for choice in _combinations(known):
+        try:
+            written, mistakes = _checked(setting.composed(choice, values), values, setting)
+        except (HydraException, OmegaConfBaseException) as error:
+            problems.append(_on_one_line(error))
+            continue
+        problems += mistakes
+        # a swept group's choices may differ in whether they have a key; ++ is right for both
+        accepted = [min(forms) for forms in zip(written, accepted or written, strict=False)]
+    return [*(o.input_line or "" for o in known), *accepted], problems
+
+
+def _branches(parsed: Sequence[Override], setting: _Setting, problems: list[str]) -> list[list[Override]]:
+    """The overrides that a sweep's search makes, a list for each of its branches; none without a search."""
+    groups = [o for o in parsed if _is_group(o, setting.loader, setting.config_dir, setting.program)]
+    composed = setting.composed(_combinations(groups)[0], parsed)
+    if composed.get("sweep") is None:
+        return []
+    from embexp.sweep import space  # Optuna: only where something is searched
+
+    sweeper = plain(composed.hydra.sweeper)
+    task = [override for override in parsed if not _is_hydras(override)]
+    try:
+        found = space.parse(sweeper["params"], sweeper["where"], task, complete=True)
+    except UserError as error:
+        problems += error.problems
+        return []
+    parser = OverridesParser.create()
+    return [[parser.parse_override(text) for text in branch] for branch in found.branches()]
+
+
+def _checked(config: DictConfig, values: Sequence[Override], setting: _Setting) -> tuple[list[str], list[str]]:
     """The plain overrides as Hydra takes them, and the mistakes of the config that they make."""
     HydraConfig.instance().set_config(config)  # so that ${hydra:...} means something
     hydra = config.hydra
     with open_dict(config):
         del config["hydra"]
-    written, mistakes = _set(config, values, program)
+    written, mistakes = _set(config, values, setting.program)
+    found = plain(config)
     return written, [
         *mistakes,
-        *mistakes_in(plain(config), program),
-        *_folder_mistakes(hydra, sweep=sweep, fresh=fresh),
+        *mistakes_in(found, setting.program),
+        *_search_mistakes(found, hydra, values, setting),
+        *_folder_mistakes(hydra, sweep=setting.sweep, fresh=setting.fresh),
     ]
+
+
+def _search_mistakes(
+    config: Mapping[str, Any], hydra: DictConfig, values: Sequence[Override], setting: _Setting
+) -> list[str]:
+    """What is wrong with the settings of a sweep, or with a search where none is chosen."""
+    if not config.get("sweep"):
+        unbounded = [o for o in values if o.is_sweep_override() and not o.is_discrete_sweep()]
+        return [f"{o.input_line}: only a sweep searches; add sweep=custom, or list values" for o in unbounded]
+    if not isinstance(config["sweep"], Mapping):
+        return []  # said already
+    if not setting.sweep:
+        return [] if setting.shown else ["a sweep is a multirun: add -m. (A trial goes on with the sweep's own command)"]
+    if "sampler" not in hydra.sweeper:
+        return ["the sweep needs hydra/sweeper=embexp, which its file chooses; leave the other one out"]
+    return sweep_settings.mistakes_in(config, plain(hydra.sweeper))
 
 
 def _is_hydras(override: Override) -> bool:
@@ -169,7 +237,8 @@ def _values_of(override: Override) -> list[Any]:
         single = OverridesParser.create()
         texts = override.sweep_string_iterator()
         return [single.parse_override(f"{override.get_key_element()}={text}").value() for text in texts]
-    return [override.value()]
+    value = override.value()
+    return [value.start, value.end] if isinstance(value, IntervalSweep) else [value]
 
 
 def _combinations(groups: Sequence[Override]) -> list[list[str]]:

@@ -74,6 +74,7 @@ def check(arguments: argparse.Namespace, *, program: Program, fresh: bool = True
         sweep=arguments.multirun,
         program=program,
         fresh=fresh,
+        shown=arguments.cfg is not None,
     )
     flags = [argument for argument in sys.argv[1:] if argument not in arguments.overrides]
     sys.argv[1:] = [*flags, *checked]

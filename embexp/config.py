@@ -84,6 +84,7 @@ ROOT_TYPES: dict[str, Types] = {
     "cache_size_gb": ((int, float, type(None)), "a number of gigabytes, or null"),
     "debug": ((bool,), "true or false"),
     "allowed_packages": ((list,), "a list of package names"),
+    "sweep": ((dict, type(None)), "chosen with sweep=NAME, or null"),
 }
 
 
@@ -108,20 +109,30 @@ def _trainer_mistakes(trainer: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _metric_mistakes(config: Mapping[str, Any]) -> list[str]:
-    problems, made = [], []
+def metrics_made(config: Mapping[str, Any]) -> list[str]:
+    """The names of all metrics that the chosen evaluators make."""
+    made = []
     for name, node in config["evaluator"].items():
         if not isinstance(node, Mapping):
             continue
         if isinstance(node.get("k_values"), list):
-            if not node["k_values"] or any(isinstance(k, int) and k < 1 for k in node["k_values"]):
-                problems.append(f"evaluator.{name}.k_values={node['k_values']} must be whole numbers from 1 up")
             ranked = [f"{measure}@{k}" for measure in MEASURES for k in node["k_values"] if isinstance(k, int)]
             cut = node.get("dimensions") if isinstance(node.get("dimensions"), list) else []
-            if any(isinstance(dimensions, int) and dimensions < 1 for dimensions in cut or []):
-                problems.append(f"evaluator.{name}.dimensions={cut} must be whole numbers from 1 up")
             made += ranked + [f"dim{dimensions}.{measure}" for dimensions in cut or [] for measure in ranked]
         made += [f"{node.get('name', name)}.{metric}" for metric in node.get("metrics") or []]
+    return made
+
+
+def _metric_mistakes(config: Mapping[str, Any]) -> list[str]:
+    problems, made = [], metrics_made(config)
+    for name, node in config["evaluator"].items():
+        if not isinstance(node, Mapping) or not isinstance(node.get("k_values"), list):
+            continue
+        if not node["k_values"] or any(isinstance(k, int) and k < 1 for k in node["k_values"]):
+            problems.append(f"evaluator.{name}.k_values={node['k_values']} must be whole numbers from 1 up")
+        cut = node.get("dimensions") if isinstance(node.get("dimensions"), list) else []
+        if any(isinstance(dimensions, int) and dimensions < 1 for dimensions in cut or []):
+            problems.append(f"evaluator.{name}.dimensions={cut} must be whole numbers from 1 up")
     metric = config["metric"]
     if isinstance(metric, str) and metric not in made:
         there = f"there are {listed(made, most=8)}" if made else "no evaluator is chosen"
@@ -177,7 +188,7 @@ def _losses_by_shape() -> dict[str, list[str]]:
 EXPERIMENT = Program(
     name="config",
     groups=GROUPS,
-    choices=[*GROUPS, "experiment"],
+    choices=[*GROUPS, "experiment", "sweep", "sampler", "pruner"],
     lists=["evaluator"],
     root=ROOT_TYPES,
     owned=RUNNER_OWNS,

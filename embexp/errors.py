@@ -16,6 +16,10 @@ class BusyError(UserError):
     """Another process is at work in the run's folder."""
 
 
+class Pruned(Exception):
+    """A search has given this run up. It ends early and has not failed."""
+
+
 def listed(values: object, *, most: int = 5) -> str:
     """Join up to `most` values for a message and say how many more there are."""
     items = [str(value) for value in values]  # type: ignore[attr-defined]

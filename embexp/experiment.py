@@ -31,6 +31,7 @@ from embexp.shapes import WITH_NEGATIVES, Rows, to_rows
 from embexp.splits import Shares, limited, refuse_leaks, trainable
 from embexp.teachers import Judge, teacher_of
 from embexp.tracking import Tracker
+from embexp.trainer import Watch
 from embexp.training import train
 
 log = logging.getLogger(__name__)
@@ -45,11 +46,15 @@ NO_TEACHER = (
 )
 
 
-def measure(config: Mapping[str, Any], result: dict[str, Any], folder: Path, tracker: Tracker) -> None:
+def measure(
+    config: Mapping[str, Any], result: dict[str, Any], folder: Path, tracker: Tracker, watch: Watch | None = None
+) -> None:
     """Run the experiment that the config describes and fill in `result`, the content of result.json.
 
     folder: the run's folder, for the model, the checkpoints and the rankings; a checkpoint in it is gone on from.
+    watch: the study that a trial belongs to; a trial looks at dev alone, and its model is not kept.
     """
+    stands_for_itself = watch is None or watch.scores_test
     allowed = config["allowed_packages"]
     stage = _timer(result["seconds"])
 
@@ -65,7 +70,7 @@ def measure(config: Mapping[str, Any], result: dict[str, Any], folder: Path, tra
         evaluators = [build(node, allowed=allowed) for node in config["evaluator"].values()]
 
     def measured(arm: Arm) -> dict[str, Evaluation]:
-        sides = {"dev": splits.dev, "test": splits.test}
+        sides = {"dev": splits.dev, **({"test": splits.test} if stands_for_itself else {})}
         return {name: evaluate(evaluators, arm, side, **EVALUATION_NEGATIVES) for name, side in sides.items()}
 
     with stage("bm25"):
@@ -73,9 +78,10 @@ def measure(config: Mapping[str, Any], result: dict[str, Any], folder: Path, tra
         result["bm25"] = results.metrics_of(bm25, splits)
     with stage("base"):
         encoder = Encoder(model, progress="base model", content=model.origin["content"])
+        result["counts"]["dimensions"] = encoder.dimensions
         base = measured(Dense(encoder))
         result["base"] = results.metrics_of(base, splits)
-    arms = {"base": base["test"], "bm25": bm25["test"]}
+    arms = {"base": base, "bm25": bm25}
 
     if config["trainer"] is not None:
         with stage("rows"):
@@ -83,15 +89,23 @@ def measure(config: Mapping[str, Any], result: dict[str, Any], folder: Path, tra
             rows = _rows(config, train_set, encoder, result)
             dev_metrics = _dev_metrics(evaluators, base["dev"], splits)
         with stage("training"):
-            _train(config, model, train_set, rows, encoder, dev_metrics, result, folder, tracker)
-            model.model.save_pretrained(str(folder / "model"), create_model_card=False)
+            _train(config, model, train_set, rows, encoder, dev_metrics, result, folder, tracker, watch)
+            if stands_for_itself:
+                model.model.save_pretrained(str(folder / "model"), create_model_card=False)
         with stage("tuned"):
-            tuned = measured(Dense(Encoder(model, progress="tuned model")))
-            arms["tuned"] = tuned["test"]
-            result["tuned"] = results.metrics_of(tuned, splits)
-    with stage("comparison"):
-        result |= results.compared(arms, splits, metric=config["metric"])
-    results.write_retrieval(arms, splits, folder / "retrieval")
+            arms["tuned"] = measured(Dense(Encoder(model, progress="tuned model")))
+            result["tuned"] = results.metrics_of(arms["tuned"], splits)
+    if stands_for_itself:
+        on_test = {arm: evaluations["test"] for arm, evaluations in arms.items()}
+        with stage("comparison"):
+            result |= results.compared(on_test, splits, metric=config["metric"])
+        results.write_retrieval(on_test, splits, folder / "retrieval")
+
+
+def fingerprint_of_data(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The digests of each split and of the corpus, without a model."""
+    found = results.fingerprint(_splits(config, results.empty(config)), {}, {})
+    return {name: value for name, value in found.items() if name in ("train", "dev", "test", "corpus")}
 
 
 def _helpers(config: Mapping[str, Any]) -> dict[str, dict[str, str | None]]:
@@ -197,6 +211,7 @@ def _train(
     result: dict[str, Any],
     folder: Path,
     tracker: Tracker,
+    watch: Watch | None,
 ) -> None:
     """Train the model in place, from the run's last checkpoint where it has one."""
     # the rows too: negatives and teachers' scores come from models that may have changed
@@ -220,6 +235,7 @@ def _train(
         folder=folder,
         tracker=tracker,
         made_from=made_from,
+        watch=watch,
         resume_from=checkpoint,
     )
     result["counts"] |= {"train_rows": len(rows), "masked_conflicts": training.masked_rows}

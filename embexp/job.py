@@ -23,15 +23,18 @@ from omegaconf import DictConfig, OmegaConf
 from embexp import report as reports
 from embexp.checks import plain
 from embexp.errors import BusyError, UserError, described
+from embexp.sweep.reference import TrialReference
 from embexp.tracking import to_upload
 
 log = logging.getLogger("embexp")
+
+INTERRUPTED = 130  # exit code of a trial that was interrupted: it is to run again
 
 
 @dataclass(frozen=True)
 class Job:
     """What a run needs: see `run.run`. group: its multirun, else its folder, which its attempts share. logging:
-    Hydra's job_logging, for a process that has not set it up."""
+    Hydra's job_logging, for a process that has not set it up. trial: what it is in a sweep."""
 
     config: Mapping[str, Any]
     names: Mapping[str, str]
@@ -39,6 +42,7 @@ class Job:
     group: str
     logging: Mapping[str, Any]
     resume: bool = False
+    trial: TrialReference | None = None
 
     @classmethod
     def current(cls, config: DictConfig) -> Job:
@@ -66,13 +70,15 @@ class Job:
             result = self._measured()
         except KeyboardInterrupt:
             log.error("\ninterrupted; no result was written. To go on: %s", self._to_resume)
-            return 1
+            return 1 if self.trial is None else INTERRUPTED
         except Exception as error:
             self._explain(error)
             return 1
+        if result["status"] == "pruned":  # said where it was decided
+            return 0
         log.info("\n%s\n", reports.summary(result))
         log.info("report: %s", self.folder / "report.md")
-        if result["tuned"]:
+        if (self.folder / "model").is_dir():
             log.info('model:  %s  (SentenceTransformer("%s"))', self.folder / "model", self.folder / "model")
         return 0
 
@@ -87,10 +93,22 @@ class Job:
         from embexp import run  # torch, transformers: seconds
 
         run.quiet_libraries()
-        return run.run(self.config, names=self.names, folder=self.folder, group=self.group, resume=self.resume)
+        if self.trial is None:
+            return run.run(self.config, names=self.names, folder=self.folder, group=self.group, resume=self.resume)
+        from embexp.sweep.trial import attached
+
+        with attached(self.trial) as trial:
+            # whoever had the trial before may have left a part of it here
+            result = run.run(
+                self.config, names=self.names, folder=self.folder, group=self.group, resume=True, watch=trial
+            )
+            trial.tell(result)
+        return result
 
     @property
     def _to_resume(self) -> str:
+        if self.trial is not None:
+            return "the sweep's command"
         return f"python -m embexp resume={shlex.quote(str(self.folder))}"
 
     def _explain(self, error: Exception) -> None:

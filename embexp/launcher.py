@@ -1,16 +1,13 @@
 """Hydra's multirun with a process per job: a crash fails that job alone, and the imports are done once.
 
-Hydra loads it through `hydra_plugins/embexp_launcher.py`. Jobs run one after the other, each forked from a server
-process that has imported everything; a table ranked by dev ends the multirun.
+Hydra loads it through `hydra_plugins/embexp_launcher.py`. Jobs run one after the other, as `workers`; a table ranked by
+dev ends the multirun.
 """
 
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +22,11 @@ from embexp.checks import plain
 from embexp.config import mistakes_in
 from embexp.errors import UserError
 from embexp.job import Job, explained
+from embexp.workers import Slot, Worker, wait_for_any
 
 log = logging.getLogger("embexp")
+
+INTERRUPTED = -signal.SIGINT
 
 exit_codes: list[int] = []  # of the jobs that this process launched; Hydra keeps no return value of a multirun
 
@@ -52,8 +52,6 @@ class ProcessLauncher(Launcher):
         sweep_folder = Path(str(self._config.hydra.sweep.dir))
         sweep_folder.mkdir(parents=True, exist_ok=True)
 
-        server = multiprocessing.get_context("forkserver")
-        server.set_forkserver_preload(["embexp.run"])  # imports only: a matrix product there hangs its children
         rows: list[tuple[str, str, dict[str, Any] | None, str]] = []
         returns = []
         common = set.intersection(*(set(overrides) for overrides in job_overrides)) if len(jobs) > 1 else set()
@@ -63,7 +61,7 @@ class ProcessLauncher(Launcher):
             returns.append(
                 run_job(
                     hydra_context=self._context,
-                    task_function=lambda config: _in_process(server, Job.current(config)),
+                    task_function=lambda config: _carried_out(Job.current(config)),
                     config=job_config,
                     job_dir_key="hydra.sweep.dir",
                     job_subdir_key="hydra.sweep.subdir",
@@ -92,33 +90,16 @@ class ProcessLauncher(Launcher):
         return mistakes_in(plain(task))
 
 
-INTERRUPTED = -signal.SIGINT
-
-
-def _in_process(server: Any, job: Job) -> tuple[int, Path]:
-    """Run the job in a process forked by the server; returns its exit code (negative: the signal that ended it)."""
-    process = server.Process(target=_child, args=(job,), name=f"embexp-{job.folder.name}")
-    process.start()
+def _carried_out(job: Job) -> tuple[int, Path]:
+    """Run the job in a process of its own; returns its exit code (negative: the signal that ended it) and folder."""
+    worker = Worker(job, Slot(), quiet=False)
     try:
-        process.join()
-    except KeyboardInterrupt:  # the terminal has sent it to the job as well
-        process.join(timeout=30)
-        if process.is_alive():
-            process.kill()
+        while (ended := worker.ended()) is None:
+            wait_for_any([worker], seconds=60)
+    except KeyboardInterrupt:
+        worker.stop()
         return INTERRUPTED, job.folder
-    return process.exitcode, job.folder
-
-
-def _child(job: Job) -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(1)  # the parent was killed: nobody waits for this job
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    job.run_elsewhere()
+    return ended.code, job.folder
 
 
 def _state(code: int, folder: Path) -> str:

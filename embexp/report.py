@@ -47,7 +47,8 @@ def report(result: Mapping[str, Any], names: Mapping[str, str]) -> str:
     title = f"# {names['model']} on {names['dataset']}" + (f", {names['loss']}" if result["tuned"] else "")
     parts = [title]
     if result["status"] != "completed":
-        parts.append(f"This run {result['status']}: {result['error']}")
+        was = "was " if result["status"] == "pruned" else ""
+        parts.append(f"This run {was}{result['status']}: {result['error']}")
     if result["status"] == "completed":
         parts += [*_findings(result), negatives_line(result)]
     else:
@@ -63,6 +64,8 @@ def summary(result: Mapping[str, Any]) -> str:
 
 def _findings(result: Mapping[str, Any]) -> list[str]:
     """A regression first, the verdict, what to know of it, the tables."""
+    if result["base"]["test"] is None:
+        return [regression(result), trial_line(result), notes(result)]
     tables = [table(result), _dimensions(result), _slices(result)]
     return [regression(result), verdict_line(result), notes(result), *tables]
 
@@ -110,11 +113,19 @@ def verdict_line(result: Mapping[str, Any]) -> str:
     return line
 
 
+def trial_line(result: Mapping[str, Any]) -> str:
+    """What a trial of a sweep has to say: dev alone."""
+    metric, dev = result["metric"], result["base"]["dev"]
+    queries = counted(result["counts"]["queries"]["dev"], "query", "queries")
+    tuned = f" -> {result['tuned']['dev'][metric]:.3f}" if result["tuned"] else ""
+    return f"**Trial.** {metric} {dev[metric]:.3f}{tuned} on dev ({queries}). Test is for the winner, once confirmed."
+
+
 def table(result: Mapping[str, Any]) -> str:
     """BM25, base and tuned at the headline metrics, with delta, interval and wins/ties/losses, as a Markdown table."""
     base = result["base"]["test"]
     shown = [metric for metric in dict.fromkeys([*HEADLINE, result["metric"]]) if metric in base]
-    shown += [metric for metric in base if "." in metric and metric not in shown and not _dimension_of(metric)]
+    shown += [metric for metric in base if "." in metric and metric not in shown and not dimension_of(metric)]
     header = ["test", "BM25", "base"] + (
         ["tuned", "delta", "95 % interval", "wins/ties/losses"] if result["tuned"] else []
     )
@@ -130,13 +141,13 @@ def table(result: Mapping[str, Any]) -> str:
 def _dimensions(result: Mapping[str, Any]) -> str:
     """The primary metric with the whole embedding and with its first dimensions alone; empty where none were scored."""
     base, metric = result["base"]["test"], result["metric"]
-    plain = metric.removeprefix(f"dim{_dimension_of(metric)}.")
-    cut = [name for name in base if _dimension_of(name) and name.endswith(f".{plain}")]
+    plain = metric.removeprefix(f"dim{dimension_of(metric)}.")
+    cut = [name for name in base if dimension_of(name) and name.endswith(f".{plain}")]
     if not cut:
         return ""
     lines = []
-    for name in [plain, *sorted(cut, key=_dimension_of, reverse=True)]:
-        line = [str(_dimension_of(name) or "all"), number(base[name])]
+    for name in [plain, *sorted(cut, key=dimension_of, reverse=True)]:
+        line = [str(dimension_of(name) or "all"), number(base[name])]
         if result["tuned"]:
             line += _compared(result["tuned"]["test"][name], result["delta"][name])
         lines.append(line)
@@ -146,7 +157,7 @@ def _dimensions(result: Mapping[str, Any]) -> str:
     return aligned(header, lines)
 
 
-def _dimension_of(metric: str) -> int:
+def dimension_of(metric: str) -> int:
     """64 for dim64.recall@10, 0 for a metric of whole embeddings."""
     found = re.match(r"dim(\d+)\.", metric)
     return int(found[1]) if found else 0

@@ -55,9 +55,10 @@ def empty(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def metrics_of(evaluations: BY_SPLIT, splits: Splits) -> dict[str, dict[str, float]]:
-    """Split -> metric -> score; of test, over the queries that the verdict is about."""
-    return {"dev": evaluations["dev"].metrics, "test": Evaluation(_judged(evaluations["test"], splits)).metrics}
+def metrics_of(evaluations: BY_SPLIT, splits: Splits) -> dict[str, dict[str, float] | None]:
+    """Split -> metric -> score; of test, over the queries that the verdict is about, or null where it was not scored."""
+    test = Evaluation(_judged(evaluations["test"], splits)).metrics if "test" in evaluations else None
+    return {"dev": evaluations["dev"].metrics, "test": test}
 
 
 def _judged(evaluation: Evaluation, splits: Splits) -> Mapping[str, Scores]:
@@ -122,6 +123,7 @@ def counts(splits: Splits) -> dict[str, Any]:
         "passages": {name: len(side.corpus) for name, side in sides.items()},
         "slices": {name: len(queries) for name, queries in splits.slices.items()},
         "left_out": dict(splits.notes),
+        "dimensions": None,
         "truncated": None,
         "paraphrases_dropped": None,
         "train_rows": None,

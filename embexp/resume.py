@@ -55,8 +55,8 @@ def group_of(folder: Path) -> str:
 
 def refuse_changes(folder: Path, config: DictConfig) -> None:
     """Raise UserError, naming the keys, when the config is not the one that the run was started with."""
-    before = dict(_leaves(_plain(_saved(folder, "config.yaml")), ""))
-    now = dict(_leaves(plain(config), ""))
+    before = dict(leaves(_plain(_saved(folder, "config.yaml"))))
+    now = dict(leaves(plain(config)))
     changed = [
         f"{key} was {before.get(key, 'not there')!r}, now {now.get(key, 'not there')!r}"
         for key in {**before, **now}
@@ -81,9 +81,10 @@ def _plain(config: Any) -> dict[str, Any]:
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
 
 
-def _leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of everything in a config that holds nothing itself."""
     if isinstance(node, Mapping) and node:
         for key, value in node.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, node

@@ -20,9 +20,10 @@ from embexp import report as reports
 from embexp import result as results
 from embexp.cache import folder_of, kept_in, trim
 from embexp.components import build
-from embexp.errors import BusyError, UserError, described
-from embexp.experiment import measure
+from embexp.errors import BusyError, Pruned, UserError, described
+from embexp.experiment import fingerprint_of_data, measure
 from embexp.tracking import Tracker, open_mirror
+from embexp.trainer import Watch
 
 log = logging.getLogger(__name__)
 
@@ -34,17 +35,18 @@ def run(
     folder: Path,
     group: str | None = None,
     resume: bool = False,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Run one experiment and return the content of its result.json.
 
     config: the composed and checked config, as plain values. names: the choices of model, loss and dataset. folder: the
     run's folder, which must exist. group: the multirun it belongs to. resume: go on with the killed or failed run in
-    the folder; one that was completed is returned as it is. Every error but an interruption from outside is recorded
-    in result.json and raised again.
+    the folder; one that was completed, or given up by its study, is returned as it is. watch: the study of a trial.
+    Every error but an interruption from outside is recorded in result.json and raised again.
     """
     with _alone(folder), _kept(config):
         before = reports.read(folder)
-        if resume and before is not None and before["status"] == "completed":
+        if resume and before is not None and before["status"] in ("completed", "pruned"):
             log.info("this run was complete already, so nothing is done again; this is its result")
             reports.write(before, names, folder)
             _tidy(config, folder)
@@ -52,17 +54,24 @@ def run(
         if (folder / "metrics.jsonl").exists() and not resume:
             raise UserError(f"{folder} holds another run; set hydra.run.dir to a new folder, or resume={folder}")
         (folder / "result.json").unlink(missing_ok=True)
-        return _attempt(config, names, folder, group)
+        return _attempt(config, names, folder, group, watch)
 
 
-def _attempt(config: Mapping[str, Any], names: Mapping[str, str], folder: Path, group: str | None) -> dict[str, Any]:
+def _attempt(
+    config: Mapping[str, Any], names: Mapping[str, str], folder: Path, group: str | None, watch: Watch | None
+) -> dict[str, Any]:
     result = results.empty(config)
     tracker = Tracker(folder, open_mirror(_mirror(config, names, folder, group)))
     try:
-        measure(config, result, folder, tracker)
+        measure(config, result, folder, tracker, watch)
         result["status"] = "completed"
+    except Pruned as reason:
+        result |= {"status": "pruned", "error": str(reason)}
+        log.info("%s", reason)
     except Exception as error:
         result |= {"status": "failed", "error": described(error)}
+        if watch is not None:  # a trial that has failed is over
+            _tidy(config, folder)
         raise
     finally:
         try:
@@ -70,7 +79,7 @@ def _attempt(config: Mapping[str, Any], names: Mapping[str, str], folder: Path, 
                 results.write(result, folder)
                 reports.write(result, names, folder)
         finally:
-            tracker.finish(_summary(result), exit_code=0 if result["status"] == "completed" else 1)
+            tracker.finish(_summary(result), exit_code=0 if result["status"] in ("completed", "pruned") else 1)
     _tidy(config, folder)
     return result
 
@@ -117,6 +126,12 @@ def _mirror(
     return lambda: make(folder=folder, config=config, names=names)
 
 
+def data_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The digests of the data that a config names, which a sweep must not change. Raises UserError as a run would."""
+    with _kept(config):
+        return fingerprint_of_data(config)
+
+
 def _summary(result: Mapping[str, Any]) -> dict[str, Any]:
     """What a dashboard compares: flat names such as test/base/recall@10 and test/delta/recall@10."""
     flat: dict[str, Any] = {"status": result["status"] or "interrupted", "verdict": result["verdict"]}
@@ -126,7 +141,7 @@ def _summary(result: Mapping[str, Any]) -> dict[str, Any]:
         flat["notes"] = "; ".join(result["notes"])
     for arm in ("base", "tuned", "bm25"):
         for split, metrics in (result[arm] or {}).items():
-            flat |= {f"{split}/{arm}/{name}": score for name, score in metrics.items()}
+            flat |= {f"{split}/{arm}/{name}": score for name, score in (metrics or {}).items()}
     for name, delta in (result["delta"] or {}).items():
         flat |= {f"test/delta/{name}": delta["absolute"]}
     if result["delta"]:

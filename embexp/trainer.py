@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -157,6 +157,48 @@ class Dev(BaseEvaluator):
             return dict(self._dev_metrics())
         except UserError as error:
             raise diverged(str(error), step=steps) from error
+
+
+class Watch(Protocol):
+    """Who follows a run while it trains and may end it early: a trial's side of its study.
+
+    looks: at dev, per epoch. scores_test: whether the run is scored on test, as one that stands for itself is.
+    """
+
+    looks: int
+    scores_test: bool
+
+    def report(self, metrics: Mapping[str, float], look: int) -> None:
+        """Take dev's metrics at a look, counted from 1. Raises Pruned to end the run."""
+
+
+class Looks(TrainerCallback):
+    """Scores dev after equal shares of an epoch, whatever the batch size, and tells the watch.
+
+    So the same look of two runs comes after equally many questions, to within a batch.
+    """
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+        self._last = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Take up at the checkpoint's look in a resumed run."""
+        self._last = self._reached(state)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ask for a look where one is due, and for the last one."""
+        if self._reached(state) > self._last or state.global_step >= state.max_steps:
+            control.should_evaluate = control.should_save = True
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Mapping[str, float], **_: Any) -> None:
+        """Tell the watch, once a look."""
+        if self._reached(state) > self._last:
+            self._last = self._reached(state)
+            self._watch.report({name.removeprefix("eval_"): value for name, value in metrics.items()}, self._last)
+
+    def _reached(self, state: Any) -> int:
+        return math.floor((state.epoch or 0) * self._watch.looks + 1e-6)
 
 
 def diverged(what: str, *, step: int) -> UserError:

@@ -27,10 +27,11 @@ from embexp.models import EmbeddingModel
 from embexp.retrieval_set import RetrievalSet
 from embexp.shapes import Rows
 from embexp.tracking import Tracker
-from embexp.trainer import ROW, Collator, Dev, Track, Trainer, diverged
+from embexp.trainer import ROW, Collator, Dev, Looks, Track, Trainer, Watch, diverged
 
 log = logging.getLogger(__name__)
 
+NEVER = 10**9  # steps
 LOOKED_AT = 64  # texts that the trained model must still embed
 
 
@@ -57,6 +58,7 @@ def train(
     folder: Path,
     tracker: Tracker,
     made_from: str,
+    watch: Watch | None = None,
     resume_from: Checkpoint | None = None,
 ) -> Training:
     """Train the model in place, ending with the weights of the checkpoint that is best on dev.
@@ -66,8 +68,11 @@ def train(
 
     data: the train set that `rows` come from. loss: takes the model. arguments: training arguments by name, without
     those that the runner owns. dev_metrics: scores the model as it is now. early_stopping: evaluations without a
-    better `metric` after which to stop. Raises UserError when the loss becomes NaN, with the step.
+    better `metric` after which to stop. watch: who says when dev is looked at, and may end the training with Pruned.
+    Raises UserError when the loss becomes NaN, with the step.
     """
+    if watch is not None:  # Looks says when
+        arguments = {**arguments, "eval_strategy": "steps", "eval_steps": NEVER}
     sampler = _sampler(embedding_model, rows, data, arguments, seed=seed)
     set_seed(seed)  # a loss may have parameters of its own
     trainer = Trainer(
@@ -81,7 +86,11 @@ def train(
         train_dataset=Dataset.from_dict({**rows.columns, ROW: list(range(len(rows)))}),
         evaluator=Dev(dev_metrics),
         data_collator=Collator(preprocess_fn=embedding_model.model.preprocess, prompts=_prompts(embedding_model, rows)),
-        callbacks=[Track(tracker), *([EarlyStoppingCallback(early_stopping)] if early_stopping else [])],
+        callbacks=[
+            *([Looks(watch)] if watch is not None else []),
+            Track(tracker),
+            *([EarlyStoppingCallback(early_stopping)] if early_stopping else []),
+        ],
     )
     if sampler.masked_rows:
         _tell_of_conflicts(sampler.masked_rows, masked=trainer.masks)
@@ -213,4 +222,4 @@ def _training_arguments(
 
 
 def _at_least_every(every: float, total: float, times: int) -> float:
-    return every if every < 1 else min(int(every), max(1, math.ceil(total / times)))
+    return every if every < 1 or every == NEVER else min(int(every), max(1, math.ceil(total / times)))

@@ -1,0 +1,85 @@
+"""Who is at work on a trial, and whether they still are. Called by `sweep.trial` and `sweep.study`.
+
+Whoever works on a trial renews its `beat`. On the same machine a process that is gone is seen at once; on another one
+its beats stop, which an observer notices by its own clock, so that clocks need not agree.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+OWNER, PROCESS, BEAT = "owner", "process", "beat"  # attributes of a trial
+RENEWALS = 4  # within a lease
+
+
+def this_process() -> dict[str, Any]:
+    """What tells this process from all others: machine, process id and start time."""
+    return {"machine": _machine(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+
+
+def is_gone(process: Mapping[str, Any] | None) -> bool:
+    """Whether a process is known to have ended; one of another machine never is."""
+    if process is None or process["machine"] != _machine():
+        return False
+    try:
+        found = psutil.Process(process["pid"])
+        return found.create_time() != process["started"] or found.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+class Watch:
+    """Notices beats that have stopped for `seconds` of this process's time."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._seen: dict[int, tuple[Any, float]] = {}
+
+    def is_over(self, number: int, attributes: Mapping[str, Any]) -> bool:
+        """Whether the lease of the trial with this number is over: its process is gone, or has stopped to beat."""
+        if OWNER not in attributes or is_gone(attributes.get(PROCESS)):
+            return True  # without an owner: killed while it was handed out, which is done under the study's lock
+        sign = (attributes[OWNER], attributes.get(BEAT))
+        last, since = self._seen.get(number, (None, 0.0))
+        if sign != last:
+            self._seen[number] = (sign, time.monotonic())
+            return False
+        return time.monotonic() - since > self._seconds
+
+
+@contextmanager
+def renewed(beat: Callable[[], None], *, seconds: float) -> Iterator[None]:
+    """Call `beat` every part of `seconds` in a thread of its own."""
+    ended = threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(seconds / RENEWALS):
+            beat()
+
+    thread = threading.Thread(target=renew, daemon=True, name="lease")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _machine() -> str:
+    """This machine since it was started, seen from this container."""
+    parts = [platform.node()]
+    for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
+        try:
+            parts.append(os.readlink(path) if "ns" in path.split("/") else Path(path).read_text().strip())
+        except OSError:  # not Linux
+            continue
+    return " ".join(parts)

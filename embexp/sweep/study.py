@@ -1,0 +1,164 @@
+"""The study that sweepers share: which trial is next, which is to run again, what may not change.
+
+Every decision is made while the study's lock is held, so that any number of sweepers, on any number of machines, start
+exactly as many trials as were asked for. Called by `sweep.sweeper`.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import optuna
+from optuna.exceptions import DuplicatedStudyError
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from embexp.errors import UserError, listed
+from embexp.sweep.lease import BEAT, OWNER, PROCESS, Watch, this_process
+from embexp.sweep.reference import Address
+from embexp.sweep.storage import alone, opened
+from embexp.sweep.trial import REASON
+
+CONTRACT = "contract"  # what may not change: an attribute of the study
+DEATHS, DIED = "deaths", "died"  # attributes of a trial: how often its process was killed, and how it was the last time
+MOST_DEATHS = 2  # then the trial itself is taken for the cause
+
+
+class Study:
+    """A study by its name. Raises UserError when another one of the same name stands in its place."""
+
+    def __init__(
+        self,
+        address: Address,
+        name: str,
+        *,
+        directions: Sequence[str],
+        sampler: Callable[[int], BaseSampler],
+        pruner: optuna.pruners.BasePruner,
+        lease: float,
+    ) -> None:
+        """sampler: makes one for the trial with a number, so that what is tried does not depend on interruptions.
+        lease: seconds without a beat after which a trial of another machine is run again."""
+        self._address, self.name, self._sampler = address, name, sampler
+        self._storage = opened(address)
+        self._watch = Watch(lease)
+        with self._alone():
+            try:
+                self._study = optuna.create_study(
+                    study_name=name, storage=self._storage, directions=list(directions), pruner=pruner
+                )
+            except DuplicatedStudyError:
+                self._study = optuna.load_study(study_name=name, storage=self._storage, pruner=pruner)
+        self.as_optuna = self._study
+
+    def hold_to(self, contract: Mapping[str, Mapping[str, Any]]) -> None:
+        """Keep what the study is about, or refuse to go on with what has changed since it was started.
+
+        contract: kind (search space, objectives, config, data) -> name -> value, as JSON values.
+        """
+        with self._alone():
+            before = self._study.user_attrs.get(CONTRACT)
+            if before is None:
+                self._study.set_user_attr(CONTRACT, contract)
+                return
+        changed = [
+            f"{kind}: {name} was {was.get(name, 'not there')!r}, now {now.get(name, 'not there')!r}"
+            for kind in contract
+            for was, now in [(before.get(kind, {}), contract[kind])]
+            for name in {**was, **now}
+            if was.get(name) != now.get(name)
+        ]
+        if changed:
+            raise UserError(
+                f"the sweep {self.name} was started otherwise. {listed(changed, most=8)}. Leave the change out, or "
+                "set another sweep.name to start afresh"
+            )
+
+    def trials(self) -> list[FrozenTrial]:
+        """All of them, by number."""
+        return self._study.get_trials(deepcopy=False)
+
+    def next(self, total: int, *, free: Callable[[int], None]) -> tuple[optuna.Trial, str] | None:
+        """A trial to run, and the token of this attempt at it; None when none is waiting and there are `total`.
+
+        free: raises UserError when the place of a new trial with this number is taken.
+        """
+        with self._alone():
+            trials = self.trials()
+            waiting = any(trial.state == TrialState.WAITING for trial in trials)
+            if not waiting and len(trials) >= total:
+                return None
+            if not waiting:
+                free(len(trials))
+            self._study.sampler = self._sampler(len(trials))
+            trial = self._study.ask()
+            owner = uuid.uuid4().hex
+            trial.set_user_attr(OWNER, owner)
+            trial.set_user_attr(PROCESS, this_process())
+            return trial, owner
+
+    def enqueue(self, params: Sequence[Mapping[str, Any]]) -> None:
+        """Make these the first trials, where there is none yet."""
+        with self._alone():
+            if not self.trials():
+                for each in params:
+                    self._study.enqueue_trial(dict(each))
+
+    def run_again(self, mine: set[int]) -> list[int]:
+        """Put back the trials that nobody is at work on any more; returns their numbers. mine: those that are."""
+        over = [trial for trial in self._running() if trial.number not in mine and self._is_over(trial)]
+        if not over:
+            return []
+        with self._alone():  # another sweeper may have seen the same
+            again = [trial for trial in self._running() if trial.number in {t.number for t in over}]
+            again = [trial for trial in again if self._is_over(trial)]
+            for trial in again:
+                self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+            return [trial.number for trial in again]
+
+    def release(self, number: int, owner: str, *, died: str | None = None) -> bool:
+        """Put back a trial whose process has ended without a word, unless another has it; says whether it was.
+
+        died: how it was killed. One that was killed often enough is failed: it may be the cause itself.
+        """
+        with self._alone():
+            trial = self.trials()[number]
+            if trial.state != TrialState.RUNNING or trial.user_attrs.get(OWNER) != owner:
+                return False
+            deaths = trial.user_attrs.get(DEATHS, 0) + (died is not None)
+            self._storage.set_trial_user_attr(trial._trial_id, DEATHS, deaths)
+            if died is not None and deaths >= MOST_DEATHS:
+                self._fail(trial, f"{died}, {deaths} times; perhaps for want of memory")
+                return False
+            self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+            return True
+
+    def fail(self, number: int, owner: str, reason: str) -> None:
+        """End a trial as failed, unless it has ended or another process has it."""
+        with self._alone():
+            trial = self.trials()[number]
+            if trial.state == TrialState.RUNNING and trial.user_attrs.get(OWNER) == owner:
+                self._fail(trial, reason)
+
+    def renew(self, number: int, beat: float) -> None:
+        """Renew the lease of a trial whose process has not started yet."""
+        trial = self.trials()[number]
+        if trial.state == TrialState.RUNNING and trial.user_attrs[PROCESS]["pid"] == os.getpid():
+            self._storage.set_trial_user_attr(trial._trial_id, BEAT, beat)
+
+    def _running(self) -> list[FrozenTrial]:
+        return [trial for trial in self.trials() if trial.state == TrialState.RUNNING]
+
+    def _is_over(self, trial: FrozenTrial) -> bool:
+        return self._watch.is_over(trial.number, trial.user_attrs)
+
+    def _fail(self, trial: FrozenTrial, reason: str) -> None:
+        self._storage.set_trial_user_attr(trial._trial_id, REASON, reason)
+        self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+
+    def _alone(self) -> AbstractContextManager[None]:
+        return alone(self._address, self._storage, self.name)

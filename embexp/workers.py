@@ -1,0 +1,172 @@
+"""Runs jobs in processes of their own, forked from one that has done the imports. Called by `launcher` and by sweeps.
+
+A crash, a segmentation fault or a kill ends its job alone, and a job does not pay the seconds of importing torch.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from embexp.job import Job
+
+PRELOADED = ["embexp.run", "embexp.sweep.trial"]  # imports only: a matrix product there hangs the children (OpenMP)
+SECONDS_TO_END = 30  # after Ctrl-C
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What a job may use of the machine: threads, and the GPUs that it sees (None: all there are)."""
+
+    threads: int | None = None
+    devices: str | None = None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a worker ended: its exit code, negative for the signal that ended it; what is known beside it."""
+
+    code: int
+    out_of_memory: bool = False
+    from_outside: bool = False
+
+
+class Worker:
+    """A job at work in a process of its own."""
+
+    def __init__(self, job: Job, slot: Slot, *, quiet: bool) -> None:
+        server = multiprocessing.get_context("forkserver")
+        server.set_forkserver_preload(PRELOADED)
+        self._killed_before = _killed_for_memory()
+        self._process: Any = server.Process(target=_carry_out, args=(job, slot, quiet), name=f"job-{job.folder.name}")
+        self._process.start()
+        self.sentinel = self._process.sentinel
+        self.slot = slot
+
+    def ended(self) -> Ended | None:
+        """How it ended; None while it is at work."""
+        code = self._process.exitcode
+        if code is None:
+            return None
+        return Ended(code, out_of_memory=code < 0 and _killed_for_memory() > self._killed_before)
+
+    def stop(self, seconds: float = SECONDS_TO_END) -> None:
+        """After Ctrl-C, which the terminal has sent to it as well: give it time to end, then kill it."""
+        self._process.join(timeout=seconds)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+
+def wait_for_any(workers: Sequence[Worker], *, seconds: float) -> None:
+    """Return when one of the workers has ended, or after some seconds."""
+    wait([worker.sentinel for worker in workers], timeout=seconds)
+
+
+def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function of a module returns, called in a process of its own. Raises what it raises.
+
+    Raises ChildProcessError when the process ends without an answer.
+    """
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(PRELOADED)
+    here, there = server.Pipe(duplex=False)
+    process = server.Process(target=_answer, args=(there, function, arguments))
+    process.start()
+    there.close()
+    try:
+        answer = here.recv()
+    except EOFError as error:
+        process.join()
+        raise ChildProcessError(f"the process ended with exit code {process.exitcode}") from error
+    process.join()
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def slots(number: int) -> list[Slot]:
+    """That many slots, with the cores shared out among them and the GPUs in turn."""
+    threads = max(1, len(os.sched_getaffinity(0)) // number) if hasattr(os, "sched_getaffinity") else None
+    devices = _devices()
+    return [Slot(threads, devices[place % len(devices)] if devices else None) for place in range(number)]
+
+
+def _devices() -> list[str]:
+    """The GPUs that may be used, found out without starting CUDA."""
+    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [device for device in named.split(",") if device]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
+    return [str(place) for place, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU ")]
+
+
+def _carry_out(job: Job, slot: Slot, quiet: bool) -> None:
+    _end_with_parent()
+    _keep_to(slot)
+    if quiet:
+        _into_log(job.folder / "embexp.log")
+    job.run_elsewhere()
+
+
+def _answer(answer: Any, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
+    _end_with_parent()
+    try:
+        answer.send(function(*arguments))
+    except Exception as error:
+        answer.send(error)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end() -> None:
+        parent.join()
+        os._exit(1)  # the parent was killed: nobody waits for this job
+
+    threading.Thread(target=end, daemon=True).start()
+
+
+def _keep_to(slot: Slot) -> None:
+    if slot.devices is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = slot.devices  # read when CUDA starts, which it has not yet
+    if slot.threads is not None:
+        import torch
+
+        torch.set_num_threads(slot.threads)
+        for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS"):  # read when first used
+            os.environ[name] = str(slot.threads)
+
+
+def _into_log(path: Path) -> None:
+    """Send what is printed, by libraries and by a dying interpreter too, to the run's log."""
+    with path.open("ab") as file:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(file.fileno(), stream.fileno())
+
+
+def _killed_for_memory() -> int:
+    """How many processes the system has killed for want of memory; 0 where it does not say."""
+    with suppress(OSError, StopIteration):
+        return int(next(_counter("oom_kill")))
+    return 0
+
+
+def _counter(name: str) -> Iterator[str]:
+    for line in Path("/proc/vmstat").read_text().splitlines():
+        key, _, value = line.partition(" ")
+        if key == name:
+            yield value
