@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,15 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
-from embexp import targets
 from embexp.checks import CONFIG_FOLDER, Program, mistakes_in, nearest, plain
 from embexp.config import EXPERIMENT
 from embexp.errors import UserError
+from embexp.overrides import applied, values_of
 from embexp.sweep import settings as sweep_settings
 
 
@@ -134,7 +134,7 @@ def _checked(config: DictConfig, values: Sequence[Override], setting: _Setting) 
     hydra = config.hydra
     with open_dict(config):
         del config["hydra"]
-    written, mistakes = _set(config, values, setting.program)
+    written, mistakes = applied(config, values, setting.program)
     found = plain(config)
     return written, [
         *mistakes,
@@ -154,7 +154,7 @@ def _search_mistakes(
     if not isinstance(config["sweep"], Mapping):
         return []  # said already
     if not setting.sweep:
-        return [] if setting.shown else ["a sweep is a multirun: add -m. (A trial goes on with the sweep's own command)"]
+        return [] if setting.shown else ["a sweep is a multirun: add -m (a trial goes on by the sweep's own command)"]
     if "sampler" not in hydra.sweeper:
         return ["the sweep needs hydra/sweeper=embexp, which its file chooses; leave the other one out"]
     return sweep_settings.mistakes_in(config, plain(hydra.sweeper))
@@ -218,7 +218,7 @@ def _group_mistakes(override: Override, loader: ConfigLoader, config_dir: str | 
     if group not in program.choices and "/" not in group and not override.is_add():
         return [f"{group}: this command has no such group; it has {', '.join(program.choices)}"]
     problems = []
-    for value in _values_of(override):
+    for value in values_of(override):
         chosen = [str(each) for each in value] if isinstance(value, list) else [str(value)]
         if isinstance(value, list) and group not in program.lists:
             problems.append(f"{group}={value} is a list; {group} takes one of {', '.join(options)}")
@@ -230,15 +230,6 @@ def _group_mistakes(override: Override, loader: ConfigLoader, config_dir: str | 
                     f"{nearest(name, options)} {_choices(options)}"
                 )
     return problems
-
-
-def _values_of(override: Override) -> list[Any]:
-    if override.is_sweep_override() and override.is_discrete_sweep():
-        single = OverridesParser.create()
-        texts = override.sweep_string_iterator()
-        return [single.parse_override(f"{override.get_key_element()}={text}").value() for text in texts]
-    value = override.value()
-    return [value.start, value.end] if isinstance(value, IntervalSweep) else [value]
 
 
 def _combinations(groups: Sequence[Override]) -> list[list[str]]:
@@ -255,84 +246,6 @@ def _combinations(groups: Sequence[Override]) -> list[list[str]]:
     for place, choices in enumerate(options):
         combinations += [[*first[:place], choice, *first[place + 1 :]] for choice in choices[1:]]
     return combinations
-
-
-def _set(config: DictConfig, overrides: Sequence[Override], program: Program) -> tuple[list[str], list[str]]:
-    """Apply plain overrides to the composed config; returns them as Hydra takes them, and the mistakes."""
-    written, problems = [], []
-    for override in overrides:
-        key = override.key_or_group
-        text = override.input_line or ""
-        if key.split(".")[0] == "hydra" or override.package is not None:
-            written.append(text)  # Hydra's own keys, which it checks itself
-            continue
-        exists = _has(config, key)
-        if override.is_delete():
-            if not exists:
-                problems.append(f"~{key}: there is no such key;{nearest(key, _keys(config))} --cfg job shows all keys")
-                continue
-            parent, _, name = key.rpartition(".")
-            with open_dict(config):
-                del (OmegaConf.select(config, parent) if parent else config)[name]
-            written.append(text)
-            continue
-        reason = _owned(key, program)
-        if reason:
-            problems.append(f"{key} is set by embexp: {reason}")
-            continue
-        if "." in key and _has(config, key.partition(".")[0]) and config[key.partition(".")[0]] is None:
-            group = key.partition(".")[0]
-            problems.append(f"{key}: {group}=none has no keys; choose another {group}")
-            continue
-        if not exists and not override.is_add() and not override.is_force_add():
-            accepted = _parameters_at(config, key.rpartition(".")[0], program)
-            if key.rpartition(".")[2] not in (accepted or {}):
-                near = [f"{key.rpartition('.')[0]}.{name}" for name in accepted or {}] + _keys(config)
-                problems.append(f"{key}: there is no such key;{nearest(key, near)} --cfg job shows all keys")
-                continue
-            text = f"++{text}"
-        *others, last = _values_of(override)
-        for value in others:
-            OmegaConf.update(config, key, value, force_add=True)
-            problems += mistakes_in(plain(config), program)
-        OmegaConf.update(config, key, last, force_add=True)
-        written.append(text)
-    return written, problems
-
-
-def _has(config: DictConfig, key: str) -> bool:
-    node: Any = config
-    for part in key.split("."):
-        if not isinstance(node, DictConfig) or part not in node._content:  # type: ignore[operator]
-            return False
-        node = node._get_node(part)
-    return True
-
-
-def _owned(key: str, program: Program) -> str | None:
-    group, _, name = key.replace(".inner.", ".").partition(".")  # a loss inside another is a loss too
-    return program.owned.get(group, {}).get(name)
-
-
-def _parameters_at(config: DictConfig, path: str, program: Program) -> Mapping[str, Any] | None:
-    """What the node at `path` takes by its target's signature."""
-    target: Any = program.arguments_of.get(path)
-    if target is None:
-        node = OmegaConf.select(config, path) if path else None
-        target = node.get("_target_") if isinstance(node, DictConfig) else None
-    definition = targets.find(target) if isinstance(target, str) else None
-    return targets.parameters(definition) if definition else None
-
-
-def _keys(config: DictConfig) -> list[str]:
-    def walk(node: Any, prefix: str) -> Iterator[str]:
-        for key, value in node.items():
-            path = f"{prefix}{key}"
-            yield path
-            if isinstance(value, Mapping):
-                yield from walk(value, f"{path}.")
-
-    return list(walk(plain(config), ""))
 
 
 def _choices(options: Sequence[str]) -> str:

@@ -56,7 +56,7 @@ def empty(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def metrics_of(evaluations: BY_SPLIT, splits: Splits) -> dict[str, dict[str, float] | None]:
-    """Split -> metric -> score; of test, over the queries that the verdict is about, or null where it was not scored."""
+    """Split -> metric -> score; of test, over the queries that the verdict is about; null where it was not scored."""
     test = Evaluation(_judged(evaluations["test"], splits)).metrics if "test" in evaluations else None
     return {"dev": evaluations["dev"].metrics, "test": test}
 

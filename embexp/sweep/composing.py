@@ -1,4 +1,4 @@
-"""Composes a trial's config and job with Hydra, and the command that trains the same again. Called by `sweep.sweeper`."""
+"""Composes a trial's config and job, and the command that trains the same again. Called by `sweep.sweeper`."""
 
 from __future__ import annotations
 
@@ -111,5 +111,3 @@ def _task(config: DictConfig) -> dict[str, Any]:
 
 def _written(value: Any) -> str:
     return Override._get_value_element_as_str(value)
-
-

@@ -1,4 +1,4 @@
-"""What a trial's process must know, as plain values that travel to another process or machine. Imports nothing heavy."""
+"""What a trial's process must know, as plain values that travel to another machine. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ class TrialReference:
 
     study: its name. number: the trial's. owner: the token of this attempt at it; another one's means that the trial was
     taken away. objectives: what the study asks for. reported: the metric of dev that is told while training. looks: at
-    dev, per epoch. pruner: its config node. lease: seconds. confirms: whether it reruns a winner with another seed; then it is scored on test, and not pruned.
+    dev, per epoch. pruner: its config node. lease: seconds. confirms: whether it reruns a winner with another seed;
+    then it is scored on test, and not pruned.
     """
 
     address: Address

@@ -1,4 +1,4 @@
-"""What a sweep is asked to do, read from the nodes `sweep` and `hydra.sweeper`. Called by `arguments` and `sweep.sweeper`.
+"""What a sweep is asked to do: the nodes `sweep` and `hydra.sweeper`. Called by `arguments` and `sweep.sweeper`.
 
 | node          | holds                                                                                |
 |---------------|--------------------------------------------------------------------------------------|
@@ -135,9 +135,7 @@ def _of_search(sweeper: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _objective_mistakes(
-    config: Mapping[str, Any], sweep: Mapping[str, Any], sweeper: Mapping[str, Any]
-) -> list[str]:
+def _objective_mistakes(config: Mapping[str, Any], sweep: Mapping[str, Any], sweeper: Mapping[str, Any]) -> list[str]:
     objectives = sweep["objectives"]
     if objectives is None:
         return []
@@ -155,7 +153,9 @@ def _objective_mistakes(
         problems.append("sweep.objectives is empty; null stands for the metric alone")
     first = next(iter(objectives), "metric")
     if sweeper["pruner"] is not None and first in SPECIAL and first != "metric":
-        problems.append(f"sweep.objectives: {first} is known at a trial's end alone, so it can't be pruned by; set pruner=none")
+        problems.append(
+            f"sweep.objectives: {first} is known at a trial's end alone, which can't prune; set pruner=none"
+        )
     if len(objectives) > 1 and sweeper["pruner"] is not None:
         problems.append("several objectives can't be pruned by (Optuna has no rule for it); set pruner=none")
     return problems

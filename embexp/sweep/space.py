@@ -37,8 +37,8 @@ PLAIN = (str, bool, int, float, type(None))  # what the study can hold as it is
 class Parameter:
     """One thing that is searched.
 
-    key: the override's, such as loss or trainer.learning_rate. texts: the choices as overrides are written, by the value
-    that the study knows; empty for numbers. condition: (key, text) of a choice without which it is not searched.
+    key: the override's, such as loss or trainer.learning_rate. texts: the choices as overrides are written, by the
+    value that the study knows; empty for numbers. condition: (key, text) of a choice without which it is not searched.
     """
 
     key: str
@@ -125,7 +125,8 @@ def parse(
                 _add(_parsed(key, text, problems), parameters, fixed, problems, condition=parsed)
     if not parameters and complete and not problems:
         problems.append(
-            "the search space is empty: name what to search, such as 'trainer.learning_rate=tag(log,interval(1e-6,1e-4))'"
+            "the search space is empty: name what to search, such as "
+            "'trainer.learning_rate=tag(log,interval(1e-6,1e-4))'"
         )
     if problems:
         raise UserError(*dict.fromkeys(problems))
@@ -154,7 +155,9 @@ def _condition(
         return None
     if text not in of_key.texts.values():
         if decided is None:  # a command line may leave some of a file's choices out
-            problems.append(f"hydra.sweeper.where: {condition}: {key} is one of {listed(of_key.texts.values(), most=20)}")
+            problems.append(
+                f"hydra.sweeper.where: {condition}: {key} is one of {listed(of_key.texts.values(), most=20)}"
+            )
         return None
     return key, text
 

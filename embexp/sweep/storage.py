@@ -6,12 +6,14 @@ Called by `sweep.trial` and `sweep.study`, each in its own process.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
 from filelock import FileLock
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
@@ -22,6 +24,7 @@ SECONDS_TO_CONNECT = 10
 BLOCK = 2**16
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # a sweep tells of its trials itself
+warnings.filterwarnings("ignore", category=ExperimentalWarning)  # samplers' arguments that conf/ chooses knowingly
 
 
 def opened(address: Address) -> BaseStorage:
@@ -31,7 +34,7 @@ def opened(address: Address) -> BaseStorage:
     try:
         Path(address.folder).mkdir(parents=True, exist_ok=True)
         path = str(Path(address.folder, JOURNAL))  # absolute: with a relative one Optuna's own lock can hang
-        return JournalStorage(JournalFileBackend(path, lock_obj=_MendingLock(path)))
+        return JournalStorage(JournalFileBackend(path, lock_obj=_MendingLock(path)))  # type: ignore[arg-type]
     except (OSError, ValueError) as error:
         raise UserError(f"the study {address.setting} can't be opened ({error})") from error
 
@@ -77,7 +80,7 @@ def alone(address: Address, storage: BaseStorage, name: str) -> Iterator[None]:
             )
 
 
-class _MendingLock:
+class _MendingLock:  # Optuna's base class for these is private
     """A journal's lock that is free when its holder is killed, and cuts off the line that one left unfinished.
 
     Appended to, such a line would make the study unreadable for good.

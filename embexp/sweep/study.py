@@ -36,7 +36,7 @@ class Study:
         address: Address,
         name: str,
         *,
-        directions: Sequence[str],
+        directions: Sequence[Any],
         sampler: Callable[[int], BaseSampler],
         pruner: optuna.pruners.BasePruner,
         lease: float,

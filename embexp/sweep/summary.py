@@ -5,6 +5,7 @@ Reads studies and nothing else, so that any machine that reaches the study can s
 
 from __future__ import annotations
 
+import logging
 import statistics
 import warnings
 from collections import Counter
@@ -53,11 +54,12 @@ def line(study: optuna.Study, trial: FrozenTrial) -> str:
 
 @dataclass(frozen=True)
 class Summary:
-    """study: with its trials ended. objectives: their names. confirmation: the study of the winner's further seeds.
-    command: trains the winner."""
+    """study: with its trials ended. objectives: their names. metric: what the objective `metric` stands for.
+    confirmation: the study of the winner's further seeds. command: trains the winner."""
 
     study: optuna.Study
     objectives: tuple[str, ...]
+    metric: str
     confirmation: optuna.Study | None
     command: str
     folder: Path
@@ -97,7 +99,7 @@ class Summary:
         return aligned(["trial", "chosen", *(f"{name} on dev" for name in self._names()), "s", "status"], rows)
 
     def _names(self) -> list[str]:
-        return [self.study.user_attrs.get("metric", name) if name == "metric" else name for name in self.objectives]
+        return [self.metric if name == "metric" else name for name in self.objectives]
 
     def _front(self) -> str:
         rows = [
@@ -134,7 +136,7 @@ class Summary:
     def _importance(self) -> str:
         if len(self._ended(TrialState.COMPLETE)) < FEWEST_FOR_IMPORTANCE:
             return ""
-        target = None if len(self.objectives) == 1 else lambda trial: trial.values[0]
+        target = None if len(self.objectives) == 1 else _first_value
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it is experimental
             try:
@@ -147,6 +149,7 @@ class Summary:
         import matplotlib as mpl
 
         mpl.use("Agg")
+        logging.getLogger("matplotlib").setLevel(logging.WARNING)
         from matplotlib import pyplot as plt
         from optuna.visualization import matplotlib as plots
 
@@ -154,8 +157,8 @@ class Summary:
         folder.mkdir(exist_ok=True)
         target: dict[str, Any] = {}
         if len(self.objectives) > 1:
-            target = {"target": lambda trial: trial.values[0], "target_name": self._names()[0]}
-        wanted = {"history": plots.plot_optimization_history, "slices": plots.plot_slice}
+            target = {"target": _first_value, "target_name": self._names()[0]}
+        wanted: dict[str, Any] = {"history": plots.plot_optimization_history, "slices": plots.plot_slice}
         if self._importance():
             wanted["importance"] = plots.plot_param_importances
         made = []
@@ -168,6 +171,18 @@ class Summary:
             plt.close(figure)
             made.append(folder / f"{name}.svg")
         return made
+
+
+def short(text: str) -> str:
+    """An override's value as it is shown: a number with few digits, anything else as it is."""
+    try:
+        return f"{float(text):.3g}" if "." in text or "e" in text else text
+    except ValueError:
+        return text
+
+
+def _first_value(trial: FrozenTrial) -> float:
+    return float(trial.values[0])
 
 
 def _params(trial: FrozenTrial) -> str:

@@ -31,7 +31,6 @@ from embexp.sweep.crew import Crew, crew_for
 from embexp.sweep.reference import Address, TrialReference
 from embexp.sweep.settings import Settings
 from embexp.sweep.study import Study
-
 from embexp.workers import in_own_process
 
 log = logging.getLogger("embexp")
@@ -88,7 +87,7 @@ class Sweep:
             raise UserError(f"no trial was completed.\n{summary.reasons(study.trials())}")
         confirmation = self._confirm(best)
         made = summary.Summary(
-            study.as_optuna, tuple(self._settings.objectives), confirmation,
+            study.as_optuna, tuple(self._settings.objectives), self._composer.plain()["metric"], confirmation,
             command=self._composer.command(self._chosen(best)), folder=self._folder,
         )  # fmt: skip
         made.write()
@@ -129,19 +128,16 @@ class Sweep:
                     self._settle(study, number, owner, ended)
                 for number in study.run_again(self._crew.numbers()):
                     log.info("#%d was left by a process that is gone, and runs again", number)
-                trials = study.trials()
+                for trial in study.trials():
+                    if trial.state.is_finished() and trial.number not in told:
+                        told.add(trial.number)
+                        log.info("%s", summary.line(study.as_optuna, trial))
                 stopped = self._too_many_failed(study)
                 while not stopped and self._crew.has_room():
                     found = study.next(total, free=partial(self._refuse_taken, study))
                     if found is None:
                         break
-                    trial, owner = found
-                    job = job_of(study, trial, owner)
-                    self._crew.start(job)
-                for trial in trials:
-                    if trial.state.is_finished() and trial.number not in told:
-                        told.add(trial.number)
-                        log.info("%s", summary.line(study.as_optuna, trial))
+                    self._crew.start(job_of(study, *found))
                 if not self._crew.numbers() and (stopped or self._all_ended(study, total)):
                     if stopped:
                         raise UserError(stopped)
@@ -213,8 +209,7 @@ class Sweep:
 
     def _job(self, study: Study, number: int, owner: str, chosen: Mapping[str, str], *, confirms: bool) -> Job:
         subdir = self._composer.subdir(study.name, number)
-        shown = " ".join(f"{key}={text}" for key, text in chosen.items())
-        log.info("#%s starts: %s", subdir, shown)
+        log.info("#%s starts: %s", subdir, " ".join(f"{key}={summary.short(text)}" for key, text in chosen.items()))
         job = self._composer.job(number, chosen, subdir=subdir)
         objectives = tuple(self._settings.objectives)
         return self._composer.as_trial(
@@ -238,5 +233,3 @@ def _fingerprint(config: Mapping[str, Any]) -> dict[str, Any]:
     from embexp.run import data_of  # torch, transformers: seconds
 
     return data_of(config)
-
-

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 SUPERSEDED = 75  # exit code of a process whose trial was given to another one
 RESULT, REASON, FOLDER = "result", "reason", "folder"  # attributes of a trial
-MEASURED = {  # objectives that are no metric of dev
+MEASURED: dict[str, Callable[[Mapping[str, Any]], float]] = {  # objectives that are no metric of dev
     "metric": lambda result: result["tuned"]["dev"][result["metric"]],
     "dimensions": lambda result: dimension_of(result["metric"]) or result["counts"]["dimensions"],
     "training_seconds": lambda result: result["seconds"]["training"],
