@@ -25,7 +25,6 @@ from optuna.distributions import (
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
-    distribution_to_json,
 )
 
 from embexp.errors import UserError, listed
@@ -79,9 +78,7 @@ class Space:
 
     def described(self) -> dict[str, str]:
         """Name -> what it may be, as text: two spaces are equal when these are."""
-        return {parameter.name: distribution_to_json(parameter.distribution) for parameter in self.parameters} | {
-            key: f"always {text}" for key, text in self.fixed.items()
-        }
+        return {each.name: _described(each.distribution) for each in self.parameters} | dict(self.fixed)
 
     def branches(self) -> Iterator[list[str]]:
         """Overrides that, checked one list after the other, show every parameter with its extreme values.
@@ -237,6 +234,18 @@ def _suggested(trial: Any, parameter: Parameter) -> Any:
         return trial.suggest_int(parameter.name, found.low, found.high, step=found.step, log=found.log)
     assert isinstance(found, FloatDistribution)
     return trial.suggest_float(parameter.name, found.low, found.high, step=found.step, log=found.log)
+
+
+def _described(found: BaseDistribution) -> str:
+    if isinstance(found, CategoricalDistribution):
+        return f"choice({','.join(map(str, found.choices))})"
+    assert isinstance(found, IntDistribution | FloatDistribution)
+    text = f"interval({found.low},{found.high})"
+    if isinstance(found, IntDistribution):
+        text = f"int({text})"
+    if found.step not in (None, 1):
+        text += f" in steps of {found.step}"
+    return f"tag(log,{text})" if found.log else text
 
 
 def _swept(parameter: Parameter) -> str:

@@ -41,12 +41,11 @@ def reasons(trials: Sequence[FrozenTrial]) -> str:
     return "\n".join(f"  - {counted(count, 'trial')}: {reason}" for reason, count in found.most_common(5))
 
 
-def line(study: optuna.Study, trial: FrozenTrial) -> str:
-    """What became of a trial, in a line."""
-    said = f"#{trial.number} {STATUS[trial.state]}"
+def line(trial: FrozenTrial, label: str, best: FrozenTrial | None) -> str:
+    """What became of a trial, in a line; best: of those so far."""
+    said = f"#{label} {STATUS[trial.state]}"
     if trial.state == TrialState.FAIL:
         return f"{said}: {_reason(trial)}"
-    best = best_of(study)
     so_far = f", best {_values(best)} (#{best.number})" if best is not None else ""
     at = f" at look {trial.last_step}" if trial.state == TrialState.PRUNED else ""
     return f"{said}{at}: {_values(trial)} on dev in {_seconds(trial)} s{so_far}"

@@ -131,7 +131,9 @@ class Sweep:
                 for trial in study.trials():
                     if trial.state.is_finished() and trial.number not in told:
                         told.add(trial.number)
-                        log.info("%s", summary.line(study.as_optuna, trial))
+                        label = self._composer.subdir(study.name, trial.number)
+                        best = summary.best_of(study.as_optuna) if "/" not in label else None
+                        log.info("%s", summary.line(trial, label, best))
                 stopped = self._too_many_failed(study)
                 while not stopped and self._crew.has_room():
                     found = study.next(total, free=partial(self._refuse_taken, study))
