@@ -55,16 +55,18 @@ class Study:
                 self._study = optuna.load_study(study_name=name, storage=self._storage, pruner=pruner)
         self.as_optuna = self._study
 
-    def hold_to(self, contract: Mapping[str, Mapping[str, Any]]) -> None:
+    def hold_to(self, contract: Mapping[str, Mapping[str, Any]], *, complete: bool = True) -> None:
         """Keep what the study is about, or refuse to go on with what has changed since it was started.
 
-        contract: kind (search space, objectives, config, data) -> name -> value, as JSON values.
+        contract: kind (search space, objectives, config, data) -> name -> value, as JSON values. complete: whether it
+        has all kinds; else it is only looked at.
         """
         with self._alone():
             before = self._study.user_attrs.get(CONTRACT)
-            if before is None:
+            if before is None and complete:
                 self._study.set_user_attr(CONTRACT, contract)
-                return
+        if before is None:
+            return
         changed = [
             f"{kind}: {name} was {was.get(name, 'not there')!r}, now {now.get(name, 'not there')!r}"
             for kind in contract

@@ -76,7 +76,8 @@ class Sweep:
         """Run what is missing of the sweep; returns the exit code."""
         self._folder.mkdir(parents=True, exist_ok=True)
         study = self._study(self._settings.name, self._settings.pruner)
-        study.hold_to(self._contract())
+        study.hold_to(self._contract(), complete=False)
+        study.hold_to({**self._contract(), "data": self._data()})
         OmegaConf.save(self._composer.config, self._folder / "multirun.yaml")
         total = self._settings.n_trials
         ended = sum(trial.state.is_finished() for trial in study.trials())
@@ -107,17 +108,20 @@ class Sweep:
         )
 
     def _contract(self) -> dict[str, Mapping[str, Any]]:
-        """What may not change while the study grows."""
+        """What may not change while the study grows, but for the data."""
         searched = {parameter.key for parameter in self._space.parameters}
-        data = {}
-        if not any(key.split(".")[0] in ("dataset", "limit") for key in searched):
-            data = in_own_process(_fingerprint, self._composer.plain())
         return {
             "search space": self._space.described(),
             "objectives": dict(self._settings.objectives),
             "config": self._composer.leaves(without=searched),
-            "data": data,
         }
+
+    def _data(self) -> dict[str, Any]:
+        """The data by content, read in a process of its own; nothing where the data are searched."""
+        if any(parameter.key.split(".")[0] in ("dataset", "limit") for parameter in self._space.parameters):
+            return {}
+        found: dict[str, Any] = in_own_process(_fingerprint, self._composer.plain())
+        return found
 
     def _run_all(self, study: Study, total: int, job_of: Callable[[Study, optuna.Trial, str], Job]) -> None:
         """Run trials until `total` have ended, here or elsewhere."""
