@@ -99,12 +99,12 @@ def slurm(folder: Path, *, remembers: int = 300) -> Iterator[dict[str, str]]:
 
     remembers: for how many seconds at least it can be asked about a job that ended; 300 is what SLURM comes with.
 
-    Jobs run as whoever starts it, at least two at a time, and are cancelled at the end. `folder` holds everything:
+    Jobs run as whoever starts it, at least two at a time, and are killed at the end. `folder` holds everything:
     slurm.conf, the state, and the logs of munged, slurmctld and slurmd. Its path must be short, for munge's socket.
     """
     programs = ["munged", "slurmctld", "slurmd", "sbatch", "scancel", "sinfo", "squeue", "srun"]
     program = _programs(programs, SLURM_PACKAGES, "/usr/sbin")
-    folder = folder.absolute()
+    folder = folder.resolve()
     environment = {"SLURM_CONF": str(folder / "slurm.conf")}
     (folder / "slurm.conf").write_text(_slurm_conf(folder, remembers))
     (folder / "munge.key").touch(mode=0o600)
@@ -118,6 +118,7 @@ def slurm(folder: Path, *, remembers: int = 300) -> Iterator[dict[str, str]]:
         return _output([program[name], "--noheader", *arguments], environment)
 
     with contextlib.ExitStack() as stack:
+        stack.callback(_end_jobs, folder)  # last, once no server can start them again
         for name, command, ready in (
             ("munged", munged, lambda: (folder / "munge.socket").exists()),
             ("slurmctld", [program["slurmctld"], "-D"], lambda: prints("sinfo")),
@@ -126,12 +127,19 @@ def slurm(folder: Path, *, remembers: int = 300) -> Iterator[dict[str, str]]:
             log = folder / f"{name}.log"
             process = stack.enter_context(_running(command, log, cwd=folder, environment=environment))
             _wait(ready, process, log)
-        try:
-            yield environment
-        finally:
-            # what a job started outlives slurmd, so that jobs end first
-            _code([program["scancel"], f"--user={getpass.getuser()}"], environment)
-            _wait(lambda: not prints("squeue"), process, folder / "slurmd.log")
+        yield environment
+
+
+def _end_jobs(folder: Path) -> None:
+    """What runs in jobs outlives slurmd, as do the jobs' own servers, slurmstepd."""
+    conf = f"SLURM_CONF={folder}/slurm.conf".encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it may end meanwhile
+            environment = (process / "environ").read_bytes().split(b"\0")
+            in_job = conf in environment and any(line.startswith(b"SLURM_JOB_ID=") for line in environment)
+            name = (process / "comm").read_text().strip()
+            if in_job or (name == "slurmstepd" and (process / "cwd").readlink() == folder):
+                os.kill(int(process.name), signal.SIGKILL)
 
 
 def _slurm_conf(folder: Path, remembers: int) -> str:
@@ -177,7 +185,8 @@ def free_port() -> int:
     """A port of 127.0.0.1 that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def _postgresql_programs() -> dict[str, str]:
