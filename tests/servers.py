@@ -147,7 +147,8 @@ def _slurm_conf(folder: Path, remembers: int) -> str:
     user = getpass.getuser()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
     for part in ("state", "spool"):
-        (folder / part).mkdir(exist_ok=True)
+        shutil.rmtree(folder / part, ignore_errors=True)  # else a second start takes up the jobs of the first
+        (folder / part).mkdir()
     return f"""\
 ClusterName=tests
 SlurmctldHost={name}(127.0.0.1)
