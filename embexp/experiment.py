@@ -32,7 +32,7 @@ from embexp.splits import Shares, limited, refuse_leaks, trainable
 from embexp.teachers import Judge, teacher_of
 from embexp.tracking import Tracker
 from embexp.trainer import Watch
-from embexp.training import train
+from embexp.training import LOOKS_SAY_WHEN, train
 
 log = logging.getLogger(__name__)
 
@@ -51,16 +51,14 @@ def measure(
 ) -> None:
     """Run the experiment that the config describes and fill in `result`, the content of result.json.
 
-    folder: the run's folder, for the model, the checkpoints and the rankings; a checkpoint in it is gone on from.
-    watch: the study that a trial belongs to; a trial looks at dev alone, and its model is not kept.
+    folder: the run's, for the model, the checkpoints and the rankings; a checkpoint in it is gone on from. watch: the
+    study that a trial belongs to; a trial looks at dev alone, and its model is not kept.
     """
     stands_for_itself = watch is None or watch.scores_test
-    allowed = config["allowed_packages"]
-    stage = _timer(result["seconds"])
+    allowed, stage = config["allowed_packages"], _timer(result["seconds"])
 
     with stage("model"):
-        source = build(config["model"], allowed=allowed, without=["kind"])
-        helpers = _helpers(config)
+        source, helpers = build(config["model"], allowed=allowed, without=["kind"]), _helpers(config)
     with stage("data"):
         splits = _splits(config, result)
         result["counts"] = results.counts(splits)
@@ -69,35 +67,33 @@ def measure(
         result["fingerprint"] = results.fingerprint(splits, model.origin, helpers)
         evaluators = [build(node, allowed=allowed) for node in config["evaluator"].values()]
 
-    def measured(arm: Arm) -> dict[str, Evaluation]:
-        sides = {"dev": splits.dev, **({"test": splits.test} if stands_for_itself else {})}
-        return {name: evaluate(evaluators, arm, side, **EVALUATION_NEGATIVES) for name, side in sides.items()}
+    sides = {"dev": splits.dev} | ({"test": splits.test} if stands_for_itself else {})
+    arms: dict[str, dict[str, Evaluation]] = {}
+
+    def measured(name: str, arm: Arm) -> None:
+        arms[name] = {side: evaluate(evaluators, arm, data, **EVALUATION_NEGATIVES) for side, data in sides.items()}
+        result[name] = results.metrics_of(arms[name], splits)
 
     with stage("bm25"):
-        bm25 = measured(BM25())
-        result["bm25"] = results.metrics_of(bm25, splits)
+        measured("bm25", BM25())
     with stage("base"):
         encoder = Encoder(model, progress="base model", content=model.origin["content"])
-        result["counts"]["dimensions"] = encoder.dimensions
-        base = measured(Dense(encoder))
-        result["base"] = results.metrics_of(base, splits)
-    arms = {"base": base, "bm25": bm25}
+        measured("base", Dense(encoder))
 
     if config["trainer"] is not None:
         with stage("rows"):
             train_set = _train_set(config, model, splits, encoder, result)
             rows = _rows(config, train_set, encoder, result)
-            dev_metrics = _dev_metrics(evaluators, base["dev"], splits)
+            dev_metrics = _dev_metrics(evaluators, arms["base"]["dev"], splits)
         with stage("training"):
             _train(config, model, train_set, rows, encoder, dev_metrics, result, folder, tracker, watch)
             if stands_for_itself:
                 model.model.save_pretrained(str(folder / "model"), create_model_card=False)
         with stage("tuned"):
-            arms["tuned"] = measured(Dense(Encoder(model, progress="tuned model")))
-            result["tuned"] = results.metrics_of(arms["tuned"], splits)
+            measured("tuned", Dense(Encoder(model, progress="tuned model")))
     if stands_for_itself:
-        on_test = {arm: evaluations["test"] for arm, evaluations in arms.items()}
         with stage("comparison"):
+            on_test = {arm: by_side["test"] for arm, by_side in arms.items()}
             result |= results.compared(on_test, splits, metric=config["metric"])
         results.write_retrieval(on_test, splits, folder / "retrieval")
 
@@ -147,6 +143,7 @@ def _loaded(config: Mapping[str, Any], source: Any, splits: Splits, result: dict
         refuse_unfit(model, needs=config["loss"].get("needs"))
     if model.untrained:
         _note(result, UNTRAINED)
+    result["counts"]["dimensions"] = model.model.get_embedding_dimension()
     result["counts"]["truncated"] = count_truncated(model, splits.test)
     return model
 
@@ -227,7 +224,8 @@ def _train(
         rows,
         train_set,
         loss=build(config["loss"], allowed=config["allowed_packages"], without=OWN_KEYS),
-        arguments={key: value for key, value in config["trainer"].items() if key != "early_stopping"},
+        arguments={key: value for key, value in config["trainer"].items() if key != "early_stopping"}
+        | (LOOKS_SAY_WHEN if watch is not None else {}),
         early_stopping=config["trainer"]["early_stopping"],
         dev_metrics=lambda: dev_metrics(Dense(Encoder(model))),
         metric=config["metric"],

@@ -28,7 +28,7 @@ from embexp.tracking import to_upload
 
 log = logging.getLogger("embexp")
 
-INTERRUPTED = 130  # exit code of a trial that was interrupted: it is to run again
+INTERRUPTED = 130  # exit code of a trial that could not be run to its end now, and is to run again
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Job:
             return 1 if self.trial is None else INTERRUPTED
         except Exception as error:
             self._explain(error)
-            return 1
+            return INTERRUPTED if self.trial is not None and isinstance(error, BusyError) else 1
         if result["status"] == "pruned":  # said where it was decided
             return 0
         log.info("\n%s\n", reports.summary(result))

@@ -97,7 +97,7 @@ def _carried_out(job: Job) -> tuple[int, Path]:
         while (ended := worker.ended()) is None:
             wait_for_any([worker], seconds=60)
     except KeyboardInterrupt:
-        worker.stop()
+        worker.stop(interrupted=True)
         return INTERRUPTED, job.folder
     return ended.code, job.folder
 

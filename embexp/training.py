@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainingArguments
-from transformers import EarlyStoppingCallback, set_seed
+from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 
 from embexp.batches import ConflictFreeBatchSampler, Conflicts
 from embexp.checkpoints import Checkpoint
@@ -32,6 +32,7 @@ from embexp.trainer import ROW, Collator, Dev, Looks, Track, Trainer, Watch, div
 log = logging.getLogger(__name__)
 
 NEVER = 10**9  # steps
+LOOKS_SAY_WHEN = {"eval_strategy": "steps", "eval_steps": NEVER}  # arguments of a training that is watched
 LOOKED_AT = 64  # texts that the trained model must still embed
 
 
@@ -67,12 +68,9 @@ def train(
     digest of data and base weights that the checkpoints are sealed with.
 
     data: the train set that `rows` come from. loss: takes the model. arguments: training arguments by name, without
-    those that the runner owns. dev_metrics: scores the model as it is now. early_stopping: evaluations without a
-    better `metric` after which to stop. watch: who says when dev is looked at, and may end the training with Pruned.
-    Raises UserError when the loss becomes NaN, with the step.
+    those that the runner owns. dev_metrics: scores the model as it is now. early_stopping: evaluations without a better
+    `metric` after which to stop. watch: may end it with Pruned. Raises UserError when the loss becomes NaN.
     """
-    if watch is not None:  # Looks says when
-        arguments = {**arguments, "eval_strategy": "steps", "eval_steps": NEVER}
     sampler = _sampler(embedding_model, rows, data, arguments, seed=seed)
     set_seed(seed)  # a loss may have parameters of its own
     trainer = Trainer(
@@ -86,11 +84,7 @@ def train(
         train_dataset=Dataset.from_dict({**rows.columns, ROW: list(range(len(rows)))}),
         evaluator=Dev(dev_metrics),
         data_collator=Collator(preprocess_fn=embedding_model.model.preprocess, prompts=_prompts(embedding_model, rows)),
-        callbacks=[
-            *([Looks(watch)] if watch is not None else []),
-            Track(tracker),
-            *([EarlyStoppingCallback(early_stopping)] if early_stopping else []),
-        ],
+        callbacks=_callbacks(watch, tracker, early_stopping),
     )
     if sampler.masked_rows:
         _tell_of_conflicts(sampler.masked_rows, masked=trainer.masks)
@@ -99,8 +93,13 @@ def train(
     embedding_model.model.eval()
     if trainer.state.best_global_step is None:
         _refuse_divergence(embedding_model, rows, step=trainer.state.global_step)
-    masked_rows = sampler.masked_rows if trainer.masks else 0
-    return Training(trainer.state.global_step, masked_rows, trainer.state.best_global_step)
+    masked = sampler.masked_rows if trainer.masks else 0
+    return Training(trainer.state.global_step, masked, trainer.state.best_global_step)
+
+
+def _callbacks(watch: Watch | None, tracker: Tracker, early_stopping: int | None) -> list[TrainerCallback]:
+    looks = [Looks(watch)] if watch is not None else []  # first: Track logs wherever these ask for a checkpoint
+    return [*looks, Track(tracker), *([EarlyStoppingCallback(early_stopping)] if early_stopping else [])]
 
 
 def _sampler(

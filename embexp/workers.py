@@ -60,9 +60,10 @@ class Worker:
             return None
         return Ended(code, out_of_memory=code < 0 and _killed_for_memory() > self._killed_before)
 
-    def stop(self, seconds: float = SECONDS_TO_END) -> None:
-        """After Ctrl-C, which the terminal has sent to it as well: give it time to end, then kill it."""
-        self._process.join(timeout=seconds)
+    def stop(self, *, interrupted: bool) -> None:
+        """Kill it; after Ctrl-C, which the terminal has sent to it as well, only when it takes too long to end."""
+        if interrupted:
+            self._process.join(timeout=SECONDS_TO_END)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()

@@ -1,4 +1,4 @@
-"""A sweep end to end, by the real command in a process of its own: folders, pruning, confirmation, going on, refusals."""
+"""A sweep end to end, by the real command: folders, pruning, confirmation, going on, refusals."""
 
 import json
 import shlex
@@ -24,7 +24,9 @@ def study_of(folder, name="test"):
 
 
 def results_in(folder):
-    return {file.parent.name: json.loads(file.read_text()) for file in (folder / "multirun" / "test").glob("*/result.json")}
+    return {
+        file.parent.name: json.loads(file.read_text()) for file in (folder / "multirun" / "test").glob("*/result.json")
+    }
 
 
 @pytest.fixture(scope="module")

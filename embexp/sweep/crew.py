@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from omegaconf import DictConfig
-
-from embexp.checks import plain
-from embexp.errors import UserError
 from embexp.job import INTERRUPTED, Job
 from embexp.sweep.study import Study
 from embexp.workers import Ended, Worker, slots, wait_for_any
@@ -44,14 +38,14 @@ class Crew(Protocol):
     def ended(self) -> list[tuple[int, str, End]]:
         """Number, owner and end of those that have ended since the last call."""
 
-    def renew(self, study: Study) -> None:
-        """Renew the leases of trials that can't do it themselves yet."""
+    def renew(self, study: Study, *, lease: float) -> None:
+        """Renew the leases, of some seconds, of trials that can't do it themselves yet."""
 
     def wait(self, seconds: float) -> None:
         """Return when a job may have ended, or after some seconds."""
 
-    def stop(self) -> list[tuple[int, str]]:
-        """End all jobs; returns number and owner of those that were at work."""
+    def stop(self, *, interrupted: bool) -> list[tuple[int, str]]:
+        """End all jobs, after Ctrl-C or another end of the sweep; returns number and owner of each."""
 
 
 class LocalCrew:
@@ -84,7 +78,7 @@ class LocalCrew:
                 found.append((number, owner, end_of(end)))
         return found
 
-    def renew(self, study: Study) -> None:
+    def renew(self, study: Study, *, lease: float) -> None:
         """Nothing: a process renews its own from the start."""
 
     def wait(self, seconds: float) -> None:
@@ -94,11 +88,11 @@ class LocalCrew:
         else:
             time.sleep(seconds)
 
-    def stop(self) -> list[tuple[int, str]]:
+    def stop(self, *, interrupted: bool) -> list[tuple[int, str]]:
         """End all processes."""
         stopped = []
         for number, (worker, owner) in self._at_work.items():
-            worker.stop()
+            worker.stop(interrupted=interrupted)
             stopped.append((number, owner))
         self._at_work.clear()
         return stopped
@@ -111,16 +105,3 @@ def end_of(ended: Ended) -> End:
         return End(words, from_outside=ended.code == INTERRUPTED)
     name = signal.Signals(-ended.code).name
     return End(f"was killed by {name}", from_outside=-ended.code in FROM_OUTSIDE, out_of_memory=ended.out_of_memory)
-
-
-def crew_for(config: DictConfig, places: int, folder: Path) -> Crew:
-    """The crew for the launcher that is chosen. Raises UserError where it can't run trials."""
-    node: Mapping[str, Any] = plain(config.hydra.launcher)
-    target = str(node.get("_target_"))
-    if target == "hydra_plugins.embexp_launcher.ProcessLauncher":
-        return LocalCrew(places)
-    if target.startswith("hydra_plugins.hydra_submitit_launcher."):
-        from embexp.sweep.submitted import SubmittedCrew
-
-        return SubmittedCrew(node, places, folder)
-    raise UserError(f"a sweep runs with hydra/launcher=embexp, submitit_slurm or submitit_local; {target} is none")

@@ -49,6 +49,8 @@ def _database(address: Address) -> BaseStorage:
     scheme, found, rest = url.partition("://")
     if not found or scheme not in SCHEMES:
         raise UserError(f"{address.setting}: an address starts with postgresql://; this one does not")
+    if rest.partition("/")[0].count("@") > 1:  # the driver would take a part of the password for the host, and say it
+        raise UserError(f"{address.setting}: write an @ in the password as %40")
     arguments = {"connect_timeout": SECONDS_TO_CONNECT}
     try:
         return RDBStorage(
@@ -56,7 +58,7 @@ def _database(address: Address) -> BaseStorage:
         )
     except ImportError as error:
         raise UserError(f"{address.setting} needs the package psycopg: pip install .[postgresql]") from error
-    except Exception as error:  # SQLAlchemy's and the driver's; neither repeats a password
+    except Exception as error:  # SQLAlchemy's and the driver's, which do not repeat a password
         reason = " ".join(str(error.__cause__ or error).split())
         raise UserError(f"{address.setting}: the database can't be reached ({reason[:300]})") from error
 

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from embexp.errors import UserError
 from embexp.job import INTERRUPTED, Job
 from embexp.sweep.crew import End
+from embexp.sweep.lease import RENEWALS
 from embexp.sweep.study import Study
 
 FOR_THE_EXECUTOR = ("submitit_folder", "max_num_timeout", "_target_", "_recursive_", "array_parallelism")
@@ -48,7 +49,7 @@ class SubmittedCrew:
         )
         self._cluster, self._places = cluster, places
         self._at_work: dict[int, tuple[Any, str]] = {}
-        self._asked = 0.0
+        self._asked = self._renewed = time.monotonic()
 
     def has_room(self) -> bool:
         """Whether another job may be in the cluster."""
@@ -75,17 +76,19 @@ class SubmittedCrew:
                 found.append((number, owner, end))
         return found
 
-    def renew(self, study: Study) -> None:
+    def renew(self, study: Study, *, lease: float) -> None:
         """Renew the leases of jobs that are still waiting in the cluster."""
-        for number in self._at_work:
-            study.renew(number, time.time())
+        if time.monotonic() - self._renewed > lease / RENEWALS:
+            self._renewed = time.monotonic()
+            for number in self._at_work:
+                study.renew(number, time.time())
 
     def wait(self, seconds: float) -> None:
         """Return after some seconds."""
         time.sleep(seconds)
 
-    def stop(self) -> list[tuple[int, str]]:
-        """Cancel all jobs."""
+    def stop(self, *, interrupted: bool) -> list[tuple[int, str]]:
+        """Cancel all jobs, which Ctrl-C does not reach."""
         stopped = []
         for number, (job, owner) in self._at_work.items():
             job.cancel(check=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,25 +18,30 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import configure_log, setup_globals
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from embexp import launcher
+from embexp import report as reports
 from embexp.checks import plain
 from embexp.components import build
-from embexp.errors import UserError
+from embexp.errors import UserError, described
 from embexp.job import Job, explained
 from embexp.sweep import space as spaces
 from embexp.sweep import summary
 from embexp.sweep.composing import Composer
-from embexp.sweep.crew import Crew, crew_for
+from embexp.sweep.crew import Crew, LocalCrew
 from embexp.sweep.reference import Address, TrialReference
 from embexp.sweep.settings import Settings
 from embexp.sweep.study import Study
+from embexp.sweep.submitted import SubmittedCrew
 from embexp.workers import in_own_process
 
 log = logging.getLogger("embexp")
 
 FEWEST_TO_JUDGE = 5  # ended trials, before too many failures stop a sweep
+STORAGE_ERRORS = (StorageInternalError, SQLAlchemyError, OSError)
 POLL = 1.0  # seconds between looks at what other machines have done
 
 
@@ -46,12 +52,14 @@ def carry_out(arguments: Sequence[str], *, context: HydraContext, config: DictCo
     """
     setup_globals()
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
-    sweep = None
     try:
-        sweep = Sweep(arguments, context=context, config=config)
-        launcher.exit_codes.append(sweep.run())
+        launcher.exit_codes.append(Sweep(arguments, context=context, config=config).run())
     except UserError as error:
         log.error("%s", explained(error))
+        launcher.exit_codes.append(1)
+    except STORAGE_ERRORS as error:
+        text = f"the study can't be read or written: {described(error)}"
+        log.error("embexp: %s\nwhat has ended is kept. The same command goes on", " ".join(text.split()))
         launcher.exit_codes.append(1)
     except KeyboardInterrupt:
         log.error("\ninterrupted; what has ended is kept. The same command goes on")
@@ -69,7 +77,7 @@ class Sweep:
         self._folder = Path(str(config.hydra.sweep.dir)).absolute()
         self._address = Address(str(self._folder), settings.storage, settings.storage_env)
         self._composer = Composer(context, config, fixed)
-        self._crew: Crew = crew_for(config, settings.n_jobs, self._folder)
+        self._crew: Crew = _crew_for(config, settings.n_jobs, self._folder)
         self._directions = [settings.objectives[name] for name in settings.objectives]
 
     def run(self) -> int:
@@ -148,11 +156,13 @@ class Sweep:
                     if stopped:
                         raise UserError(stopped)
                     return
-                self._crew.renew(study)
+                self._crew.renew(study, lease=self._settings.lease)
                 self._crew.wait(POLL)
-        except BaseException:
-            for number, owner in self._crew.stop():
-                study.release(number, owner)
+        except BaseException as error:
+            left = self._crew.stop(interrupted=isinstance(error, KeyboardInterrupt))
+            with suppress(*STORAGE_ERRORS):  # then they are seen to be gone when the sweep goes on
+                for number, owner in left:
+                    study.release(number, owner)
             raise
 
     def _all_ended(self, study: Study, total: int) -> bool:
@@ -172,7 +182,11 @@ class Sweep:
 
     def _settle(self, study: Study, number: int, owner: str, ended: Any) -> None:
         """See to a trial whose process has ended without telling the study how."""
-        if ended.out_of_memory:
+        folder = self._folder / self._composer.subdir(study.name, number)
+        result = reports.read(folder)
+        if result is not None and result["status"] in ("completed", "pruned"):
+            study.release(number, owner)  # whoever takes it finds the result and tells it
+        elif ended.out_of_memory:
             study.fail(number, owner, "the system ended it for want of memory (out of memory)")
         elif ended.from_outside:
             if study.release(number, owner, died=ended.words):
@@ -239,3 +253,14 @@ def _fingerprint(config: Mapping[str, Any]) -> dict[str, Any]:
     from embexp.run import data_of  # torch, transformers: seconds
 
     return data_of(config)
+
+
+def _crew_for(config: DictConfig, places: int, folder: Path) -> Crew:
+    """The crew for the launcher that is chosen. Raises UserError where it can't run trials."""
+    node: Mapping[str, Any] = plain(config.hydra.launcher)
+    target = str(node.get("_target_"))
+    if target == "hydra_plugins.embexp_launcher.ProcessLauncher":
+        return LocalCrew(places)
+    if target.startswith("hydra_plugins.hydra_submitit_launcher."):
+        return SubmittedCrew(node, places, folder)
+    raise UserError(f"a sweep runs with hydra/launcher=embexp, submitit_slurm or submitit_local; {target} is none")

@@ -19,7 +19,7 @@ from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
 from embexp.components import build
-from embexp.errors import Pruned, described
+from embexp.errors import BusyError, Pruned, described
 from embexp.report import dimension_of
 from embexp.sweep.lease import BEAT, OWNER, PROCESS, renewed, this_process
 from embexp.sweep.reference import TrialReference
@@ -44,6 +44,8 @@ def attached(reference: TrialReference) -> Iterator[Trial]:
     with renewed(trial.beat, seconds=reference.lease):
         try:
             yield trial
+        except BusyError:  # its former process is still there
+            raise
         except Exception as error:
             trial.fail(described(error))
             raise
