@@ -81,6 +81,14 @@ def test_a_budget_ends_mining_cleanly_and_a_larger_one_goes_on(embexp, handbook,
     assert (whole.code, len(llm.calls), record(whole.folder)["stopped"]) == (0, 24, None)
 
 
+def test_a_budget_that_ends_early_leaves_no_side_without_questions(embexp, handbook, llm):
+    mined = embexp.mine(*asking(llm), "paraphrases=0", "budget.calls=8")
+    sides = {row["metadata"]["side"] for row in rows(mined.folder / "queries.jsonl")}
+    assert {"train", "dev", "unseen"} <= sides
+    assert "python -m embexp dataset=mined dataset.path=" in mined.output
+    assert embexp("dataset=mined", "dataset.path=mined", *QUICK).code == 0
+
+
 def test_a_dry_run_makes_no_call_and_says_what_the_questions_would_cost(embexp, handbook, llm):
     mined = embexp.mine(*asking(llm), "dry_run=true")
     assert (mined.code, llm.calls) == (0, [])

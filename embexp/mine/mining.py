@@ -86,7 +86,8 @@ class _Making:
         funnel = build(self.config["filter"], allowed=self.config["allowed_packages"])
         place = {each.passage.id: place for place, each in enumerate(wanted)}
         # answers come in any order; what is a copy of what, and what training sees first, must not depend on it
-        mined = sorted(self.miner.mine(wanted), key=lambda each: place[each.passage.id])
+        asked_of = self.sides.in_turn(wanted, self.side_of)
+        mined = sorted(self.miner.mine(asked_of), key=lambda each: place[each.passage.id])
         units = {key: self.sides.unit_of(passage) for key, passage in by_id.items()}
         side_of = {key: self.side_of[unit] for key, unit in units.items()}
         held_out = frozenset(key for key, side in side_of.items() if side != "train")

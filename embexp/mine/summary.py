@@ -163,8 +163,9 @@ def of_data_set(record: Mapping[str, Any], folder: Path) -> str:
         lines += [f"not read: {len(record['unreadable'])} files", *_named(record["unreadable"])]
     lines += [f"samples: {folder / 'mining.md'}"]
     sides = record["questions"].keys()
-    if {"train", "dev"} <= sides and sides & {"unseen", "seen", "real"} and record["stopped"] is None:
-        lines.append(f"next:    python -m embexp dataset=mined dataset.path={folder}")
+    if {"train", "dev"} <= sides and sides & {"unseen", "seen", "real"}:
+        so_far = "" if record["stopped"] is None else "  (on what there is so far)"
+        lines.append(f"next:    python -m embexp dataset=mined dataset.path={folder}{so_far}")
     return "\n".join(lines)
 
 
