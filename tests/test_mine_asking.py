@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -75,8 +76,12 @@ def test_a_budget_ends_mining_cleanly_and_a_larger_one_goes_on(embexp, handbook,
     mined = embexp.mine(*asking(llm), "paraphrases=0", "budget.calls=10")
     assert (mined.code, len(llm.calls)) == (1, 10)
     assert "budget.calls=10" in mined.output
-    assert "To go on: python -m embexp.mine" in mined.output
     assert record(mined.folder)["stopped"] is not None
+    hint = mined.output.split("To go on: python -m embexp.mine ")[1].splitlines()[0]
+    assert shlex.split(hint)[-1] == "budget.calls=20"
+    assert "budget.calls=10" not in hint
+    further = embexp.mine(*shlex.split(hint))
+    assert (further.code, len(llm.calls)) == (1, 20)
     whole = embexp.mine(*asking(llm), "paraphrases=0", "budget.calls=100")
     assert (whole.code, len(llm.calls), record(whole.folder)["stopped"]) == (0, 24, None)
 

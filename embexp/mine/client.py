@@ -114,6 +114,11 @@ class Client:
         """Why nothing is sent any more (the budget, the key, a server that fails), and how to go on; None else."""
         return self._caller.stopped if self._caller else None
 
+    @property
+    def larger_caps(self) -> dict[str, str]:
+        """Where the budget stopped it: the cap that did, by its name in `budget`, and one that would let it go on."""
+        return self._budget.larger if self.stopped else {}
+
     def report(self) -> Report:
         """What was done and spent so far."""
         caller = self._caller

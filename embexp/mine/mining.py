@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How mining ended. stopped: why it asked no further, null when all was asked."""
+    """How mining ended. stopped: why it asked no further, null when all was asked. larger: name in `budget` -> a cap
+    that would let it go on, where a cap stopped it."""
 
     stopped: str | None
     text: str  # what a person reads
+    larger: Mapping[str, str] = field(default_factory=dict)
 
 
 def mine(config: Mapping[str, Any], folder: Path) -> Outcome:
@@ -57,9 +59,11 @@ def mine(config: Mapping[str, Any], folder: Path) -> Outcome:
                 return Outcome(None, summary.of_estimate(estimate, config))
             made = _Making(config, known, sides, side_of, client, miner).data_set(wanted)
             if client.stopped is not None and (not made.record["kinds"] or written.is_whole(folder)):
-                return Outcome(client.stopped, "Nothing was written; what was answered is kept.")
+                text = "Nothing was written; what was answered is kept."
+                return Outcome(client.stopped, text, client.larger_caps)
             written.write(made.data, folder, record=made.record, page=summary.page(made.record, made.data))
-            return Outcome(client.stopped or summary.unanswered(client), summary.of_data_set(made.record, folder))
+            stopped = client.stopped or summary.unanswered(client)
+            return Outcome(stopped, summary.of_data_set(made.record, folder), client.larger_caps)
 
 
 @dataclass(frozen=True)
