@@ -19,7 +19,7 @@ from embexp.cache import digest
 from embexp.checkpoints import last_usable
 from embexp.components import build
 from embexp.encoding import Encoder, count_truncated
-from embexp.errors import counted
+from embexp.errors import UserError, counted
 from embexp.evaluators import Evaluation, Evaluator, evaluate
 from embexp.losses import OWN_KEYS, refuse_unfit
 from embexp.models import EmbeddingModel, identified
@@ -65,7 +65,7 @@ def measure(config: Mapping[str, Any], result: dict[str, Any], folder: Path, tra
         evaluators = [build(node, allowed=allowed) for node in config["evaluator"].values()]
 
     def measured(arm: Arm) -> dict[str, Evaluation]:
-        sides = {"dev": splits.dev, "test": splits.test}
+        sides = {"dev": splits.dev, "test": splits.test} if splits.dev.queries else {"test": splits.test}
         return {name: evaluate(evaluators, arm, side, **EVALUATION_NEGATIVES) for name, side in sides.items()}
 
     with stage("bm25"):
@@ -112,6 +112,12 @@ def _helpers(config: Mapping[str, Any]) -> dict[str, dict[str, str | None]]:
 
 def _splits(config: Mapping[str, Any], result: dict[str, Any]) -> Splits:
     splits: Splits = build(config["dataset"], allowed=config["allowed_packages"])
+    if config["trainer"] is not None and not (splits.train.queries and splits.dev.queries):
+        raise UserError(
+            "the data set is for evaluation alone: it has "
+            f"{counted(len(splits.test.queries), 'question', 'questions')} to test on, and none to train on. Set "
+            "trainer=none to score the model on it"
+        )
     shares = config["dataset"].get("split") or {}  # a data set of the user's own may bring its splits ready
     result["caveat"] = splits.caveat
     if splits.caveat is None:

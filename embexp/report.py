@@ -195,13 +195,13 @@ def ranked_runs(results: Sequence[tuple[str, str, Mapping[str, Any] | None, str]
         if not result or result["status"] != "completed":
             return None
         arm = result["tuned"] or result["base"]
-        return arm["dev"][result["metric"]]
+        return arm["dev"][result["metric"]] if arm["dev"] else None
 
     scored = sorted((run for run in results if dev(run[2]) is not None), key=lambda run: -(dev(run[2]) or 0.0))
     failed = [run for run in results if dev(run[2]) is None]
     lines = []
     for place, overrides, result, state in [*scored, *failed]:
-        if dev(result) is None or result is None:
+        if result is None or result["status"] != "completed":
             lines.append([place, overrides, "-", "-", "-", "-", state])
             continue
         metric = result["metric"]

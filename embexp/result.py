@@ -55,9 +55,10 @@ def empty(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def metrics_of(evaluations: BY_SPLIT, splits: Splits) -> dict[str, dict[str, float]]:
-    """Split -> metric -> score; of test, over the queries that the verdict is about."""
-    return {"dev": evaluations["dev"].metrics, "test": Evaluation(_judged(evaluations["test"], splits)).metrics}
+def metrics_of(evaluations: BY_SPLIT, splits: Splits) -> dict[str, dict[str, float] | None]:
+    """Split -> metric -> score; of test, over the queries that the verdict is about; dev is null where there is none."""
+    dev = evaluations["dev"].metrics if "dev" in evaluations else None
+    return {"dev": dev, "test": Evaluation(_judged(evaluations["test"], splits)).metrics}
 
 
 def _judged(evaluation: Evaluation, splits: Splits) -> Mapping[str, Scores]:

@@ -126,7 +126,7 @@ def _summary(result: Mapping[str, Any]) -> dict[str, Any]:
         flat["notes"] = "; ".join(result["notes"])
     for arm in ("base", "tuned", "bm25"):
         for split, metrics in (result[arm] or {}).items():
-            flat |= {f"{split}/{arm}/{name}": score for name, score in metrics.items()}
+            flat |= {f"{split}/{arm}/{name}": score for name, score in (metrics or {}).items()}
     for name, delta in (result["delta"] or {}).items():
         flat |= {f"test/delta/{name}": delta["absolute"]}
     if result["delta"]:

@@ -135,6 +135,28 @@ def test_a_data_sets_passages_are_mined_and_its_own_questions_are_the_test(embex
     assert {row["_id"] for row in rows(mined.folder / "corpus.jsonl")} >= {"100-0", "100-1", "109-1"}
 
 
+def test_a_set_for_evaluation_alone_is_scored_by_the_command_that_mining_prints(embexp, handbook):
+    mined = embexp.mine(*OFFLINE, "split.test=1")
+    hint = mined.output.split("next:    python -m embexp ")[1].splitlines()[0]
+    assert hint.endswith("trainer=none")
+    scored = embexp(*hint.split(), "model=static", "logger=none")
+    assert scored.code == 0, scored.output
+    assert scored.result["base"]["dev"] is None
+    assert scored.result["counts"]["queries"]["test"] == record(mined.folder)["questions"]["unseen"] > 10
+    assert f"({record(mined.folder)['questions']['unseen']} queries)" in scored.output
+    trained = embexp("dataset=mined", "dataset.path=mined", *QUICK)
+    assert (trained.code, "Set trainer=none to score" in trained.output) == (1, True)
+
+
+def test_a_set_for_evaluation_alone_is_scored_by_many_models_in_one_table(embexp, handbook, tmp_path):
+    embexp.mine(*OFFLINE, "split.test=1")
+    arguments = ["dataset=mined", "dataset.path=mined", "trainer=none", "model=static", "logger=none"]
+    many = embexp("-m", *arguments, "seed=1,2", f"hydra.sweep.dir={tmp_path / 'many'}")
+    assert many.code == 0, many.output
+    lines = [line for line in (tmp_path / "many" / "summary.md").read_text().splitlines() if "base only" in line]
+    assert len(lines) == 2
+
+
 def test_a_limit_takes_so_many_documents_and_stays_the_same_ones(embexp, handbook):
     mined = embexp.mine(*OFFLINE, "limit=5")
     first = {row["document"] for row in rows(mined.folder / "corpus.jsonl")}

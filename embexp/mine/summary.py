@@ -166,6 +166,8 @@ def of_data_set(record: Mapping[str, Any], folder: Path) -> str:
     if {"train", "dev"} <= sides and sides & {"unseen", "seen", "real"}:
         so_far = "" if record["stopped"] is None else "  (on what there is so far)"
         lines.append(f"next:    python -m embexp dataset=mined dataset.path={folder}{so_far}")
+    elif record["config"]["split"].get("test") == 1 and sides:  # for evaluation alone
+        lines.append(f"next:    python -m embexp dataset=mined dataset.path={folder} trainer=none")
     return "\n".join(lines)
 
 
