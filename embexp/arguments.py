@@ -51,6 +51,7 @@ def checked_arguments(
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         parsed, problems = _parse(overrides, sweep=sweep)
+        problems += _hidden_files(config_dir)
         groups = [o for o in parsed if _is_group(o, loader, config_dir, program)]
         values = [o for o in parsed if o not in groups]
         own = [o.input_line or "" for o in values if _is_hydras(o) and not o.is_sweep_override()]
@@ -90,6 +91,19 @@ def _checked(
         *mistakes_in(plain(config), program),
         *_folder_mistakes(hydra, sweep=sweep, fresh=fresh),
     ]
+
+
+def _hidden_files(config_dir: str | None) -> list[str]:
+    """The user's files that Hydra would pass over, since it finds those of the same names in conf/ first."""
+    problems = []
+    for path in sorted(CONFIG_FOLDER.rglob("*.yaml")) if config_dir else ():
+        name = path.relative_to(CONFIG_FOLDER)
+        own = Path(str(config_dir), name)
+        if own.is_file() and own.read_bytes() != path.read_bytes():
+            problems.append(
+                f"{own} would not be read: embexp has a {name} of its own. Rename it, and choose it by its new name"
+            )
+    return problems
 
 
 def _is_hydras(override: Override) -> bool:
