@@ -15,7 +15,7 @@ ORDER = [
     "model_folder", "models", "encoding", "paraphrases", "search", "teachers", "negatives", "shapes", "metrics",
     "significance", "evaluators", "batches", "losses", "tracking", "checkpoints", "fast_steps", "trainer", "training",
     "result", "tables", "details", "report", "components", "experiment", "run",
-    "checks", "config", "arguments", "resume", "job", "launcher", "cli", "__main__",
+    "checks", "config", "arguments", "resume", "console", "job", "launcher", "cli", "__main__",
     "mine", "mine.passages", "mine.sections", "mine.restructured", "mine.formats", "mine.documents", "mine.repeated",
     "mine.packing", "mine.chunker", "mine.sides",
     "mine.journal", "mine.budget", "mine.request", "mine.server", "mine.protocol", "mine.call", "mine.progress",
