@@ -56,7 +56,7 @@ def empty(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def metrics_of(evaluations: BY_SPLIT, splits: Splits) -> dict[str, dict[str, float] | None]:
-    """Split -> metric -> score; of test, over the queries that the verdict is about; dev is null where there is none."""
+    """Split -> metric -> score; of test, over the queries that the verdict is about; null for a dev without queries."""
     dev = evaluations["dev"].metrics if "dev" in evaluations else None
     return {"dev": dev, "test": Evaluation(_judged(evaluations["test"], splits)).metrics}
 

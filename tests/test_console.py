@@ -14,10 +14,13 @@ def read_one_line(*arguments, folder):
     process = subprocess.Popen(
         [sys.executable, "-m", *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    with process:
+    try:
         line = process.stdout.readline()
         process.stdout.close()
         return process.wait(120), line, process.stderr.read()
+    finally:
+        process.kill()
+        process.stderr.close()
 
 
 def test_mining_goes_on_to_its_end_when_nobody_reads_what_it_says(tmp_path):

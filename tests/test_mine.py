@@ -110,6 +110,17 @@ def test_mistakes_are_named_before_anything_is_read(embexp, handbook, arguments,
     assert all(word in mined.output for word in words), mined.output
 
 
+@pytest.mark.parametrize("command", ["embexp", "embexp.mine"])
+def test_resume_of_a_mined_folder_says_how_mining_goes_on_and_how_to_train(embexp, handbook, tmp_path, command):
+    assert embexp.mine(*OFFLINE, "questions.train=2").code == 0
+    ended = (embexp if command == "embexp" else embexp.mine)(f"resume={tmp_path / 'mined'}")
+    assert ended.code == 1
+    again = ended.output.split("python -m embexp.mine ")[1].split(". To train")[0]
+    assert {*OFFLINE, "questions.train=2", "out=mined"} <= set(again.split())
+    assert f"dataset=mined dataset.path={tmp_path / 'mined'}" in ended.output
+    assert "mistakes" not in ended.output
+
+
 def test_out_must_be_set(embexp, handbook):
     mined = embexp.mine(*OFFLINE, "out=???")
     assert (mined.code, "out must be set: out=..." in mined.output) == (1, True)

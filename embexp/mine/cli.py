@@ -13,7 +13,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from embexp import cache, cli
+from embexp import cache, cli, resume
 from embexp.checks import CONFIG_FOLDER, plain
 from embexp.errors import UserError, described
 from embexp.job import explained
@@ -29,6 +29,8 @@ def main() -> None:
         arguments = cli.parsed(sys.argv[1:])
         if arguments.multirun:
             raise UserError("mining takes no -m: name all documents in one command")
+        if (run := resume.folder_to_resume(arguments.overrides)) is not None:
+            raise UserError(f"{run} is the folder of a run, and mining takes no resume=: python -m embexp resume={run}")
         cli.check(arguments, program=MINE)
         codes = _run_hydra(words)
     sys.exit(1 if any(codes) else 0)
