@@ -121,6 +121,33 @@ def test_resume_of_a_mined_folder_says_how_mining_goes_on_and_how_to_train(embex
     assert "mistakes" not in ended.output
 
 
+def test_what_is_not_there_is_listed_with_the_other_mistakes_before_documents_are_read(embexp, handbook, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    mined = embexp.mine(
+        *("documents=[handbook,nowhere]", "real_questions=none.jsonl", "llm.model=unheard-of", "budget.usd=1"),
+        *("prompts.judge.user=yes?", "miner.prompt.user='{pasage}'", "questions.train=-1"),
+    )
+    assert (mined.code, mined.folder) == (1, None)
+    said = [
+        *("documents=nowhere names no file or folder", "real_questions=none.jsonl is not a file"),
+        *("OPENAI_API_KEY is not set", "the price of unheard-of is not in the price table", "questions.train=-1"),
+        *("prompts.judge: a prompt lacks the placeholder {passage}", "miner.prompt: a prompt has the placeholder"),
+    ]
+    assert [words for words in said if words not in mined.output] == []
+
+
+def test_the_config_is_shown_and_a_dry_run_made_without_a_key(embexp, handbook, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert embexp.mine("documents=handbook", "--cfg", "job").code == 0
+    assert embexp.mine("documents=handbook", "dry_run=true").code == 0
+    assert "OPENAI_API_KEY is not set" in embexp.mine(*OFFLINE, "judge=true").output
+
+
+def test_a_wrong_value_of_the_sentence_miner_is_named_with_the_others(embexp, handbook):
+    mined = embexp.mine(*OFFLINE, "miner.words=[9,3]", "miner.reach=-1", "limit=0")
+    assert all(words in mined.output for words in ("miner.reach=-1", "limit=0"))
+
+
 def test_out_must_be_set(embexp, handbook):
     mined = embexp.mine(*OFFLINE, "out=???")
     assert (mined.code, "out must be set: out=..." in mined.output) == (1, True)

@@ -126,6 +126,19 @@ def test_real_questions_without_ids_get_their_passages_from_the_judge(embexp, ha
     assert len(lines) == 10  # the judge says yes to each of the ten that keyword search found
 
 
+def test_a_judge_finds_the_passages_of_real_questions_without_a_miner_that_asks(embexp, handbook, llm, tmp_path):
+    (tmp_path / "real.jsonl").write_text(json.dumps({"query": "receipts for zebras in the archive"}) + "\n")
+    mined = embexp.mine(*asking(llm), "miner=sentences", "judge=true", "real_questions=real.jsonl")
+    assert mined.code == 0, mined.output
+    assert record(mined.folder)["questions"]["real"] == 1
+
+
+def test_the_model_of_the_round_trip_is_had_before_anything_is_paid(embexp, handbook, llm):
+    mined = embexp.mine(*asking(llm), "filter.round_trip.model=/nowhere")
+    assert (mined.code, llm.calls) == (1, [])
+    assert "filter.round_trip.model=/nowhere is not a folder" in mined.output
+
+
 def test_completion_adds_passages_that_the_judge_takes(embexp, handbook, llm):
     folder = embexp.mine(*asking(llm), "paraphrases=0", "complete=2").folder
     lines = (folder / "qrels" / "train.tsv").read_text().splitlines()[1:]

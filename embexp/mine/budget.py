@@ -46,6 +46,16 @@ def price_of(model: str, prices: Mapping[str, Mapping[str, float]]) -> Price | N
     return Price(input=found["input"], output=found["output"])
 
 
+def unpriced(model: str, prices: Mapping[str, Mapping[str, float]]) -> str | None:
+    """What to say where USD are capped and the model's price is not known."""
+    if price_of(model, prices) is not None:
+        return None
+    return (
+        f"budget.usd is set and the price of {model} is not in the price table. Set llm.price in USD per million "
+        "tokens, as llm.price='{input: 1, output: 2}' (0 and 0 for a server of your own), or cap budget.tokens instead"
+    )
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a call takes, or may take at most. usd: 0 where no price is known, and then no cap on USD is taken."""

@@ -84,6 +84,21 @@ def read(places: Sequence[str], *, without: Path | None = None) -> Read:
     return Read(tuple(documents), tuple(ready.values()), dict(sorted(unreadable.items())))
 
 
+def missing(places: Sequence[str]) -> list[str]:
+    """What to say of the places that name nothing."""
+    return [
+        f"documents={place} names no file or folder; name a folder, a glob or a file"
+        for place in places
+        if not Path(place).expanduser().exists() and not _matches(place)
+    ]
+
+
+def _matches(place: str) -> list[Path]:
+    # not Path.glob, which goes into hidden folders
+    found = glob(str(Path(place).expanduser()), recursive=True) if has_magic(place) else []  # noqa: PTH207
+    return [Path(match) for match in found]
+
+
 def _text(file: Path) -> str:
     data = file.read_bytes()
     text = FORMATS[file.suffix.lower()](data) if data.strip() else ""
@@ -192,8 +207,9 @@ class _Found:
 
 
 def _found(places: Sequence[str], without: Path | None) -> tuple[dict[str, Path], dict[str, str]]:
+    if problems := missing(places):
+        raise UserError(*problems)
     found = _Found(without.resolve() if without else None)
-    missing = []
     for place in places:
         path = Path(place).expanduser()
         if path.is_dir():
@@ -201,17 +217,8 @@ def _found(places: Sequence[str], without: Path | None) -> tuple[dict[str, Path]
         elif path.exists():
             found.add(path, path.parent)
         else:
-            # not Path.glob, which goes into hidden folders
-            found_here = glob(str(path), recursive=True) if has_magic(place) else []  # noqa: PTH207
-            matches = sorted(Path(match) for match in found_here)
-            if not matches:
-                missing.append(place)
-            for match in matches:
+            for match in sorted(_matches(place)):
                 found.add(match, _fixed(path))
-    if missing:
-        raise UserError(
-            *(f"documents={place} names no file or folder; name a folder, a glob or a file" for place in missing)
-        )
     for ending, names in found.unknown.items():
         key = names[0] if len(names) == 1 else f"*{ending} ({len(names)} files)"
         found.unreadable[key] = f"files ending in {ending} are not read" if ending else "without an ending"

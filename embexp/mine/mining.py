@@ -26,6 +26,7 @@ from embexp.mine.passages import Judge, Miner, Passage, Question, Wanted, hashed
 from embexp.mine.real import Real
 from embexp.mine.sides import Sides
 from embexp.mine.written import DataSet, Query
+from embexp.models import model_folder
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ def mine(config: Mapping[str, Any], folder: Path) -> Outcome:
     Raises UserError for what the user can mend, and BusyError when another process mines into the folder.
     """
     with _alone(folder):
+        _refuse_absent_model(config)
         known = knowledge.read(config, folder)
         sides: Sides = build(config["split"], allowed=config["allowed_packages"])
         side_of = sides.assigned(sides.unit_of(passage) for passage in known.passages)
@@ -116,7 +118,8 @@ class _Making:
         if named == "dataset":
             assert self.known.splits is not None  # the config is checked
             return real.of_data_set(self.known.splits, by_id)
-        return real.read(named, by_id, judge=self._judge(needed=self.miner.asks_llm), model=self.known.model)
+        asks = self.miner.asks_llm or self.config["judge"]
+        return real.read(named, by_id, judge=self._judge(needed=asks), model=self.known.model)
 
     def _judge(self, *, needed: bool) -> Judge | None:
         return LLMJudge(client=self.client, prompt=self.config["prompts"]["judge"]) if needed else None
@@ -149,6 +152,13 @@ def _client(config: Mapping[str, Any], folder: Path) -> Client:
     server = build(config["llm"], allowed=config["allowed_packages"])
     budget = Budget(**config["budget"])
     return Client(server, journal=folder / "answers.jsonl", budget=budget, prices=config["prices"]["models"])
+
+
+def _refuse_absent_model(config: Mapping[str, Any]) -> None:
+    """The round trip's model is had before anything is read or paid for, or mining ends here."""
+    round_trip = config["filter"].get("round_trip")
+    if isinstance(round_trip, Mapping) and round_trip.get("model"):
+        model_folder(round_trip["model"], setting="filter.round_trip.model")
 
 
 @contextmanager
