@@ -19,6 +19,7 @@ from typing import Any
 from embexp.datasets.pairs import READERS
 from embexp.errors import UserError, listed
 from embexp.mine.formats import FORMATS, Unreadable, cleaned
+from embexp.mine.pace import told
 from embexp.mine.passages import Document, Passage
 
 TEXT_COLUMNS = ("text", "passage")
@@ -56,7 +57,7 @@ def read(places: Sequence[str], *, without: Path | None = None) -> Read:
     files, unreadable = _found(places, without)
     documents: list[Document] = []
     ready: dict[str, Passage] = {}
-    for name, file in files.items():
+    for name, file in told("reading files", files.items()):
         try:
             if file.suffix.lower() not in READERS:
                 documents.append(Document(name, _text(file)))

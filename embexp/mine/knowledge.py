@@ -96,6 +96,7 @@ def _limited(passages: Sequence[Passage], limit: int | None) -> list[Passage]:
 def _model(
     config: Mapping[str, Any], source: Any, texts: Sequence[Document | Passage]
 ) -> tuple[EmbeddingModel, Tokenizer]:
+    log.info("loading the model that is to be tuned, whose tokenizer measures passages ...")
     loaded: EmbeddingModel = source.load([each.text for each in texts])
     tokenizer = getattr(loaded.model.tokenizer, "backend_tokenizer", loaded.model.tokenizer)
     most, asked = getattr(loaded.model, "max_seq_length", None), config["chunker"].get("tokens")
