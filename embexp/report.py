@@ -170,15 +170,18 @@ def negatives_line(result: Mapping[str, Any]) -> str:
 
 
 def _slices(result: Mapping[str, Any]) -> str:
-    if not result["delta"] or not result["slices"]:
+    if not result["slices"]:
         return ""
     metric = result["metric"]
     lines = []
     for name, part in result["slices"].items():
         scores = [number(part["bm25"].get(metric)), number(part["base"][metric])]
         shown = f"{name} ({counted(part['queries'], 'query', 'queries')})"
-        lines.append([shown, *scores, *_compared(part["tuned"][metric], part["delta"][metric])])
-    header = [f"{metric} by slice", "BM25", "base", "tuned", "delta", "95 % interval", "wins/ties/losses"]
+        tuned = _compared(part["tuned"][metric], part["delta"][metric]) if result["delta"] else []
+        lines.append([shown, *scores, *tuned])
+    header = [f"{metric} by slice", "BM25", "base"] + (
+        ["tuned", "delta", "95 % interval", "wins/ties/losses"] if result["delta"] else []
+    )
     meant = {"seen", "unseen", *result["slices"]} & SLICES.keys()
     return aligned(header, lines) + f"\n\n{'; '.join(f'{name}: {SLICES[name]}' for name in SLICES if name in meant)}."
 

@@ -180,6 +180,8 @@ def test_a_set_for_evaluation_alone_is_scored_by_the_command_that_mining_prints(
     scored = embexp(*hint.split(), "model=static", "logger=none")
     assert scored.code == 0, scored.output
     assert scored.result["base"]["dev"] is None
+    assert "recall@10 by slice" in scored.output
+    assert "unseen (" in scored.output
     assert scored.result["counts"]["queries"]["test"] == record(mined.folder)["questions"]["unseen"] > 10
     assert f"({record(mined.folder)['questions']['unseen']} queries)" in scored.output
     trained = embexp("dataset=mined", "dataset.path=mined", *QUICK)

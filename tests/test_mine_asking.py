@@ -10,6 +10,7 @@ import pytest
 from tests.command import QUICK
 from tests.handbook import record, rows
 from tests.mine_server import Reply, Stub, error, items
+from tests.tiny import tiny_transformer
 
 
 def answer(call):
@@ -137,6 +138,20 @@ def test_the_model_of_the_round_trip_is_had_before_anything_is_paid(embexp, hand
     mined = embexp.mine(*asking(llm), "filter.round_trip.model=/nowhere")
     assert (mined.code, llm.calls) == (1, [])
     assert "filter.round_trip.model=/nowhere is not a folder" in mined.output
+
+
+def test_the_model_that_is_tuned_is_no_judge_of_the_round_trip(embexp, handbook, llm, tmp_path):
+    tiny_transformer(tmp_path / "tiny")
+    own = ["model=local", "model.path=tiny", f"filter.round_trip.model={tmp_path / 'tiny'}"]
+    mined = embexp.mine(*asking(llm), *own)
+    assert (mined.code, llm.calls) == (1, [])
+    assert "is the model that is to be tuned" in mined.output
+
+
+def test_a_dry_run_says_what_it_could_not_count(embexp, handbook, llm, tmp_path):
+    (tmp_path / "real.jsonl").write_text(json.dumps({"query": "receipts for zebras"}) + "\n")
+    output = embexp.mine(*asking(llm), "dry_run=true", "judge=true", "real_questions=real.jsonl").output
+    assert "depends on the answers: judge=true, paraphrases, the passages of real_questions without ids." in output
 
 
 def test_completion_adds_passages_that_the_judge_takes(embexp, handbook, llm):

@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from embexp.components import build
-from embexp.errors import BusyError
+from embexp.errors import BusyError, UserError
 from embexp.mine import knowledge, real, summary, written
 from embexp.mine.budget import Budget
 from embexp.mine.client import Client
@@ -26,7 +26,7 @@ from embexp.mine.passages import Judge, Miner, Passage, Question, Wanted, hashed
 from embexp.mine.real import Real
 from embexp.mine.sides import Sides
 from embexp.mine.written import DataSet, Query
-from embexp.models import model_folder
+from embexp.models import identified
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +47,13 @@ def mine(config: Mapping[str, Any], folder: Path) -> Outcome:
     Raises UserError for what the user can mend, and BusyError when another process mines into the folder.
     """
     with _alone(folder):
-        _refuse_absent_model(config)
+        judging = _of_the_round_trip(config)  # had before anything is read or paid for
         known = knowledge.read(config, folder)
+        if judging is not None and judging["content"] == known.model.origin["content"]:
+            raise UserError(
+                f"filter.round_trip.model={judging['path']} is the model that is to be tuned; what it finds already is "
+                "least worth learning. Name another one, or leave it out: keyword search does it then"
+            )
         sides: Sides = build(config["split"], allowed=config["allowed_packages"])
         side_of = sides.assigned(sides.unit_of(passage) for passage in known.passages)
         asked = config["questions"]
@@ -154,11 +159,12 @@ def _client(config: Mapping[str, Any], folder: Path) -> Client:
     return Client(server, journal=folder / "answers.jsonl", budget=budget, prices=config["prices"]["models"])
 
 
-def _refuse_absent_model(config: Mapping[str, Any]) -> None:
-    """The round trip's model is had before anything is read or paid for, or mining ends here."""
+def _of_the_round_trip(config: Mapping[str, Any]) -> Mapping[str, str | None] | None:
+    """What the filter's model is known by, where there is one. Raises UserError when it can't be had."""
     round_trip = config["filter"].get("round_trip")
-    if isinstance(round_trip, Mapping) and round_trip.get("model"):
-        model_folder(round_trip["model"], setting="filter.round_trip.model")
+    if not isinstance(round_trip, Mapping) or not round_trip.get("model"):
+        return None
+    return identified(round_trip["model"], setting="filter.round_trip.model")
 
 
 @contextmanager

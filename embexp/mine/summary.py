@@ -53,7 +53,8 @@ def of_estimate(estimate: Estimate, config: Mapping[str, Any]) -> str:
     else:
         lines.append(f"With {model} about {estimate.usd:.2f} USD, at most {estimate.most_usd:.2f}.")
     further = {"judge": "judge=true", "complete": "complete", "paraphrases": "paraphrases"}
-    asked = [word for key, word in further.items() if config[key]]
+    further |= {"real_questions": "the passages of real_questions without ids"}
+    asked = [word for key, word in further.items() if config[key] and config[key] != "dataset"]
     if asked and estimate.calls:
         lines.append(f"Not counted, since it depends on the answers: {', '.join(asked)}.")
     return "\n".join(lines)
