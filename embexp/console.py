@@ -43,7 +43,7 @@ class _Forgiving:
 def forgiving() -> Iterator[None]:
     """Within it, standard output and standard error may lose their readers."""
     streams = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (_Forgiving(stream) for stream in streams)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = (_Forgiving(stream) for stream in streams)
     try:
         yield
     finally:
