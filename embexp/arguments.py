@@ -74,6 +74,7 @@ def checked_arguments(
         loader = GlobalHydra.instance().config_loader()
         setting = _Setting(loader, config_dir, config_name or program.name, program, sweep, fresh, shown)
         parsed, problems = _parse(overrides, sweep=sweep)
+        problems += _hidden_files(config_dir)
         accepted, mistakes = _accepted(parsed, setting)
         problems += mistakes
         if sweep and not problems:
@@ -158,6 +159,19 @@ def _search_mistakes(
     if "sampler" not in hydra.sweeper:
         return ["the sweep needs hydra/sweeper=embexp, which its file chooses; leave the other one out"]
     return sweep_settings.mistakes_in(config, plain(hydra.sweeper))
+
+
+def _hidden_files(config_dir: str | None) -> list[str]:
+    """The user's files that Hydra would pass over, since it finds those of the same names in conf/ first."""
+    problems = []
+    for path in sorted(CONFIG_FOLDER.rglob("*.yaml")) if config_dir else ():
+        name = path.relative_to(CONFIG_FOLDER)
+        own = Path(str(config_dir), name)
+        if own.is_file() and own.read_bytes() != path.read_bytes():
+            problems.append(
+                f"{own} would not be read: embexp has a {name} of its own. Rename it, and choose it by its new name"
+            )
+    return problems
 
 
 def _is_hydras(override: Override) -> bool:

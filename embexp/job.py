@@ -20,6 +20,7 @@ from hydra.core.utils import configure_log
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from embexp import console
 from embexp import report as reports
 from embexp.checks import plain
 from embexp.errors import BusyError, UserError, described
@@ -84,8 +85,10 @@ class Job:
 
     def run_elsewhere(self) -> None:
         """Run in a process that knows nothing of this one, and end it with the exit code."""
-        configure_log(OmegaConf.create(dict(self.logging)))
-        sys.exit(self.run())
+        with console.forgiving():
+            configure_log(OmegaConf.create(dict(self.logging)))
+            code = self.run()
+        sys.exit(code)
 
     def _measured(self) -> dict[str, Any]:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # unset, the library warns whenever a process forks

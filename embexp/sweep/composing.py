@@ -61,7 +61,7 @@ class Composer:
         overrides = [*self._fixed, *_overrides(chosen), f"hydra.sweep.subdir={subdir}"]
         config = self._context.config_loader.load_sweep_config(self.config, overrides)
         with open_dict(config):
-            config.hydra.job.id = config.hydra.job.num = number
+            config.hydra.job.id, config.hydra.job.num = str(number), number
         returned = run_job(
             hydra_context=self._context,
             task_function=Job.current,
