@@ -33,8 +33,8 @@ def test_the_report_says_why_an_interval_without_zero_is_no_verdict(documents, p
     delta = {"absolute": 0.1, "ci_low": 0.01, "ci_high": 0.2, "p_value": p_value, "documents": documents}
     result = {
         "metric": "recall@10", "base": {"test": {"recall@10": 0.5}}, "tuned": {"test": {"recall@10": 0.6}},
-        "bm25": {"test": {}}, "counts": {"queries": {"test": 40}, "slices": {}, "steps": 100}, "delta": {"recall@10": delta},
-        "verdict": "no difference", "caveat": None,
+        "bm25": {"test": {}}, "counts": {"queries": {"test": 40}, "slices": {}, "steps": 100},
+        "delta": {"recall@10": delta}, "verdict": "no difference", "caveat": None,
     }  # fmt: skip
     line = reports.verdict_line(result)
     assert words in line
