@@ -200,6 +200,8 @@ def _parse(overrides: Sequence[str], *, sweep: bool) -> tuple[list[Override], li
     parsed, problems = [], []
     for text in overrides:
         try:
+            if re.match(r"[^=]*[][\\]", text):  # loss[scale]=1, which Hydra 1.4 takes and 1.3 does not
+                raise HydraException(text)
             override = parser.parse_override(text)
         except HydraException:
             hint = " A value with special characters needs quotes: 'key=\"value\"'." if "=" in text else ""

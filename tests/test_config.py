@@ -74,6 +74,8 @@ def test_all_mistakes_are_listed_at_once_with_the_nearest_name():
         ("loss=[mnrl,triplet]", "takes one of"),
         ("loss=mnrl,triplet", "add -m"),
         ("nonsense", "not of the form key=value"),
+        ("loss[scale]=1", "not of the form key=value"),
+        ("++hydra[run][dir]=elsewhere", "not of the form key=value"),
         ("foo.bar=1", "there is no such key"),
         ("~logger", "logger is not in the config"),
         ("~seed", "seed is not in the config"),
