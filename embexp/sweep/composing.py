@@ -75,7 +75,7 @@ class Composer:
     def as_trial(self, job: Job, reference: TrialReference) -> Job:
         """The job as a trial's: in the sweep's group, its words in its log alone."""
         root = {**job.logging["root"], "handlers": ["file"]}
-        group = str(reference.address.folder)
+        group = reference.study.partition("/")[0]  # the same on every machine
         return replace(job, group=group, trial=reference, logging={**job.logging, "root": root})
 
     def command(self, chosen: Mapping[str, str]) -> str:

@@ -36,6 +36,7 @@ from embexp.sweep.reference import Address, TrialReference
 from embexp.sweep.settings import Settings
 from embexp.sweep.study import Study
 from embexp.sweep.submitted import SubmittedCrew
+from embexp.tracking import to_upload
 from embexp.workers import in_own_process
 
 log = logging.getLogger("embexp")
@@ -101,6 +102,8 @@ class Sweep:
         )  # fmt: skip
         made.write()
         log.info("\n%s\n\nsummary: %s", made.text(), self._folder / "summary.md")
+        if any(to_upload(path.parent) for path in self._folder.rglob(".running.lock")):
+            log.info("to upload the runs kept offline: wandb sync %s/*/wandb/offline-run-*", self._folder)
         failed = confirmation is not None and any(t.state != TrialState.COMPLETE for t in confirmation.get_trials())
         return 1 if failed else 0
 
