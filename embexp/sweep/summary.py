@@ -47,8 +47,9 @@ def line(trial: FrozenTrial, label: str, best: FrozenTrial | None) -> str:
     if trial.state == TrialState.FAIL:
         return f"{said}: {_reason(trial)}"
     so_far = f", best {_values(best)} (#{best.number})" if best is not None else ""
-    at = f" at look {trial.last_step}" if trial.state == TrialState.PRUNED else ""
-    return f"{said}{at}: {_values(trial)} on dev in {_seconds(trial)} s{so_far}"
+    if trial.state == TrialState.PRUNED:
+        return f"{said} at look {trial.last_step} ({_values(trial)} there) after {_seconds(trial)} s{so_far}"
+    return f"{said}: {_values(trial)} on dev in {_seconds(trial)} s{so_far}"
 
 
 @dataclass(frozen=True)
@@ -88,14 +89,17 @@ class Summary:
             [
                 str(trial.number),
                 _params(trial),
-                *(number(value) for value in (trial.values or [])),
+                *(_bracketed(number(value), trial) for value in (trial.values or [])),
                 *("-" for _ in self.objectives[len(trial.values or []) :]),
                 _seconds(trial),
                 f"failed: {_reason(trial)[:80]}" if trial.state == TrialState.FAIL else STATUS[trial.state],
             ]
             for trial in [*completed, *others]
         ]
-        return aligned(["trial", "chosen", *(f"{name} on dev" for name in self._names()), "s", "status"], rows)
+        table = aligned(["trial", "chosen", *(f"{name} on dev" for name in self._names()), "s", "status"], rows)
+        if not self._ended(TrialState.PRUNED):
+            return table
+        return f"{table}\n\nIn brackets: at a pruned trial's last look, where fewer passages are searched."
 
     def _names(self) -> list[str]:
         return [self.metric if name == "metric" else name for name in self.objectives]
@@ -170,6 +174,10 @@ class Summary:
             plt.close(figure)
             made.append(folder / f"{name}.svg")
         return made
+
+
+def _bracketed(text: str, trial: FrozenTrial) -> str:
+    return f"({text})" if trial.state == TrialState.PRUNED else text
 
 
 def short(text: str) -> str:
