@@ -95,10 +95,11 @@ def main(folder: Path, words: Sequence[str]) -> None:
     os.environ.setdefault("EMBEXP_CACHE", str(folder.absolute() / "cache"))
     name = next(word.removeprefix("sweep=") for word in words if word.startswith("sweep="))
     slots = next((int(word.partition("=")[2]) for word in words if word.startswith("hydra.sweeper.n_jobs=")), 1)
-    fixed = [word for word in words if not word.startswith(("sweep=", "hydra.sweeper.", "sampler=", "pruner="))]
-    common = ["logger=none", *fixed]
     swept = timed(["-m", *words, "logger=none", "sweep.confirm_seeds=0"], folder, "sweep")
     trials = trials_of(folder, name)
+    of_the_search = {"sweep", "sampler", "pruner", *(key for trial in trials for key in trial.params)}
+    fixed = [word for word in words if word.partition("=")[0] not in of_the_search and "hydra.sweeper." not in word]
+    common = ["logger=none", *fixed]
     separate = {"wall": 0.0, "cpu": 0.0}
     for trial in trials:
         run = f"separate/{trial.number}"
