@@ -8,6 +8,7 @@ python benchmarks/sweep.py FOLDER sweep=mnrl model=static [more overrides]
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
@@ -37,13 +38,29 @@ def timed(words: Sequence[str], folder: Path, name: str) -> dict[str, float]:
             code = subprocess.run(
                 [sys.executable, "-m", "embexp", *words], cwd=folder, stdout=log, stderr=log, check=False
             ).returncode
+        wall = time.perf_counter() - start
+        _reap_orphans()
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         if code:
             sys.exit(f"{name} ended with {code}; see {folder / name}.log")
         cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        kept.write_text(json.dumps({"wall": time.perf_counter() - start, "cpu": cpu}))
+        kept.write_text(json.dumps({"wall": wall, "cpu": cpu}))
     found: dict[str, float] = json.loads(kept.read_text())
     return found
+
+
+def _adopt_orphans() -> None:
+    """Linux: who forks trials outlives the command, and its CPU time is counted where it is waited for."""
+    pr_set_child_subreaper = 36
+    ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1)
+
+
+def _reap_orphans() -> None:
+    while True:
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return
 
 
 def dev_of(folder: Path) -> float:
@@ -90,6 +107,7 @@ def _shown(values: Sequence[float]) -> str:
 
 
 def main(folder: Path, words: Sequence[str]) -> None:
+    _adopt_orphans()
     folder.mkdir(parents=True, exist_ok=True)
     # the sweep fills the cache, and the separate commands find it filled
     os.environ.setdefault("EMBEXP_CACHE", str(folder.absolute() / "cache"))
