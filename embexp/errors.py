@@ -12,7 +12,11 @@ class UserError(Exception):
         super().__init__("\n".join(problems))
 
 
-class BusyError(UserError):
+class NotNowError(UserError):
+    """Something in the way that passes by itself: the run can go on later."""
+
+
+class BusyError(NotNowError):
     """Another process is at work in the run's folder."""
 
 

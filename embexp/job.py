@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from embexp import console
 from embexp import report as reports
 from embexp.checks import plain
-from embexp.errors import BusyError, UserError, described
+from embexp.errors import BusyError, NotNowError, UserError, described
 from embexp.sweep.reference import TrialReference
 from embexp.tracking import to_upload
 
@@ -74,7 +74,7 @@ class Job:
             return 1 if self.trial is None else INTERRUPTED
         except Exception as error:
             self._explain(error)
-            return INTERRUPTED if self.trial is not None and isinstance(error, BusyError) else 1
+            return INTERRUPTED if self.trial is not None and isinstance(error, NotNowError) else 1
         if result["status"] == "pruned":  # said where it was decided
             return 0
         log.info("\n%s\n", reports.summary(result))

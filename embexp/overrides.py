@@ -25,7 +25,7 @@ def values_of(override: Override) -> list[Any]:
 
 def applied(config: DictConfig, overrides: Sequence[Override], program: Program) -> tuple[list[str], list[str]]:
     """Apply plain overrides to the composed config; returns them as Hydra takes them, and the mistakes."""
-    written, problems = [], []
+    written, problems, swept = [], [], []
     for override in overrides:
         key = override.key_or_group
         text = override.input_line or ""
@@ -58,11 +58,14 @@ def applied(config: DictConfig, overrides: Sequence[Override], program: Program)
                 continue
             text = f"++{text}"
         *others, last = values_of(override)
+        swept.append((key, others, last))
+        OmegaConf.update(config, key, last, force_add=True)
+        written.append(text)
+    for key, others, last in swept:  # now that all other keys are set, whatever the order
         for value in others:
             OmegaConf.update(config, key, value, force_add=True)
             problems += mistakes_in(plain(config), program)
         OmegaConf.update(config, key, last, force_add=True)
-        written.append(text)
     return written, problems
 
 

@@ -27,6 +27,8 @@ from embexp.trainer import Watch
 
 log = logging.getLogger(__name__)
 
+SECONDS_FOR_FORMER = 60.0  # a trial's former process, which is ending
+
 
 def run(
     config: Mapping[str, Any],
@@ -44,7 +46,7 @@ def run(
     the folder; one that was completed, or given up by its study, is returned as it is. watch: the study of a trial.
     Every error but an interruption from outside is recorded in result.json and raised again.
     """
-    with _alone(folder), _kept(config):
+    with _alone(folder, seconds=SECONDS_FOR_FORMER if watch is not None else 0), _kept(config):
         before = reports.read(folder)
         if resume and before is not None and before["status"] in ("completed", "pruned"):
             log.info("this run was complete already, so nothing is done again; this is its result")
@@ -103,9 +105,9 @@ def _kept(config: Mapping[str, Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Refuse a second process in the folder; the system frees the lock of a killed one."""
-    lock = FileLock(folder / ".running.lock", timeout=0)  # stays: removing it would let a third process in
+def _alone(folder: Path, *, seconds: float) -> Iterator[None]:
+    """Refuse a second process in the folder, after some seconds; the system frees the lock of a killed one."""
+    lock = FileLock(folder / ".running.lock", timeout=seconds)  # stays: removing it would let a third process in
     try:
         lock.acquire()
     except Timeout as error:

@@ -115,7 +115,7 @@ def _devices() -> list[str]:
 
 def _carry_out(job: Job, slot: Slot, quiet: bool) -> None:
     _end_with_parent()
-    _keep_to(slot)
+    keep_to(slot)
     if quiet:
         _into_log(job.folder / "embexp.log")
     job.run_elsewhere()
@@ -140,7 +140,8 @@ def _end_with_parent() -> None:
     threading.Thread(target=end, daemon=True).start()
 
 
-def _keep_to(slot: Slot) -> None:
+def keep_to(slot: Slot) -> None:
+    """Use no more of the machine than the slot; called in the job's process."""
     if slot.devices is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = slot.devices  # read when CUDA starts, which it has not yet
     if slot.threads is not None:

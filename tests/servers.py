@@ -47,6 +47,8 @@ class Postgresql:
     database: str
     password: str
     passfile: Path
+    stop: Callable[[], None]
+    start: Callable[[], None]  # again, with the same data
 
     @property
     def url(self) -> str:
@@ -71,26 +73,31 @@ def postgresql(folder: Path) -> Iterator[Postgresql]:
     """
     program = _postgresql_programs()
     as_user = ["--reuid=postgres", "--regid=postgres", "--init-groups"] if os.geteuid() == 0 else []
-    server = Postgresql("127.0.0.1", free_port(), "tester", "tests", secrets.token_hex(16), folder / "pgpass")
-    server.passfile.touch(mode=0o600)
-    server.passfile.write_text(f"{server.host}:{server.port}:*:*:{server.password}\n")
-    with _owned_folder(as_user) as own:
-        (own / "password").write_text(server.password)
+    host, port, password, passfile = "127.0.0.1", free_port(), secrets.token_hex(16), folder / "pgpass"
+    passfile.touch(mode=0o600)
+    passfile.write_text(f"{host}:{port}:*:*:{password}\n")
+    where = ["--host", host, "--port", str(port)]
+    with _owned_folder(as_user) as own, contextlib.ExitStack() as running:
+        (own / "password").write_text(password)
         options = ["--auth=scram-sha-256", "--username=postgres", f"--pwfile={own}/password"]
         options += ["--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"]
         _done([program["setpriv"], *as_user, program["initdb"], f"--pgdata={own}/data", *options], cwd=own)
-        options = ["listen_addresses=127.0.0.1", f"port={server.port}", "unix_socket_directories=", "fsync=off"]
+        options = ["listen_addresses=127.0.0.1", f"port={port}", "unix_socket_directories=", "fsync=off"]
         command = [*as_user, program["postgres"], "-D", f"{own}/data", *(f"-c{option}" for option in options)]
-        with _running(command, folder / "postgresql.log", cwd=own) as process:
-            where = ["--host", server.host, "--port", str(server.port)]
+
+        def start() -> None:
+            process = running.enter_context(_running(command, folder / "postgresql.log", cwd=own))
             _wait(lambda: not _code([program["pg_isready"], *where]), process, folder / "postgresql.log")
-            create = (
-                f"CREATE ROLE {server.user} LOGIN PASSWORD '{server.password}';"
-                f"CREATE DATABASE {server.database} OWNER {server.user};"
-            )
-            psql = [program["psql"], *where, "--username=postgres", "--set=ON_ERROR_STOP=1", "--no-psqlrc"]
-            _done(psql, text=create.replace(";", ";\n"), environment=server.environment)
-            yield server
+
+        start()
+        server = Postgresql(host, port, "tester", "tests", password, passfile, running.close, start)
+        create = (
+            f"CREATE ROLE {server.user} LOGIN PASSWORD '{server.password}';\n"
+            f"CREATE DATABASE {server.database} OWNER {server.user};\n"
+        )
+        psql = [program["psql"], *where, "--username=postgres", "--set=ON_ERROR_STOP=1", "--no-psqlrc"]
+        _done(psql, text=create, environment=server.environment)
+        yield server
 
 
 @contextlib.contextmanager

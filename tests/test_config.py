@@ -167,6 +167,11 @@ def test_a_loss_may_be_two_levels_down():
     assert "did you mean loss.inner.inner.teacher?" in problems(*chosen, "loss.inner.inner.taecher=x")[0]
 
 
+def test_several_values_may_come_before_a_key_that_must_be_set():
+    words = ["dataset=pairs", "seed=1,2", "dataset.path=pairs.jsonl"]
+    assert check(*words, sweep=True) == words
+
+
 def test_the_losses_inside_another_can_be_swept():
     swept = ["loss=matryoshka", "loss@loss.inner=mnrl,cosent"]
     assert check(*swept, sweep=True) == swept

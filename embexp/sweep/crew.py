@@ -16,11 +16,15 @@ FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
 @dataclass(frozen=True)
 class End:
-    """How a trial's process ended: in words, and whether something outside the trial ended it."""
+    """How a trial's process ended: in words, and whether something outside the trial ended it.
+
+    interrupted: it was asked to end and did, so the trial is not suspected to be the cause.
+    """
 
     words: str
     from_outside: bool
     out_of_memory: bool = False
+    interrupted: bool = False
 
 
 class Crew(Protocol):
@@ -98,10 +102,16 @@ class LocalCrew:
         return stopped
 
 
+def end_with(code: int) -> End:
+    """The end of a trial's process that ended by itself."""
+    interrupted = code == INTERRUPTED
+    words = "was interrupted" if interrupted else f"ended with exit code {code}"
+    return End(words, from_outside=interrupted, interrupted=interrupted)
+
+
 def end_of(ended: Ended) -> End:
     """An exit code in words."""
     if ended.code >= 0:
-        words = "was interrupted" if ended.code == INTERRUPTED else f"ended with exit code {ended.code}"
-        return End(words, from_outside=ended.code == INTERRUPTED)
+        return end_with(ended.code)
     name = signal.Signals(-ended.code).name
     return End(f"was killed by {name}", from_outside=-ended.code in FROM_OUTSIDE, out_of_memory=ended.out_of_memory)

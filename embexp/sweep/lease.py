@@ -42,18 +42,19 @@ class Watch:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._seen: dict[int, tuple[Any, float]] = {}
+        self._seen: dict[int, tuple[Any, float, float]] = {}  # what, for how long, when last
 
     def is_over(self, number: int, attributes: Mapping[str, Any]) -> bool:
         """Whether the lease of the trial with this number is over: its process is gone, or has stopped to beat."""
         if OWNER not in attributes or is_gone(attributes.get(PROCESS)):
             return True  # without an owner: killed while it was handed out, which is done under the study's lock
         sign = (attributes[OWNER], attributes.get(BEAT))
-        last, since = self._seen.get(number, (None, 0.0))
-        if sign != last:
-            self._seen[number] = (sign, time.monotonic())
-            return False
-        return time.monotonic() - since > self._seconds
+        now = time.monotonic()
+        last, lasted, looked = self._seen.get(number, (None, 0.0, now))
+        # a long time without a look says little: the database may have been away, for the trial's process too
+        lasted = lasted + min(now - looked, self._seconds / RENEWALS) if sign == last else 0.0
+        self._seen[number] = (sign, lasted, now)
+        return lasted > self._seconds
 
 
 @contextmanager

@@ -167,12 +167,14 @@ def _address_mistakes(sweep: Mapping[str, Any]) -> list[str]:
         return []
     if sweep["storage_env"] is not None:
         return ["sweep.storage and sweep.storage_env both name a database; set one of them to null"]
-    authority = url.partition("://")[2].partition("/")[0]
-    if ":" in authority.rpartition("@")[0] or "password=" in url:  # the value is not repeated
+    rest = url.partition("://")[2]
+    user, _, host = rest.rpartition("@")  # a password may hold an @ or a /
+    port = host.partition("/")[0].partition("]")[2 if host.startswith("[") else 0].partition(":")[2]
+    if ":" in user or "password=" in url or not (port or "0").isdigit():  # the value is not repeated
         return [
             "sweep.storage holds a password, which would be written to files: name an environment variable with "
             "sweep.storage_env=, or keep the password in ~/.pgpass"
         ]
     if url.partition("://")[0] not in SCHEMES:
-        return [f"sweep.storage={url} must be a PostgreSQL address: postgresql://user@host:5432/database"]
+        return ["sweep.storage must be a PostgreSQL address: postgresql://user@host:5432/database"]
     return []

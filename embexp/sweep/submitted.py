@@ -6,30 +6,35 @@ a place is filled again as soon as one ends.
 
 from __future__ import annotations
 
+import logging
+import os
 import shutil
+import signal
 import subprocess
 import time
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra.core.utils import configure_log
 from omegaconf import OmegaConf
 
 from embexp.errors import UserError
-from embexp.job import INTERRUPTED, Job
-from embexp.sweep.crew import End
+from embexp.job import Job
+from embexp.sweep.crew import End, end_with
 from embexp.sweep.lease import RENEWALS
 from embexp.sweep.study import Study
+from embexp.workers import Slot, keep_to
+
+log = logging.getLogger(__name__)
 
 FOR_THE_EXECUTOR = ("submitit_folder", "max_num_timeout", "_target_", "_recursive_", "array_parallelism")
 EVERY = 15.0  # seconds between questions to the cluster: it is shared by others
 
 
 class SubmittedCrew:
-    """node: hydra.launcher's. places: jobs in the cluster at a time, waiting ones included. folder: the sweep's."""
+    """node: hydra.launcher's. places: jobs in the cluster at a time, waiting ones included."""
 
-    def __init__(self, node: Mapping[str, Any], places: int, folder: Path) -> None:
+    def __init__(self, node: Mapping[str, Any], places: int) -> None:
         try:
             import submitit
             from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
@@ -39,14 +44,13 @@ class SubmittedCrew:
         if cluster == "slurm" and shutil.which("sbatch") is None:
             raise UserError("hydra/launcher=submitit_slurm needs SLURM's sbatch, which is not in PATH here")
         further = {"slurm_max_num_timeout": node["max_num_timeout"]} if "max_num_timeout" in node else {}
-        self._executor = submitit.AutoExecutor(
-            folder=str(node["submitit_folder"]).replace("${hydra.sweep.dir}", str(folder)), cluster=cluster, **further
-        )
+        self._executor = submitit.AutoExecutor(folder=str(node["submitit_folder"]), cluster=cluster, **further)
         common = set(OmegaConf.structured(BaseQueueConf))
         settings = {key: value for key, value in node.items() if key not in FOR_THE_EXECUTOR and value is not None}
-        self._executor.update_parameters(
-            **{key if key in common else f"{cluster}_{key}": value for key, value in settings.items()}
-        )
+        parameters = {key if key in common else f"{cluster}_{key}": value for key, value in settings.items()}
+        if cluster == "slurm" and (cores := node["cpus_per_task"]) is not None:
+            parameters["slurm_srun_args"] = [f"--cpus-per-task={cores}"]  # which srun no more takes from sbatch
+        self._executor.update_parameters(**parameters)
         self._cluster, self._places = cluster, places
         self._at_work: dict[int, tuple[Any, str]] = {}
         self._asked = self._renewed = time.monotonic()
@@ -56,9 +60,17 @@ class SubmittedCrew:
         return len(self._at_work) < self._places
 
     def start(self, job: Job) -> None:
-        """Submit the job."""
+        """Submit the job. Raises UserError when the cluster takes none."""
         assert job.trial is not None
-        self._at_work[job.trial.number] = (self._executor.submit(carry_out, job), job.trial.owner)
+        try:
+            submitted = self._executor.submit(CarryOut(), job)
+        except (RuntimeError, OSError) as error:  # submitit's are of the first kind
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(
+                f"the cluster took no job ({reason[-300:]}). Mend hydra.launcher.* or wait until it does; the same "
+                "command goes on"
+            ) from error
+        self._at_work[job.trial.number] = (submitted, job.trial.owner)
 
     def numbers(self) -> set[int]:
         """The trials in the cluster."""
@@ -66,12 +78,15 @@ class SubmittedCrew:
 
     def ended(self) -> list[tuple[int, str, End]]:
         """Number, owner and end of those that have ended since the last call."""
-        ask = time.monotonic() - self._asked > EVERY
-        if ask:
+        lost = set()
+        if self._at_work and time.monotonic() - self._asked > EVERY:
+            lost = self._lost()
             self._asked = time.monotonic()
         found = []
         for number, (job, owner) in list(self._at_work.items()):
-            if (end := self._end_of(job, ask=ask)) is not None:
+            if (end := _end_of(job)) is None and number in lost:
+                end = End("was cancelled or killed in the cluster", from_outside=True)
+            if end is not None:
                 del self._at_work[number]
                 found.append((number, owner, end))
         return found
@@ -96,30 +111,54 @@ class SubmittedCrew:
         self._at_work.clear()
         return stopped
 
-    def _end_of(self, job: Any, *, ask: bool) -> End | None:
-        if job.paths.result_pickle.exists():
-            error = job.exception()
-            if error is not None:
-                words = f"ended with {type(error).__name__}: {str(error).strip().splitlines()[-1][:200]}"
-                return End(words, from_outside=False)
-            code = job.result()
-            return End(f"ended with exit code {code}", from_outside=code == INTERRUPTED)
-        if ask and (is_gone(job.job_id) if self._cluster == "slurm" else job.done()):
-            return End("was cancelled or killed in the cluster", from_outside=True)
+    def _lost(self) -> set[int]:
+        """The trials whose jobs the cluster has no more; a result that they left meanwhile comes first."""
+        ids = {number: str(job.job_id) for number, (job, _) in self._at_work.items()}
+        if self._cluster == "slurm":
+            gone = gone_from_slurm(list(ids.values()))
+            return {number for number, job_id in ids.items() if job_id in gone}
+        return {number for number, (job, _) in self._at_work.items() if job.done()}
+
+
+class CarryOut:
+    """What a job calls: it runs the trial, with everything printed in submitit's files."""
+
+    def __call__(self, job: Job) -> int:
+        """Returns the exit code of the run."""
+        configure_log(OmegaConf.create(dict(job.logging)))
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # scancel's; submitit would not hear it
+        threads = cores()
+        keep_to(Slot(threads))
+        log.info("job %s of the cluster: %d threads", os.environ.get("SLURM_JOB_ID", "outside SLURM"), threads)
+        return job.run()
+
+    def checkpoint(self, job: Job) -> Any:
+        """What goes on after a time limit, where hydra.launcher.max_num_timeout allows it: the run knows where."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, job)
+
+
+def cores() -> int:
+    """The cores that the job was given, whether or not the system holds it to them."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    given = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE")
+    return min(here, int(given)) if given else here
+
+
+def gone_from_slurm(job_ids: Sequence[str]) -> set[str]:
+    """Those that SLURM's queue holds no more. Needs no accounting, which sacct does."""
+    command = ["squeue", "--noheader", "--format=%i", f"--jobs={','.join(job_ids)}"]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    if asked.returncode and "Invalid job id" not in asked.stderr:  # which it says of one that it has forgotten
+        return set()  # the controller can't be reached now
+    return set(job_ids) - set(asked.stdout.split())
+
+
+def _end_of(job: Any) -> End | None:
+    if not job.paths.result_pickle.exists():
         return None
-
-
-def carry_out(job: Job) -> int:
-    """Run the trial; called in the job, with everything printed in submitit's files."""
-    configure_log(OmegaConf.create(dict(job.logging)))
-    return job.run()
-
-
-def is_gone(job_id: str) -> bool:
-    """Whether SLURM's queue holds a job no more. Needs no accounting, which sacct does."""
-    asked = subprocess.run(
-        ["squeue", "--noheader", "--format=%T", f"--jobs={job_id}"], capture_output=True, text=True, check=False
-    )
-    if asked.returncode:
-        return "Invalid job id" in asked.stderr  # anything else: the controller can't be reached now
-    return asked.stdout.strip() in ("", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "COMPLETED")
+    error = job.exception()
+    if error is None:
+        return end_with(job.result())
+    return End(f"ended with {type(error).__name__}: {str(error).strip().splitlines()[-1][:200]}", from_outside=False)

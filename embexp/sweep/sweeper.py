@@ -34,6 +34,7 @@ from embexp.sweep.composing import Composer
 from embexp.sweep.crew import Crew, LocalCrew
 from embexp.sweep.reference import Address, TrialReference
 from embexp.sweep.settings import Settings
+from embexp.sweep.storage import patiently
 from embexp.sweep.study import Study
 from embexp.sweep.submitted import SubmittedCrew
 from embexp.tracking import to_upload
@@ -78,7 +79,7 @@ class Sweep:
         self._folder = Path(str(config.hydra.sweep.dir)).absolute()
         self._address = Address(str(self._folder), settings.storage, settings.storage_env)
         self._composer = Composer(context, config, fixed)
-        self._crew: Crew = _crew_for(config, settings.n_jobs, self._folder)
+        self._crew: Crew = _crew_for(config, settings.n_jobs)
         self._directions = [settings.objectives[name] for name in settings.objectives]
 
     def run(self) -> int:
@@ -138,34 +139,54 @@ class Sweep:
         """Run trials until `total` have ended, here or elsewhere."""
         told = {trial.number for trial in study.trials() if trial.state.is_finished()}
         try:
-            while True:
-                for number, owner, ended in self._crew.ended():
-                    self._settle(study, number, owner, ended)
-                for number in study.run_again(self._crew.numbers()):
-                    log.info("#%d was left by a process that is gone, and runs again", number)
-                for trial in study.trials():
-                    if trial.state.is_finished() and trial.number not in told:
-                        told.add(trial.number)
-                        label = self._composer.subdir(study.name, trial.number)
-                        best = summary.best_of(study.as_optuna) if "/" not in label else None
-                        log.info("%s", summary.line(trial, label, best))
-                stopped = self._too_many_failed(study)
-                while not stopped and self._crew.has_room():
-                    found = study.next(total, free=partial(self._refuse_taken, study))
-                    if found is None:
-                        break
-                    self._crew.start(job_of(study, *found))
-                if not self._crew.numbers() and (stopped or self._all_ended(study, total)):
-                    if stopped:
-                        raise UserError(stopped)
-                    return
-                self._crew.renew(study, lease=self._settings.lease)
+            while patiently(partial(self._step, study, total, job_of, told)):
                 self._crew.wait(POLL)
         except BaseException as error:
             left = self._crew.stop(interrupted=isinstance(error, KeyboardInterrupt))
             with suppress(*STORAGE_ERRORS):  # then they are seen to be gone when the sweep goes on
                 for number, owner in left:
                     study.release(number, owner)
+            raise
+
+    def _step(
+        self, study: Study, total: int, job_of: Callable[[Study, optuna.Trial, str], Job], told: set[int]
+    ) -> bool:
+        """See to what has ended, start what has room; says whether there is more to come.
+
+        told: the ended trials that the user knows of; those of this step are added. It may end half done, when the
+        database goes away: a trial whose process was not seen to is then found to be left.
+        """
+        for number, owner, ended in self._crew.ended():
+            self._settle(study, number, owner, ended)
+        for number in study.run_again(self._crew.numbers()):
+            log.info("#%d was left by a process that is gone, and runs again", number)
+        for trial in study.trials():
+            if trial.state.is_finished() and trial.number not in told:
+                told.add(trial.number)
+                label = self._composer.subdir(study.name, trial.number)
+                best = summary.best_of(study.as_optuna) if "/" not in label else None
+                log.info("%s", summary.line(trial, label, best))
+        stopped = self._too_many_failed(study)
+        while not stopped and self._crew.has_room():
+            found = study.next(total, free=partial(self._refuse_taken, study))
+            if found is None:
+                break
+            self._start(study, *found, job_of)
+        if not self._crew.numbers() and (stopped or self._all_ended(study, total)):
+            if stopped:
+                raise UserError(stopped)
+            return False
+        self._crew.renew(study, lease=self._settings.lease)
+        return True
+
+    def _start(
+        self, study: Study, trial: optuna.Trial, owner: str, job_of: Callable[[Study, optuna.Trial, str], Job]
+    ) -> None:
+        try:
+            self._crew.start(job_of(study, trial, owner))
+        except BaseException:  # the cluster took no job
+            with suppress(*STORAGE_ERRORS):
+                study.release(trial.number, owner)
             raise
 
     def _all_ended(self, study: Study, total: int) -> bool:
@@ -192,7 +213,7 @@ class Sweep:
         elif ended.out_of_memory:
             study.fail(number, owner, "the system ended it for want of memory (out of memory)")
         elif ended.from_outside:
-            if study.release(number, owner, died=ended.words):
+            if study.release(number, owner, died=None if ended.interrupted else ended.words):
                 log.info("#%d was %s, and runs again", number, ended.words)
         else:
             study.fail(number, owner, f"its process {ended.words} and left no result")
@@ -258,12 +279,12 @@ def _fingerprint(config: Mapping[str, Any]) -> dict[str, Any]:
     return data_of(config)
 
 
-def _crew_for(config: DictConfig, places: int, folder: Path) -> Crew:
+def _crew_for(config: DictConfig, places: int) -> Crew:
     """The crew for the launcher that is chosen. Raises UserError where it can't run trials."""
     node: Mapping[str, Any] = plain(config.hydra.launcher)
     target = str(node.get("_target_"))
     if target == "hydra_plugins.embexp_launcher.ProcessLauncher":
         return LocalCrew(places)
     if target.startswith("hydra_plugins.hydra_submitit_launcher."):
-        return SubmittedCrew(node, places, folder)
+        return SubmittedCrew(node, places)
     raise UserError(f"a sweep runs with hydra/launcher=embexp, submitit_slurm or submitit_local; {target} is none")

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import optuna
@@ -19,11 +20,11 @@ from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
 from embexp.components import build
-from embexp.errors import BusyError, Pruned, described
+from embexp.errors import NotNowError, Pruned, described
 from embexp.report import dimension_of
 from embexp.sweep.lease import BEAT, OWNER, PROCESS, renewed, this_process
 from embexp.sweep.reference import TrialReference
-from embexp.sweep.storage import opened
+from embexp.sweep.storage import is_away, opened, patiently
 
 log = logging.getLogger(__name__)
 
@@ -39,14 +40,16 @@ MEASURED: dict[str, Callable[[Mapping[str, Any]], float]] = {  # objectives that
 @contextmanager
 def attached(reference: TrialReference) -> Iterator[Trial]:
     """The trial, with its lease renewed. An error within it ends it as failed; an interruption leaves it as it is."""
-    trial = Trial(reference)
-    trial.take()
+    trial = patiently(partial(Trial, reference))
+    patiently(trial.take)
     with renewed(trial.beat, seconds=reference.lease):
         try:
             yield trial
-        except BusyError:  # its former process is still there
+        except NotNowError:  # its former process is still there
             raise
         except Exception as error:
+            if is_away(error):
+                raise NotNowError("the study's database does not answer; the trial goes on when it does") from error
             trial.fail(described(error))
             raise
 
@@ -90,15 +93,25 @@ class Trial:
         if self.scores_test or len(self._study.directions) > 1:  # Optuna prunes for one objective only
             return
         value = metrics[self._reference.reported]
-        if look not in self._storage.get_trial(self._id).intermediate_values:  # else told before it was resumed
-            self._trial.report(value, step=look)
-        if self._trial.should_prune():
+        if patiently(partial(self._given_up, value, look)):
             raise Pruned(
                 f"given up at look {look} at dev ({self._reference.reported} {value:.3f}): others did better there"
             )
 
     def tell(self, result: Mapping[str, Any]) -> None:
         """Tell the study how the run ended, with what its summary shows. result: the content of result.json."""
+        patiently(partial(self._tell, result))
+
+    def fail(self, reason: str) -> None:
+        """Tell the study that the run could not be carried out, and why."""
+        patiently(partial(self._fail, reason))
+
+    def _given_up(self, value: float, look: int) -> bool:
+        if look not in self._storage.get_trial(self._id).intermediate_values:  # else told before it was resumed
+            self._trial.report(value, step=look)
+        return self._trial.should_prune()
+
+    def _tell(self, result: Mapping[str, Any]) -> None:
         self._end_if_superseded()
         self._set(RESULT, shown(result))
         if result["status"] == "pruned":
@@ -106,8 +119,7 @@ class Trial:
             return
         self._study.tell(self._reference.number, [measured(result, name) for name in self._reference.objectives])
 
-    def fail(self, reason: str) -> None:
-        """Tell the study that the run could not be carried out, and why."""
+    def _fail(self, reason: str) -> None:
         self._end_if_superseded()
         self._set(REASON, reason[:2000])
         self._study.tell(self._reference.number, state=TrialState.FAIL)
