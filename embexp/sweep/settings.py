@@ -167,8 +167,8 @@ def _address_mistakes(sweep: Mapping[str, Any]) -> list[str]:
         return []
     if sweep["storage_env"] is not None:
         return ["sweep.storage and sweep.storage_env both name a database; set one of them to null"]
-    authority = url.partition("://")[2].partition("/")[0]
-    if ":" in authority.rpartition("@")[0] or "password=" in url:  # the value is not repeated
+    user = (url.partition("://")[2] or url).rpartition("@")[0]  # a password may hold anything, a / too
+    if ":" in user or "password=" in url:  # the value is not repeated
         return [
             "sweep.storage holds a password, which would be written to files: name an environment variable with "
             "sweep.storage_env=, or keep the password in ~/.pgpass"

@@ -49,8 +49,9 @@ def _database(address: Address) -> BaseStorage:
     scheme, found, rest = url.partition("://")
     if not found or scheme not in SCHEMES:
         raise UserError(f"{address.setting}: an address starts with postgresql://; this one does not")
-    if rest.partition("/")[0].count("@") > 1:  # the driver would take a part of the password for the host, and say it
+    if rest.count("@") > 1:  # the driver would take a part of the password for the host, and say it
         raise UserError(f"{address.setting}: write an @ in the password as %40")
+    _refuse_unreadable(f"postgresql+psycopg://{rest}", address)
     arguments = {"connect_timeout": SECONDS_TO_CONNECT}
     try:
         return RDBStorage(
@@ -61,6 +62,18 @@ def _database(address: Address) -> BaseStorage:
     except Exception as error:  # SQLAlchemy's and the driver's, which do not repeat a password
         reason = " ".join(str(error.__cause__ or error).split())
         raise UserError(f"{address.setting}: the database can't be reached ({reason[:300]})") from error
+
+
+def _refuse_unreadable(url: str, address: Address) -> None:
+    import sqlalchemy
+
+    try:
+        sqlalchemy.make_url(url)
+    except ValueError:  # whose text has what stands in the place of the port: the password, where the host was left out
+        raise UserError(
+            f"{address.setting} can't be read as an address: it must be like "
+            "postgresql://user:password@host:5432/database, with a number for the port"
+        ) from None
 
 
 @contextmanager
