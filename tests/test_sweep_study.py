@@ -1,7 +1,6 @@
 """A study and where it is kept: exact totals, leases, killed holders of its locks, torn journals, seeds, addresses."""
 
 import json
-import multiprocessing
 import os
 import re
 import signal
@@ -26,28 +25,8 @@ from embexp.sweep.lease import BEAT, OWNER, PROCESS, this_process
 from embexp.sweep.reference import JOURNAL, Address, TrialReference
 from embexp.sweep.settings import mistakes_in
 from embexp.sweep.storage import BLOCK, alone, opened
-from embexp.sweep.study import Study
 from embexp.sweep.trial import REASON, Trial
-
-FORK = multiprocessing.get_context("fork")
-
-
-def study_in(folder, *, name="test", sampler=lambda number: RandomSampler(seed=number), pruner=None, lease=60.0):
-    pruner = pruner or optuna.pruners.NopPruner()
-    return Study(Address(str(folder)), name, directions=["maximize"], sampler=sampler, pruner=pruner, lease=lease)
-
-
-def asked(study, total=10):
-    """A trial to run and its owner."""
-    return study.next(total, free=lambda number: None)
-
-
-def mark(study, number, key, value):
-    study._storage.set_trial_user_attr(study.trials()[number]._trial_id, key, value)
-
-
-def states(study):
-    return [trial.state for trial in study.trials()]
+from tests.studies import FORK, asked, mark, states, study_in
 
 
 @pytest.fixture
@@ -191,9 +170,9 @@ def test_a_trial_whose_process_was_killed_once_runs_again_and_twice_has_failed_w
 
 
 def test_a_trial_that_was_only_interrupted_runs_again_however_often(study):
-    for _ in range(4):
+    for died in (None, None, None, "was killed by SIGKILL"):
         _, owner = asked(study)
-        assert study.release(0, owner)
+        assert study.release(0, owner, died=died)
     assert states(study) == [TrialState.WAITING]
 
 
