@@ -28,7 +28,7 @@ from embexp.sweep.storage import opened
 log = logging.getLogger(__name__)
 
 SUPERSEDED = 75  # exit code of a process whose trial was given to another one
-RESULT, REASON, FOLDER = "result", "reason", "folder"  # attributes of a trial
+RESULT, REASON = "result", "reason"  # attributes of a trial
 MEASURED: dict[str, Callable[[Mapping[str, Any]], float]] = {  # objectives that are no metric of dev
     "metric": lambda result: result["tuned"]["dev"][result["metric"]],
     "dimensions": lambda result: dimension_of(result["metric"]) or result["counts"]["dimensions"],
