@@ -10,7 +10,6 @@ import threading
 import time
 from pathlib import Path
 
-import optuna
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf

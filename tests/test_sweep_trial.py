@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -46,7 +47,8 @@ def result_of(status="completed", *, dev=0.75, **further):
     return {
         "status": status, "metric": "recall@10", "seconds": {"data": 1.0, "training": 2.04},
         "base": {"dev": {"recall@10": 0.5}, "test": None}, "delta": None, "verdict": None, "counts": {"dimensions": 16},
-        "tuned": {"dev": {"recall@10": dev, "ndcg@10": 0.25}, "test": None} if status == "completed" else None, **further,
+        "tuned": {"dev": {"recall@10": dev, "ndcg@10": 0.25}, "test": None} if status == "completed" else None,
+        **further,
     }  # fmt: skip
 
 
@@ -78,7 +80,9 @@ def test_a_resumed_trial_does_not_report_a_look_twice(study, handed_out):
     given = handed_out()
     Trial(given).report({"recall@10": 0.3}, 1)
     again = Trial(given)
-    again.report({"recall@10": 0.9}, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Optuna's, of a step that was reported before
+        again.report({"recall@10": 0.9}, 1)
     again.report({"recall@10": 0.4}, 2)
     assert study.trials()[0].intermediate_values == {1: 0.3, 2: 0.4}
 
