@@ -91,12 +91,12 @@ class Study:
         """
         with self._alone():
             trials = self.trials()
-            waiting = any(trial.state == TrialState.WAITING for trial in trials)
+            waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
             if not waiting and len(trials) >= total:
                 return None
             if not waiting:
                 free(len(trials))
-            self._study.sampler = self._sampler(len(trials))
+            self._study.sampler = self._sampler(min(waiting, default=len(trials)))
             trial = self._study.ask()
             owner = uuid.uuid4().hex
             trial.set_user_attr(OWNER, owner)

@@ -29,7 +29,7 @@ from embexp.sweep.storage import is_away, opened, patiently
 log = logging.getLogger(__name__)
 
 SUPERSEDED = 75  # exit code of a process whose trial was given to another one
-RESULT, REASON, FOLDER = "result", "reason", "folder"  # attributes of a trial
+RESULT, REASON = "result", "reason"  # attributes of a trial
 MEASURED: dict[str, Callable[[Mapping[str, Any]], float]] = {  # objectives that are no metric of dev
     "metric": lambda result: result["tuned"]["dev"][result["metric"]],
     "dimensions": lambda result: dimension_of(result["metric"]) or result["counts"]["dimensions"],
@@ -61,6 +61,7 @@ class Trial:
         self._reference = reference
         self.looks = reference.looks
         self.scores_test = reference.confirms
+        self._told = False
         pruner = build(reference.pruner, allowed=["optuna"]) if reference.pruner else optuna.pruners.NopPruner()
         self._study = optuna.load_study(
             study_name=reference.study,
@@ -81,10 +82,13 @@ class Trial:
     def beat(self) -> None:
         """Say that somebody is at work; ends the process where the trial was given to another."""
         try:
-            self._end_if_superseded()
-            self._set(BEAT, time.time())
+            if self._is_mine():
+                self._set(BEAT, time.time())
+            elif not self._told:
+                self._end("was given to another process")
         except UpdateFinishedTrialError:
-            self._end("was ended from outside")
+            if not self._told:
+                self._end("was ended from outside")
         except Exception as error:  # a database that is being restarted
             log.warning("the trial's lease could not be renewed (%s); trying again", str(error).partition("\n")[0])
 
@@ -114,6 +118,7 @@ class Trial:
     def _tell(self, result: Mapping[str, Any]) -> None:
         self._end_if_superseded()
         self._set(RESULT, shown(result))
+        self._told = True
         if result["status"] == "pruned":
             self._study.tell(self._reference.number, state=TrialState.PRUNED)
             return
@@ -122,14 +127,18 @@ class Trial:
     def _fail(self, reason: str) -> None:
         self._end_if_superseded()
         self._set(REASON, reason[:2000])
+        self._told = True
         self._study.tell(self._reference.number, state=TrialState.FAIL)
 
     def _set(self, key: str, value: Any) -> None:
         self._storage.set_trial_user_attr(self._id, key, value)
 
-    def _end_if_superseded(self) -> None:
+    def _is_mine(self) -> bool:
         now = self._storage.get_trial(self._id)
-        if now.state != TrialState.RUNNING or now.user_attrs.get(OWNER) != self._reference.owner:
+        return now.state == TrialState.RUNNING and now.user_attrs.get(OWNER) == self._reference.owner
+
+    def _end_if_superseded(self) -> None:
+        if not self._is_mine():
             self._end("was given to another process")
 
     def _end(self, what: str) -> None:
