@@ -103,10 +103,12 @@ def _sides(splits: Splits, watch: Watch | None) -> dict[str, RetrievalSet]:
     return sides if watch is not None and not watch.scores_test else sides | {"test": splits.test}
 
 
-def fingerprint_of_data(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The digests of each split and of the corpus, without a model."""
+def digests(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of each split, of the corpus and of the base model, without loading it."""
+    source = build(config["model"], allowed=config["allowed_packages"], without=["kind"])
     found = results.fingerprint(_splits(config, results.empty(config)), {}, {})
-    return {name: value for name, value in found.items() if name in ("train", "dev", "test", "corpus")}
+    data = {name: value for name, value in found.items() if name in ("train", "dev", "test", "corpus")}
+    return {**data, "base model": source.content()}
 
 
 def _helpers(config: Mapping[str, Any]) -> dict[str, dict[str, str | None]]:

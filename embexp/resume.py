@@ -37,7 +37,7 @@ def folder_to_resume(overrides: Sequence[str]) -> Path | None:
         raise UserError(f"resume={folder}: this is not the folder of a run (it has no .hydra/config.yaml).{hint}")
     hydra = _saved(folder, "hydra.yaml")["hydra"]
     if hydra["job"]["config_name"] == MINING:
-        again = shlex.join(["python", "-m", "embexp.mine", *_own_folders(hydra), *hydra["overrides"]["task"]])
+        again = shlex.join(["python", "-m", "embexp.mine", *own_folders(hydra), *hydra["overrides"]["task"]])
         raise UserError(
             f"resume={folder}: this is a data set that was mined, not a run. Mining goes on by its own command, in the "
             f"folder {hydra['runtime']['cwd']}: {again}. To train on it: python -m embexp dataset=mined "
@@ -52,13 +52,13 @@ def arguments_of(folder: Path, overrides: Sequence[str]) -> tuple[list[str], lis
     task = list(hydra["overrides"]["task"])
     searched = [word for word in hydra["overrides"]["hydra"] if "hydra.searchpath" in word]
     further = [word for word in overrides if not word.startswith(WORD)]
-    flags = [*_own_folders(hydra), "--config-name", hydra["job"]["config_name"]]
+    flags = [*own_folders(hydra), "--config-name", hydra["job"]["config_name"]]
     quoted = str(folder).replace("'", "\\'")
     own = [f"hydra.run.dir='{quoted}'", "hydra.output_subdir=null"]  # .hydra stays as the run was started
     return [*task, *searched, *further, *own], flags
 
 
-def _own_folders(hydra: Any) -> list[str]:
+def own_folders(hydra: Any) -> list[str]:
     """The flags that add the user's own folders of configs."""
     sources = hydra["runtime"]["config_sources"]
     added = [source["path"] for source in sources if source["provider"] == "command-line"]
@@ -73,18 +73,25 @@ def group_of(folder: Path) -> str:
 
 def refuse_changes(folder: Path, config: DictConfig) -> None:
     """Raise UserError, naming the keys, when the config is not the one that the run was started with."""
-    before = dict(leaves(_plain(_saved(folder, "config.yaml"))))
-    now = dict(leaves(plain(config)))
-    changed = [
-        f"{key} was {before.get(key, 'not there')!r}, now {now.get(key, 'not there')!r}"
-        for key in {**before, **now}
-        if before.get(key, WORD) != now.get(key, WORD) and key not in MAY_DIFFER
-    ]
-    if changed:
+    if changed := changes(folder, config, may_differ=MAY_DIFFER):
         raise UserError(
             f"resume={folder}: the config has changed: {listed(changed)}. A run is continued as it was started; "
             "leave the change out, or start a new run"
         )
+
+
+def changes(folder: Path, config: DictConfig, *, may_differ: Sequence[str]) -> list[str]:
+    """In what the config differs from the one that the run in a folder was started with, in words.
+
+    may_differ: keys, and nodes with all their keys, of which nothing is said.
+    """
+    before = dict(leaves(_plain(_saved(folder, "config.yaml"))))
+    now = dict(leaves(plain(config)))
+    return [
+        f"{key} was {before.get(key, 'not there')!r}, now {now.get(key, 'not there')!r}"
+        for key in {**before, **now}
+        if before.get(key, WORD) != now.get(key, WORD) and not {key, key.split(".")[0]} & set(may_differ)
+    ]
 
 
 def _saved(folder: Path, name: str) -> Any:

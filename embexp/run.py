@@ -21,7 +21,7 @@ from embexp import result as results
 from embexp.cache import folder_of, kept_in, trim
 from embexp.components import build
 from embexp.errors import BusyError, Pruned, UserError, described
-from embexp.experiment import fingerprint_of_data, measure
+from embexp.experiment import digests, measure
 from embexp.tracking import Tracker, open_mirror
 from embexp.trainer import Watch
 
@@ -128,10 +128,11 @@ def _mirror(
     return lambda: make(folder=folder, config=config, names=names)
 
 
-def data_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The digests of the data that a config names, which a sweep must not change. Raises UserError as a run would."""
+def digests_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The digests of data and base model that a config names, which a sweep must not change. Raises UserError as a run
+    would."""
     with _kept(config):
-        return fingerprint_of_data(config)
+        return digests(config)
 
 
 def _summary(result: Mapping[str, Any]) -> dict[str, Any]:

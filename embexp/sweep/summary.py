@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from embexp.durable import write_whole
 from embexp.errors import counted
-from embexp.sweep.trial import REASON, RESULT
+from embexp.sweep.trial import MEASURED, REASON, RESULT
 from embexp.tables import aligned, number
 
 STATUS = {TrialState.COMPLETE: "completed", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
@@ -96,10 +96,14 @@ class Summary:
             ]
             for trial in [*completed, *others]
         ]
-        table = aligned(["trial", "chosen", *(f"{name} on dev" for name in self._names()), "s", "status"], rows)
+        table = aligned(["trial", "chosen", *self._headings(), "s", "status"], rows)
         if not self._ended(TrialState.PRUNED):
             return table
         return f"{table}\n\nIn brackets: at a pruned trial's last look, where fewer passages are searched."
+
+    def _headings(self) -> list[str]:
+        special = set(MEASURED) - {"metric"}
+        return [name if name in special else f"{name} on dev" for name in self._names()]
 
     def _names(self) -> list[str]:
         return [self.metric if name == "metric" else name for name in self.objectives]
@@ -136,10 +140,15 @@ class Summary:
             text += f"\n\nOn dev {statistics.mean(dev):.3f}{spread} over these seeds; the trial itself had {own:.3f}."
         return text
 
+    def _first_as_loss(self, trial: FrozenTrial) -> float:
+        """What importance is about: PED-ANOVA takes low values of a target for the good ones."""
+        value = float(trial.values[0])
+        return -value if self.study.directions[0] == StudyDirection.MAXIMIZE else value
+
     def _importance(self) -> str:
         if len(self._ended(TrialState.COMPLETE)) < FEWEST_FOR_IMPORTANCE:
             return ""
-        target = None if len(self.objectives) == 1 else _first_value
+        target = None if len(self.objectives) == 1 else self._first_as_loss
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it is experimental
             try:
@@ -159,8 +168,10 @@ class Summary:
         folder = self.folder / "figures"
         folder.mkdir(exist_ok=True)
         target: dict[str, Any] = {}
+        losses: dict[str, Any] = {}
         if len(self.objectives) > 1:
             target = {"target": _first_value, "target_name": self._names()[0]}
+            losses = {"target": self._first_as_loss, "target_name": self._names()[0]}
         wanted: dict[str, Any] = {"history": plots.plot_optimization_history, "slices": plots.plot_slice}
         if self._importance():
             wanted["importance"] = plots.plot_param_importances
@@ -168,7 +179,7 @@ class Summary:
         for name, plot in wanted.items():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that they are experimental
-                axes = plot(self.study, **target)
+                axes = plot(self.study, **(losses if name == "importance" else target))
             figure = axes.figure if hasattr(axes, "figure") else axes.flat[0].figure
             figure.savefig(folder / f"{name}.svg", bbox_inches="tight")
             plt.close(figure)

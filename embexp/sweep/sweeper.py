@@ -7,12 +7,14 @@ confirmation -> summary. `sweep.study` decides what is next, `workers` or `sweep
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import configure_log, setup_globals
@@ -43,6 +45,7 @@ from embexp.workers import in_own_process
 log = logging.getLogger("embexp")
 
 FEWEST_TO_JUDGE = 5  # ended trials, before too many failures stop a sweep
+MOST_SEED = 2**62  # a confirming trial's seed is given: its distribution only has to hold it
 STORAGE_ERRORS = (StorageInternalError, SQLAlchemyError, OSError)
 POLL = 1.0  # seconds between looks at what other machines have done
 
@@ -60,7 +63,7 @@ def carry_out(arguments: Sequence[str], *, context: HydraContext, config: DictCo
         log.error("%s", explained(error))
         launcher.exit_codes.append(1)
     except STORAGE_ERRORS as error:
-        text = f"the study can't be read or written: {described(error)}"
+        text = f"the sweep can't go on: {described(error)}"
         log.error("embexp: %s\nwhat has ended is kept. The same command goes on", " ".join(text.split()))
         launcher.exit_codes.append(1)
     except KeyboardInterrupt:
@@ -86,8 +89,9 @@ class Sweep:
         """Run what is missing of the sweep; returns the exit code."""
         self._folder.mkdir(parents=True, exist_ok=True)
         study = self._study(self._settings.name, self._settings.pruner)
-        study.hold_to(self._contract(), complete=False)
-        study.hold_to({**self._contract(), "data": self._data()})
+        contract = self._contract()
+        study.hold_to(contract, complete=False)  # before the data are read
+        study.hold_to({**contract, "data": self._data()})
         OmegaConf.save(self._composer.config, self._folder / "multirun.yaml")
         total = self._settings.n_trials
         ended = sum(trial.state.is_finished() for trial in study.trials())
@@ -98,13 +102,14 @@ class Sweep:
             raise UserError(f"no trial was completed.\n{summary.reasons(study.trials())}")
         confirmation = self._confirm(best)
         made = summary.Summary(
-            study.as_optuna, tuple(self._settings.objectives), self._composer.plain()["metric"], confirmation,
+            study.as_optuna, tuple(self._settings.objectives), self._composer.plain({})["metric"], confirmation,
             command=self._composer.command(self._chosen(best)), folder=self._folder,
         )  # fmt: skip
-        made.write()
         log.info("\n%s\n\nsummary: %s", made.text(), self._folder / "summary.md")
+        made.write()
         if any(to_upload(path.parent) for path in self._folder.rglob(".running.lock")):
-            log.info("to upload the runs kept offline: wandb sync %s/*/wandb/offline-run-*", self._folder)
+            folder = shlex.quote(str(self._folder))
+            log.info("to upload the runs kept offline: wandb sync %s/{,confirm-*/}*/wandb/offline-run-*", folder)
         failed = confirmation is not None and any(t.state != TrialState.COMPLETE for t in confirmation.get_trials())
         return 1 if failed else 0
 
@@ -114,25 +119,27 @@ class Sweep:
             self._address,
             name,
             directions=self._directions,
-            sampler=lambda number: build({**node, "seed": self._settings.seed + number}, allowed=["optuna"]),
+            sampler=lambda number: build({**node, "seed": seed_of(self._settings.seed, number)}, allowed=["optuna"]),
             pruner=build(pruner, allowed=["optuna"]) if pruner else optuna.pruners.NopPruner(),
             lease=self._settings.lease,
         )
 
     def _contract(self) -> dict[str, Mapping[str, Any]]:
         """What may not change while the study grows, but for the data."""
-        searched = {parameter.key for parameter in self._space.parameters}
         return {
             "search space": self._space.described(),
             "objectives": dict(self._settings.objectives),
-            "config": self._composer.leaves(without=searched),
+            "config": self._composer.leaves(self._space),
         }
 
     def _data(self) -> dict[str, Any]:
-        """The data by content, read in a process of its own; nothing where the data are searched."""
-        if any(parameter.key.split(".")[0] in ("dataset", "limit") for parameter in self._space.parameters):
+        """Data and base model by content, read in a process of its own; nothing of what is searched."""
+        searched = {parameter.key.split(".")[0] for parameter in self._space.parameters}
+        if searched & {"dataset", "limit", "experiment"}:
             return {}
-        found: dict[str, Any] = in_own_process(_fingerprint, self._composer.plain())
+        found: dict[str, Any] = in_own_process(
+            _fingerprint, self._composer.plain(self._space.fixed), "model" not in searched
+        )
         return found
 
     def _run_all(self, study: Study, total: int, job_of: Callable[[Study, optuna.Trial, str], Job]) -> None:
@@ -242,7 +249,7 @@ class Sweep:
         chosen = self._chosen(best)
 
         def job_of(study: Study, trial: optuna.Trial, owner: str) -> Job:
-            seed = trial.suggest_categorical("seed", seeds)
+            seed = trial.suggest_int("seed", 0, MOST_SEED)
             return self._job(study, trial.number, owner, {**chosen, "seed": str(seed)}, confirms=True)
 
         self._run_all(study, len(seeds), job_of)
@@ -273,10 +280,16 @@ class Sweep:
         )
 
 
-def _fingerprint(config: Mapping[str, Any]) -> dict[str, Any]:
-    from embexp.run import data_of  # torch, transformers: seconds
+def seed_of(seed: int, number: int) -> int:
+    """The sampler's for a trial: neighbouring seeds or numbers share nothing."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
-    return data_of(config)
+
+def _fingerprint(config: Mapping[str, Any], of_the_model: bool) -> dict[str, Any]:
+    from embexp.run import digests_of  # torch, transformers: seconds
+
+    found = digests_of(config)
+    return found if of_the_model else {key: value for key, value in found.items() if key != "base model"}
 
 
 def _crew_for(config: DictConfig, places: int) -> Crew:

@@ -96,6 +96,8 @@ class Trial:
         """Tell the study of dev's metrics at a look. Raises Pruned when the study gives the trial up."""
         if self.scores_test or len(self._study.directions) > 1:  # Optuna prunes for one objective only
             return
+        if self._reference.reported not in metrics:  # one that is known at the end alone
+            return
         value = metrics[self._reference.reported]
         if patiently(partial(self._given_up, value, look)):
             raise Pruned(
