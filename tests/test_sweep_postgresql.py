@@ -72,9 +72,7 @@ def other_machine():
 def test_two_sweepers_share_a_total_and_the_password_is_nowhere(database, studies, pairs, tmp_path):
     words = [f"sweep.storage_env={VARIABLE}", "hydra.sweeper.n_trials=4", "sweep.confirm_seeds=1"]
     environment = {VARIABLE: with_password(studies, database), "PGPASSFILE": os.devnull}
-    sweepers = [
-        Sweeper(*words, data=pairs, folder=tmp_path / name, environment=environment) for name in ("one", "two")
-    ]
+    sweepers = [Sweeper(*words, data=pairs, folder=tmp_path / name, environment=environment) for name in ("one", "two")]
 
     assert [sweeper.ended() for sweeper in sweepers] == [0, 0], [sweeper.output for sweeper in sweepers]
 
