@@ -221,7 +221,7 @@ class Sweep:
             study.fail(number, owner, "the system ended it for want of memory (out of memory)")
         elif ended.from_outside:
             if study.release(number, owner, died=None if ended.interrupted else ended.words):
-                log.info("#%d was %s, and runs again", number, ended.words)
+                log.info("#%d %s, and runs again", number, ended.words)
         else:
             study.fail(number, owner, f"its process {ended.words} and left no result")
 
