@@ -46,7 +46,7 @@ class Study:
         self._address, self.name, self._sampler = address, name, sampler
         self._storage = opened(address)
         self._watch = Watch(lease)
-        with self._alone():
+        with self.alone():
             try:
                 self._study = optuna.create_study(
                     study_name=name, storage=self._storage, directions=list(directions), pruner=pruner
@@ -61,7 +61,7 @@ class Study:
         contract: kind (search space, objectives, config, data) -> name -> value, as JSON values. complete: whether it
         has all kinds; else it is only looked at.
         """
-        with self._alone():
+        with self.alone():
             before = self._study.user_attrs.get(CONTRACT)
             if before is None and complete:
                 self._study.set_user_attr(CONTRACT, contract)
@@ -89,7 +89,7 @@ class Study:
 
         free: raises UserError when the place of a new trial with this number is taken.
         """
-        with self._alone():
+        with self.alone():
             trials = self.trials()
             waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
             if not waiting and len(trials) >= total:
@@ -105,7 +105,7 @@ class Study:
 
     def enqueue(self, params: Sequence[Mapping[str, Any]]) -> None:
         """Make these the first trials, where there is none yet."""
-        with self._alone():
+        with self.alone():
             if not self.trials():
                 for each in params:
                     self._study.enqueue_trial(dict(each))
@@ -115,7 +115,7 @@ class Study:
         over = [trial for trial in self._running() if trial.number not in mine and self._is_over(trial)]
         if not over:
             return []
-        with self._alone():  # another sweeper may have seen the same
+        with self.alone():  # another sweeper may have seen the same
             again = [trial for trial in self._running() if trial.number in {t.number for t in over}]
             again = [trial for trial in again if self._is_over(trial)]
             for trial in again:
@@ -127,7 +127,7 @@ class Study:
 
         died: how it was killed. One that was killed often enough is failed: it may be the cause itself.
         """
-        with self._alone():
+        with self.alone():
             trial = self.trials()[number]
             if trial.state != TrialState.RUNNING or trial.user_attrs.get(OWNER) != owner:
                 return False
@@ -139,9 +139,18 @@ class Study:
             self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
             return True
 
+    def put_back(self, stopped: Sequence[tuple[int, str]]) -> None:
+        """Put back all that this process has handed out, when it ends early; stopped: number and owner of those that
+        others were at work on. One that was not started yet is none of these."""
+        with self.alone():
+            for trial in self._running():
+                owner, process = trial.user_attrs.get(OWNER), trial.user_attrs.get(PROCESS)
+                if (trial.number, owner) in stopped or process == this_process() or self._is_over(trial):
+                    self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+
     def fail(self, number: int, owner: str, reason: str) -> None:
         """End a trial as failed, unless it has ended or another process has it."""
-        with self._alone():
+        with self.alone():
             trial = self.trials()[number]
             if trial.state == TrialState.RUNNING and trial.user_attrs.get(OWNER) == owner:
                 self._fail(trial, reason)
@@ -152,6 +161,10 @@ class Study:
         if trial.state == TrialState.RUNNING and trial.user_attrs[PROCESS]["pid"] == os.getpid():
             self._storage.set_trial_user_attr(trial._trial_id, BEAT, beat)
 
+    def alone(self) -> AbstractContextManager[None]:
+        """Hold the study's lock."""
+        return alone(self._address, self._storage, self.name)
+
     def _running(self) -> list[FrozenTrial]:
         return [trial for trial in self.trials() if trial.state == TrialState.RUNNING]
 
@@ -161,6 +174,3 @@ class Study:
     def _fail(self, trial: FrozenTrial, reason: str) -> None:
         self._storage.set_trial_user_attr(trial._trial_id, REASON, reason)
         self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-
-    def _alone(self) -> AbstractContextManager[None]:
-        return alone(self._address, self._storage, self.name)

@@ -99,7 +99,8 @@ class Sweep:
             study.as_optuna, tuple(self._settings.objectives), self._composer.plain()["metric"], confirmation,
             command=self._composer.command(self._chosen(best)), folder=self._folder,
         )  # fmt: skip
-        made.write()
+        with study.alone():  # another sweeper may write it too
+            made.write()
         log.info("\n%s\n\nsummary: %s", made.text(), self._folder / "summary.md")
         failed = confirmation is not None and any(t.state != TrialState.COMPLETE for t in confirmation.get_trials())
         return 1 if failed else 0
@@ -161,8 +162,7 @@ class Sweep:
         except BaseException as error:
             left = self._crew.stop(interrupted=isinstance(error, KeyboardInterrupt))
             with suppress(*STORAGE_ERRORS):  # then they are seen to be gone when the sweep goes on
-                for number, owner in left:
-                    study.release(number, owner)
+                study.put_back(left)
             raise
 
     def _all_ended(self, study: Study, total: int) -> bool:
