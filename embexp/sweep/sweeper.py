@@ -129,7 +129,10 @@ class Sweep:
         """The data by content, read in a process of its own; nothing where the data are searched."""
         if any(parameter.key.split(".")[0] in ("dataset", "limit") for parameter in self._space.parameters):
             return {}
-        found: dict[str, Any] = in_own_process(_fingerprint, self._composer.plain())
+        try:
+            found: dict[str, Any] = in_own_process(_fingerprint, self._composer.plain())
+        except ChildProcessError as error:
+            raise UserError(f"the data can't be read: {error}") from error
         return found
 
     def _run_all(self, study: Study, total: int, job_of: Callable[[Study, optuna.Trial, str], Job]) -> None:
