@@ -16,10 +16,14 @@ FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
 @dataclass(frozen=True)
 class End:
-    """How a trial's process ended: in words, and whether something outside the trial ended it."""
+    """How a trial's process ended: in words, and whether something outside the trial ended it.
+
+    interrupted: it ended by itself, since it could not go on now (Ctrl-C, or its folder is still in use).
+    """
 
     words: str
     from_outside: bool
+    interrupted: bool = False
     out_of_memory: bool = False
 
 
@@ -98,10 +102,16 @@ class LocalCrew:
         return stopped
 
 
+def of_code(code: int) -> End:
+    """The end of a process that ended by itself."""
+    interrupted = code == INTERRUPTED
+    words = "was interrupted, or its folder was in use" if interrupted else f"ended with exit code {code}"
+    return End(words, from_outside=interrupted, interrupted=interrupted)
+
+
 def end_of(ended: Ended) -> End:
-    """An exit code in words."""
+    """The end of a worker."""
     if ended.code >= 0:
-        words = "was interrupted" if ended.code == INTERRUPTED else f"ended with exit code {ended.code}"
-        return End(words, from_outside=ended.code == INTERRUPTED)
+        return of_code(ended.code)
     name = signal.Signals(-ended.code).name
     return End(f"was killed by {name}", from_outside=-ended.code in FROM_OUTSIDE, out_of_memory=ended.out_of_memory)

@@ -17,8 +17,8 @@ from hydra.core.utils import configure_log
 from omegaconf import OmegaConf
 
 from embexp.errors import UserError
-from embexp.job import INTERRUPTED, Job
-from embexp.sweep.crew import End
+from embexp.job import Job
+from embexp.sweep.crew import End, of_code
 from embexp.sweep.lease import RENEWALS
 from embexp.sweep.study import Study
 
@@ -102,8 +102,7 @@ class SubmittedCrew:
             if error is not None:
                 words = f"ended with {type(error).__name__}: {str(error).strip().splitlines()[-1][:200]}"
                 return End(words, from_outside=False)
-            code = job.result()
-            return End(f"ended with exit code {code}", from_outside=code == INTERRUPTED)
+            return of_code(job.result())
         if ask and (is_gone(job.job_id) if self._cluster == "slurm" else job.done()):
             return End("was cancelled or killed in the cluster", from_outside=True)
         return None

@@ -31,7 +31,7 @@ from embexp.job import Job, explained
 from embexp.sweep import space as spaces
 from embexp.sweep import summary
 from embexp.sweep.composing import Composer
-from embexp.sweep.crew import Crew, LocalCrew
+from embexp.sweep.crew import Crew, End, LocalCrew
 from embexp.sweep.reference import Address, TrialReference
 from embexp.sweep.settings import Settings
 from embexp.sweep.study import Study
@@ -183,7 +183,7 @@ class Sweep:
             "set another sweep.name, or raise hydra.sweeper.max_failed to go on"
         )
 
-    def _settle(self, study: Study, number: int, owner: str, ended: Any) -> None:
+    def _settle(self, study: Study, number: int, owner: str, ended: End) -> None:
         """See to a trial whose process has ended without telling the study how."""
         folder = self._folder / self._composer.subdir(study.name, number)
         result = reports.read(folder)
@@ -192,8 +192,8 @@ class Sweep:
         elif ended.out_of_memory:
             study.fail(number, owner, "the system ended it for want of memory (out of memory)")
         elif ended.from_outside:
-            if study.release(number, owner, died=ended.words):
-                log.info("#%d was %s, and runs again", number, ended.words)
+            if study.release(number, owner, died=None if ended.interrupted else ended.words):
+                log.info("#%d %s, and runs again", number, ended.words)
         else:
             study.fail(number, owner, f"its process {ended.words} and left no result")
 
