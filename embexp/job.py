@@ -23,12 +23,13 @@ from omegaconf import DictConfig, OmegaConf
 from embexp import console
 from embexp import report as reports
 from embexp.checks import plain
-from embexp.errors import BusyError, NotNowError, UserError, described
+from embexp.errors import BusyError, FullError, NotNowError, UserError, described
 from embexp.sweep.reference import TrialReference
 from embexp.tracking import to_upload
 
 log = logging.getLogger("embexp")
 
+DISK_FULL = 131  # exit code of a trial that can go on once there is space
 INTERRUPTED = 130  # exit code of a trial that could not be run to its end now, and is to run again
 
 
@@ -74,7 +75,7 @@ class Job:
             return 1 if self.trial is None else INTERRUPTED
         except Exception as error:
             self._explain(error)
-            return INTERRUPTED if self.trial is not None and isinstance(error, NotNowError) else 1
+            return self._code_of(error)
         if result["status"] == "pruned":  # said where it was decided
             return 0
         log.info("\n%s\n", reports.summary(result))
@@ -82,6 +83,11 @@ class Job:
         if (self.folder / "model").is_dir():
             log.info('model:  %s  (SentenceTransformer("%s"))', self.folder / "model", self.folder / "model")
         return 0
+
+    def _code_of(self, error: Exception) -> int:
+        if self.trial is None or not isinstance(error, NotNowError):
+            return 1
+        return DISK_FULL if isinstance(error, FullError) else INTERRUPTED
 
     def run_elsewhere(self) -> None:
         """Run in a process that knows nothing of this one, and end it with the exit code."""

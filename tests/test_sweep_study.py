@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -20,11 +21,14 @@ from embexp.checks import CONFIG_FOLDER, plain
 from embexp.components import build
 from embexp.errors import Pruned, UserError
 from embexp.sweep import lease
+from embexp.sweep.crew import end_of
 from embexp.sweep.lease import BEAT, OWNER, PROCESS, this_process
 from embexp.sweep.reference import JOURNAL, Address, TrialReference
 from embexp.sweep.settings import mistakes_in
 from embexp.sweep.storage import BLOCK, alone, opened
+from embexp.sweep.sweeper import Sweep
 from embexp.sweep.trial import REASON, Trial
+from embexp.workers import Ended
 from tests.studies import FORK, asked, mark, states, study_in
 
 
@@ -40,6 +44,10 @@ def gone():
     found = {**this_process(), "pid": process.pid, "started": lease.psutil.Process(process.pid).create_time()}
     process.communicate(b"\n")
     return found
+
+
+def parent_started():
+    return lease.psutil.Process(os.getppid()).create_time()
 
 
 # how many
@@ -188,6 +196,46 @@ def test_a_trial_that_another_has_now_is_left_alone(study):
     assert study.trials()[0].user_attrs[REASON] == "a bug"
     study.fail(0, other, "another bug")  # it has ended
     assert study.trials()[0].user_attrs[REASON] == "a bug"
+
+
+@pytest.mark.parametrize(
+    ("code", "out_of_memory", "status", "state", "reason"),
+    [
+        (1, False, None, TrialState.FAIL, "its process ended with exit code 1 and left no result"),
+        (-11, False, None, TrialState.FAIL, "its process was killed by SIGSEGV and left no result"),
+        (-9, True, None, TrialState.FAIL, "the system ended it for want of memory (out of memory)"),
+        (-9, False, None, TrialState.FAIL, "was killed by SIGKILL, 2 times; perhaps for want of memory"),
+        (130, False, None, TrialState.WAITING, None),
+        (-9, False, "completed", TrialState.WAITING, None),  # whoever has it next tells what was measured
+        (-9, True, "pruned", TrialState.WAITING, None),
+    ],
+)
+def test_what_becomes_of_a_trial_whose_process_has_ended_without_a_word(
+    tmp_path, study, code, out_of_memory, status, state, reason
+):
+    sweep = Sweep.__new__(Sweep)
+    sweep._folder, sweep._composer = tmp_path, SimpleNamespace(subdir=lambda name, number: str(number))
+    if status is not None:
+        (tmp_path / "0").mkdir()
+        (tmp_path / "0" / "result.json").write_text(json.dumps({"status": status}))
+    for _ in range(3):
+        trial, owner = asked(study)
+        if trial.number == 0:
+            sweep._settle(study, 0, owner, end_of(Ended(code, out_of_memory)))
+    assert states(study)[0] == state
+    assert study.trials()[0].user_attrs.get(REASON) == reason
+
+
+def test_a_sweeper_that_ends_early_puts_back_all_that_it_has_handed_out_and_nothing_else(study, gone):
+    owners = [asked(study)[1] for _ in range(5)]
+    mark(study, 0, PROCESS, {**gone, "machine": "elsewhere"})  # in a cluster, and cancelled
+    mark(study, 1, PROCESS, gone)  # stopped
+    mark(study, 3, PROCESS, {**gone, "machine": "elsewhere"})  # another sweeper's
+    mark(study, 4, PROCESS, {**this_process(), "pid": os.getppid(), "started": parent_started()})  # and another's
+    study.as_optuna.ask()  # interrupted before it could say whose it is
+    study.put_back([(0, owners[0]), (3, "its former owner")])
+    waits, runs = TrialState.WAITING, TrialState.RUNNING
+    assert states(study) == [waits, waits, waits, runs, runs, waits]  # 2 was about to be started here
 
 
 # the journal

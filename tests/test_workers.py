@@ -183,7 +183,7 @@ def test_what_is_imported_beforehand_is_there_and_in_the_children(tmp_path):
         ("exit", 7, End("ended with exit code 7", from_outside=False)),
         ("crash", -signal.SIGSEGV, End("was killed by SIGSEGV", from_outside=False)),
         ("kill", -signal.SIGKILL, End("was killed by SIGKILL", from_outside=True)),
-        ("interrupted", 130, End("was interrupted", from_outside=True)),
+        ("interrupted", 130, End("was interrupted, or its folder was in use", from_outside=True, interrupted=True)),
     ],
 )
 def test_a_worker_tells_how_it_ended(tmp_path, act, code, end):

@@ -46,7 +46,7 @@ class Study:
         self._directions = list(directions)
         self._storage = opened(address)
         self._watch = Watch(lease)
-        with self._alone():
+        with self.alone():
             try:
                 self._study = optuna.create_study(
                     study_name=name, storage=self._storage, directions=list(directions), pruner=pruner
@@ -61,7 +61,7 @@ class Study:
         contract: kind (search space, objectives, config, data) -> name -> value, as JSON values. complete: whether it
         has all kinds; else it is only looked at.
         """
-        with self._alone():
+        with self.alone():
             before = self._study.user_attrs.get(CONTRACT)
             if before is None and complete:
                 self._study.set_user_attr(CONTRACT, contract)
@@ -90,6 +90,11 @@ class Study:
                 "set another sweep.name"
             )
 
+    @property
+    def setting(self) -> str:
+        """Where it is kept, as the user has said."""
+        return self._address.setting
+
     def trials(self) -> list[FrozenTrial]:
         """All of them, by number."""
         return self._study.get_trials(deepcopy=False)
@@ -99,7 +104,7 @@ class Study:
 
         free: raises UserError when the place of a new trial with this number is taken.
         """
-        with self._alone():
+        with self.alone():
             trials = self.trials()
             waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
             if not waiting and len(trials) >= total:
@@ -115,7 +120,7 @@ class Study:
 
     def enqueue(self, params: Sequence[Mapping[str, Any]]) -> None:
         """Make these the trials, in this order; those that are there already stay."""
-        with self._alone():
+        with self.alone():
             for each in params[len(self.trials()) :]:
                 self._study.enqueue_trial(dict(each))
 
@@ -124,7 +129,7 @@ class Study:
         over = [trial for trial in self._running() if trial.number not in mine and self._is_over(trial)]
         if not over:
             return []
-        with self._alone():  # another sweeper may have seen the same
+        with self.alone():  # another sweeper may have seen the same
             again = [trial for trial in self._running() if trial.number in {t.number for t in over}]
             again = [trial for trial in again if self._is_over(trial)]
             for trial in again:
@@ -136,7 +141,7 @@ class Study:
 
         died: how it was killed. One that was killed often enough is failed: it may be the cause itself.
         """
-        with self._alone():
+        with self.alone():
             trial = self.trials()[number]
             if trial.state != TrialState.RUNNING or trial.user_attrs.get(OWNER) != owner:
                 return False
@@ -148,9 +153,18 @@ class Study:
             self._set_state(trial, TrialState.WAITING)
             return True
 
+    def put_back(self, stopped: Sequence[tuple[int, str]]) -> None:
+        """Put back all that this process has handed out, when it ends early; stopped: number and owner of those that
+        others were at work on. One that was not started yet is none of these."""
+        with self.alone():
+            for trial in self._running():
+                owner, process = trial.user_attrs.get(OWNER), trial.user_attrs.get(PROCESS)
+                if (trial.number, owner) in stopped or process == this_process() or self._is_over(trial):
+                    self._set_state(trial, TrialState.WAITING)
+
     def fail(self, number: int, owner: str, reason: str) -> None:
         """End a trial as failed, unless it has ended or another process has it."""
-        with self._alone():
+        with self.alone():
             trial = self.trials()[number]
             if trial.state == TrialState.RUNNING and trial.user_attrs.get(OWNER) == owner:
                 self._fail(trial, reason)
@@ -160,6 +174,10 @@ class Study:
         trial = self.trials()[number]
         if trial.state == TrialState.RUNNING and trial.user_attrs[PROCESS] == this_process():
             self._storage.set_trial_user_attr(trial._trial_id, BEAT, beat)
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Hold the study's lock."""
+        return alone(self._address, self._storage, self.name)
 
     def _running(self) -> list[FrozenTrial]:
         return [trial for trial in self.trials() if trial.state == TrialState.RUNNING]
@@ -175,6 +193,3 @@ class Study:
     def _set_state(self, trial: FrozenTrial, state: TrialState) -> None:
         with suppress(UpdateFinishedTrialError):  # its own process has just told how it ended
             self._storage.set_trial_state_values(trial._trial_id, state)
-
-    def _alone(self) -> AbstractContextManager[None]:
-        return alone(self._address, self._storage, self.name)

@@ -1,7 +1,6 @@
-"""Carries out a sweep: which trials, where they run, what becomes of each, and the winner's confirmation.
+"""Carries out a sweep, top to bottom: settings -> study -> trials -> winner -> confirmation -> summary.
 
-Hydra calls it through `hydra_plugins/embexp_sweeper.py`. Top to bottom: settings -> study -> trials -> winner ->
-confirmation -> summary. `sweep.study` decides what is next, `workers` or `sweep.submitted` run it.
+Hydra calls it through `hydra_plugins/embexp_sweeper.py`. The trials are `sweep.running`'s.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +18,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import configure_log, setup_globals
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
-from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
 from embexp import launcher
-from embexp import report as reports
 from embexp.checks import plain
 from embexp.components import build
 from embexp.errors import UserError, described
@@ -35,8 +30,8 @@ from embexp.sweep import summary
 from embexp.sweep.composing import Composer
 from embexp.sweep.crew import Crew, LocalCrew
 from embexp.sweep.reference import Address, TrialReference
+from embexp.sweep.running import STORAGE_ERRORS, Runner
 from embexp.sweep.settings import Settings
-from embexp.sweep.storage import patiently
 from embexp.sweep.study import Study
 from embexp.sweep.submitted import SubmittedCrew
 from embexp.tracking import to_upload
@@ -44,10 +39,7 @@ from embexp.workers import in_own_process
 
 log = logging.getLogger("embexp")
 
-FEWEST_TO_JUDGE = 5  # ended trials, before too many failures stop a sweep
 MOST_SEED = 2**62  # a confirming trial's seed is given: its distribution only has to hold it
-STORAGE_ERRORS = (StorageInternalError, SQLAlchemyError, OSError)
-POLL = 1.0  # seconds between looks at what other machines have done
 
 
 def carry_out(arguments: Sequence[str], *, context: HydraContext, config: DictConfig) -> None:
@@ -106,7 +98,8 @@ class Sweep:
             command=self._composer.command(self._chosen(best)), folder=self._folder,
         )  # fmt: skip
         log.info("\n%s\n\nsummary: %s", made.text(), self._folder / "summary.md")
-        made.write()
+        with study.alone():  # another sweeper may write it too
+            made.write()
         if any(to_upload(path.parent) for path in self._folder.rglob(".running.lock")):
             folder = shlex.quote(str(self._folder))
             log.info("to upload the runs kept offline: wandb sync %s/{,confirm-*/}*/wandb/offline-run-*", folder)
@@ -137,102 +130,17 @@ class Sweep:
         searched = {parameter.key.split(".")[0] for parameter in self._space.parameters}
         if searched & {"dataset", "limit", "experiment"}:
             return {}
-        found: dict[str, Any] = in_own_process(
-            _fingerprint, self._composer.plain(self._space.fixed), "model" not in searched
-        )
+        try:
+            found: dict[str, Any] = in_own_process(
+                _fingerprint, self._composer.plain(self._space.fixed), "model" not in searched
+            )
+        except ChildProcessError as error:
+            raise UserError(f"the data can't be read: {error}") from error
         return found
 
     def _run_all(self, study: Study, total: int, job_of: Callable[[Study, optuna.Trial, str], Job]) -> None:
-        """Run trials until `total` have ended, here or elsewhere."""
-        told = {trial.number for trial in study.trials() if trial.state.is_finished()}
-        try:
-            while patiently(partial(self._step, study, total, job_of, told)):
-                self._crew.wait(POLL)
-        except BaseException as error:
-            left = self._crew.stop(interrupted=isinstance(error, KeyboardInterrupt))
-            with suppress(*STORAGE_ERRORS):  # then they are seen to be gone when the sweep goes on
-                for number, owner in left:
-                    study.release(number, owner)
-            raise
-
-    def _step(
-        self, study: Study, total: int, job_of: Callable[[Study, optuna.Trial, str], Job], told: set[int]
-    ) -> bool:
-        """See to what has ended, start what has room; says whether there is more to come.
-
-        told: the ended trials that the user knows of; those of this step are added. It may end half done, when the
-        database goes away: a trial whose process was not seen to is then found to be left.
-        """
-        for number, owner, ended in self._crew.ended():
-            self._settle(study, number, owner, ended)
-        for number in study.run_again(self._crew.numbers()):
-            log.info("#%d was left by a process that is gone, and runs again", number)
-        for trial in study.trials():
-            if trial.state.is_finished() and trial.number not in told:
-                told.add(trial.number)
-                label = self._composer.subdir(study.name, trial.number)
-                best = summary.best_of(study.as_optuna) if "/" not in label else None
-                log.info("%s", summary.line(trial, label, best))
-        stopped = self._too_many_failed(study)
-        while not stopped and self._crew.has_room():
-            found = study.next(total, free=partial(self._refuse_taken, study))
-            if found is None:
-                break
-            self._start(study, *found, job_of)
-        if not self._crew.numbers() and (stopped or self._all_ended(study, total)):
-            if stopped:
-                raise UserError(stopped)
-            return False
-        self._crew.renew(study, lease=self._settings.lease)
-        return True
-
-    def _start(
-        self, study: Study, trial: optuna.Trial, owner: str, job_of: Callable[[Study, optuna.Trial, str], Job]
-    ) -> None:
-        try:
-            self._crew.start(job_of(study, trial, owner))
-        except BaseException:  # the cluster took no job
-            with suppress(*STORAGE_ERRORS):
-                study.release(trial.number, owner)
-            raise
-
-    def _all_ended(self, study: Study, total: int) -> bool:
-        trials = study.trials()
-        return len(trials) >= total and all(trial.state.is_finished() for trial in trials)
-
-    def _too_many_failed(self, study: Study) -> str | None:
-        ended = [trial for trial in study.trials() if trial.state.is_finished()]
-        failed = [trial for trial in ended if trial.state == TrialState.FAIL]
-        if len(ended) < FEWEST_TO_JUDGE or len(failed) <= self._settings.max_failed * len(ended):
-            return None
-        return (
-            f"{len(failed)} of {len(ended)} trials failed, more than hydra.sweeper.max_failed="
-            f"{self._settings.max_failed} allows, so the sweep stops.\n{summary.reasons(ended)}\nMend the cause and "
-            "set another sweep.name, or raise hydra.sweeper.max_failed to go on"
-        )
-
-    def _settle(self, study: Study, number: int, owner: str, ended: Any) -> None:
-        """See to a trial whose process has ended without telling the study how."""
-        folder = self._folder / self._composer.subdir(study.name, number)
-        result = reports.read(folder)
-        if result is not None and result["status"] in ("completed", "pruned"):
-            study.release(number, owner)  # whoever takes it finds the result and tells it
-        elif ended.out_of_memory:
-            study.fail(number, owner, "the system ended it for want of memory (out of memory)")
-        elif ended.from_outside:
-            if study.release(number, owner, died=None if ended.interrupted else ended.words):
-                log.info("#%d %s, and runs again", number, ended.words)
-        else:
-            study.fail(number, owner, f"its process {ended.words} and left no result")
-
-    def _refuse_taken(self, study: Study, number: int) -> None:
-        """Refuse a new trial whose folder holds something already: nothing is overwritten."""
-        folder = self._folder / self._composer.subdir(study.name, number)
-        if folder.exists() and any(folder.iterdir()):
-            raise UserError(
-                f"{folder} holds a run that the study {self._address.setting} does not know; set another sweep.name, "
-                "or move the folder away"
-            )
+        label_of = partial(self._composer.subdir, study.name)
+        Runner(study, self._crew, self._settings, self._folder, label_of, partial(job_of, study)).run(total)
 
     def _trial_job(self, study: Study, trial: optuna.Trial, owner: str) -> Job:
         chosen = self._space.suggest(trial, self._composer.choices)

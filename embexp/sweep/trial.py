@@ -20,7 +20,7 @@ from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
 from embexp.components import build
-from embexp.errors import NotNowError, Pruned, described
+from embexp.errors import FullError, NotNowError, Pruned, described, is_full
 from embexp.report import dimension_of
 from embexp.sweep.lease import BEAT, OWNER, PROCESS, renewed, this_process
 from embexp.sweep.reference import TrialReference
@@ -48,8 +48,8 @@ def attached(reference: TrialReference) -> Iterator[Trial]:
         except NotNowError:  # its former process is still there
             raise
         except Exception as error:
-            if is_away(error):
-                raise NotNowError("the study's database does not answer; the trial goes on when it does") from error
+            if is_away(error) or is_full(error):
+                raise not_now(error) from error
             trial.fail(described(error))
             raise
 
@@ -99,7 +99,13 @@ class Trial:
         if self._reference.reported not in metrics:  # one that is known at the end alone
             return
         value = metrics[self._reference.reported]
-        if patiently(partial(self._given_up, value, look)):
+        try:
+            given_up = patiently(partial(self._given_up, value, look))
+        except Exception as error:
+            if is_away(error) or is_full(error):
+                raise not_now(error) from error
+            raise
+        if given_up:
             raise Pruned(
                 f"given up at look {look} at dev ({self._reference.reported} {value:.3f}): others did better there"
             )
@@ -146,6 +152,13 @@ class Trial:
     def _end(self, what: str) -> None:
         log.error("trial %d %s; this process ends", self._reference.number, what)
         os._exit(SUPERSEDED)  # at once: the other one writes to the same folder
+
+
+def not_now(error: Exception) -> NotNowError:
+    """Why the trial can't go on now, for a study that is away or a disk that is full."""
+    if is_full(error):
+        return FullError(described(error))
+    return NotNowError("the study's database does not answer; the trial goes on when it does")
 
 
 def measured(result: Mapping[str, Any], objective: str) -> float:
