@@ -31,7 +31,6 @@ class Composer:
     def __init__(self, context: HydraContext, config: DictConfig, fixed: Sequence[str]) -> None:
         self.config = config
         self._context, self._fixed = context, list(fixed)
-        self.choices = {str(group): str(choice) for group, choice in config.hydra.runtime.choices.items()}
 
     @property
     def seed(self) -> int:

@@ -63,16 +63,13 @@ class Space:
     parameters: Sequence[Parameter]
     fixed: Mapping[str, str]
 
-    def suggest(self, trial: Any, choices: Mapping[str, str]) -> dict[str, str]:
-        """Override key -> text, drawn from an Optuna trial (or taken from it, where it knows them already).
-
-        choices: the groups' choices where the space says nothing, for conditions.
-        """
+    def suggest(self, trial: Any) -> dict[str, str]:
+        """Override key -> text, drawn from an Optuna trial (or taken from it, where it knows them already)."""
         chosen = dict(self.fixed)
         for parameter in self.parameters:
             if parameter.condition is not None:
                 key, text = parameter.condition
-                if (chosen.get(key) or choices.get(key)) != text:
+                if chosen.get(key) != text:
                     continue
             chosen[parameter.key] = parameter.text(_suggested(trial, parameter))
         return chosen

@@ -143,7 +143,7 @@ class Sweep:
         Runner(study, self._crew, self._settings, self._folder, label_of, partial(job_of, study)).run(total)
 
     def _trial_job(self, study: Study, trial: optuna.Trial, owner: str) -> Job:
-        chosen = self._space.suggest(trial, self._composer.choices)
+        chosen = self._space.suggest(trial)
         return self._job(study, trial.number, owner, chosen, confirms=False)
 
     def _confirm(self, best: optuna.trial.FrozenTrial) -> optuna.Study | None:
@@ -164,7 +164,7 @@ class Sweep:
         return study.as_optuna
 
     def _chosen(self, trial: optuna.trial.FrozenTrial) -> dict[str, str]:
-        return self._space.suggest(optuna.trial.FixedTrial(trial.params), self._composer.choices)
+        return self._space.suggest(optuna.trial.FixedTrial(trial.params))
 
     def _job(self, study: Study, number: int, owner: str, chosen: Mapping[str, str], *, confirms: bool) -> Job:
         subdir = self._composer.subdir(study.name, number)
