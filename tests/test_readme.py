@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 
+from embexp.arguments import checked_arguments
 from tests.command import QUICK, REPOSITORY, separate
 from tests.mine_server import Stub
 
@@ -23,6 +24,12 @@ MINING = [
     if line.startswith("python -m embexp.mine ")
 ]
 MAKE = sorted(set(re.findall(r"^make (\w+)", "\n".join(BLOCKS), flags=re.MULTILINE)))
+SWEEPS = [
+    line
+    for page in sorted((REPOSITORY / "docs").glob("sweeps-*.md"))
+    for line in page.read_text().splitlines()
+    if line.startswith("python -m embexp ")
+]
 HUB = ["model=stsb-distilbert"]
 
 
@@ -86,6 +93,19 @@ def test_a_command_of_the_readme_runs(embexp, tmp_path, pairs_file, command):
         assert "can't be had" in run.output
     else:
         assert run.code == 0, run.output
+
+
+@pytest.mark.parametrize("command", SWEEPS)
+def test_a_command_of_the_pages_on_shared_sweeps_is_accepted(embexp, command):
+    if "submitit" in command:
+        pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="hydra-submitit-launcher is not installed")
+    arguments = shlex.split(command)[3:]
+    if "--cfg" in arguments:
+        shown = embexp(*arguments)
+        assert shown.code == 0, shown.output
+        assert "max_num_timeout: 0" in shown.output
+    else:
+        assert checked_arguments([word for word in arguments if word != "-m"], config_dir=None, sweep=True)
 
 
 @pytest.mark.parametrize("command", MINING)
