@@ -249,6 +249,22 @@ def test_a_beat_after_the_trial_was_told_does_not_end_the_process(handed_out, mo
     trial.beat()
 
 
+@pytest.mark.parametrize(("told", "codes"), [(True, []), (False, [SUPERSEDED])])
+def test_a_trial_that_ends_in_the_middle_of_a_beat_ends_the_process_unless_it_was_told_here(
+    study, handed_out, monkeypatch, told, codes
+):
+    given = handed_out()
+    trial, ends = Trial(given), []
+    monkeypatch.setattr(trials.os, "_exit", ends.append)
+    monkeypatch.setattr(trial, "_is_mine", lambda: True)  # as it was a moment ago
+    if told:
+        trial.tell(result_of())
+    else:
+        study.fail(0, given.owner, "ended from outside")
+    trial.beat()
+    assert ends == codes
+
+
 def test_a_storage_that_is_away_for_a_while_costs_a_warning(study, handed_out, monkeypatch, caplog):
     trial = Trial(handed_out())
 
