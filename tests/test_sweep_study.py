@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -24,9 +23,9 @@ from embexp.sweep import lease
 from embexp.sweep.crew import end_of
 from embexp.sweep.lease import BEAT, OWNER, PROCESS, this_process
 from embexp.sweep.reference import JOURNAL, Address, TrialReference
+from embexp.sweep.running import Runner
 from embexp.sweep.settings import mistakes_in
 from embexp.sweep.storage import BLOCK, alone, opened
-from embexp.sweep.sweeper import Sweep
 from embexp.sweep.trial import REASON, Trial
 from embexp.workers import Ended
 from tests.studies import FORK, asked, mark, states, study_in
@@ -41,13 +40,13 @@ def study(tmp_path):
 def gone():
     """A process that has ended."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    found = {**this_process(), "pid": process.pid, "started": lease.psutil.Process(process.pid).create_time()}
+    found = {**this_process(), "pid": process.pid, "started": lease.started_at(process.pid)}
     process.communicate(b"\n")
     return found
 
 
 def parent_started():
-    return lease.psutil.Process(os.getppid()).create_time()
+    return lease.started_at(os.getppid())
 
 
 # how many
@@ -133,11 +132,11 @@ def test_of_another_machine_only_a_trial_whose_beats_have_stopped_is_run_again(s
         mark(study, number, PROCESS, {**gone, "machine": "elsewhere"})
         mark(study, number, BEAT, 0.0)  # by its own clock, which may be wrong
     found = []
-    for beats in range(1, 5):
+    for beats in range(1, 6):
         found.append(study.run_again(set()))
-        now[0] += 20
+        now[0] += 15
         mark(study, 1, BEAT, float(beats))
-    assert found == [[], [], [], []]  # at 0, 20, 40 and 60 seconds
+    assert found == [[], [], [], [], []]  # at 0, 15, 30, 45 and 60 seconds
     now[0] += 0.5
     assert study.run_again(set()) == [0]
     assert states(study) == [TrialState.WAITING, TrialState.RUNNING]
@@ -164,15 +163,16 @@ def test_a_lease_can_be_renewed_only_by_the_process_that_handed_the_trial_out(st
 # how trials end from outside
 
 
-def test_a_trial_whose_process_was_killed_once_runs_again_and_twice_has_failed_with_its_reason(study):
+def test_a_trial_whose_process_was_killed_twice_runs_again_and_a_third_time_has_failed_with_its_reason(study):
     _, owner = asked(study)
-    assert study.release(0, owner, died="was killed by SIGKILL")
-    again, owner = asked(study)
-    assert again.number == 0
+    for _ in range(2):
+        assert study.release(0, owner, died="was killed by SIGKILL")
+        again, owner = asked(study)
+        assert again.number == 0
     assert not study.release(0, owner, died="was killed by SIGKILL")
     (trial,) = study.trials()
     assert trial.state == TrialState.FAIL
-    assert trial.user_attrs[REASON] == "was killed by SIGKILL, 2 times; perhaps for want of memory"
+    assert trial.user_attrs[REASON] == "was killed by SIGKILL, 3 times; perhaps for want of memory"
     assert asked(study)[0].number == 1
 
 
@@ -204,7 +204,7 @@ def test_a_trial_that_another_has_now_is_left_alone(study):
         (1, False, None, TrialState.FAIL, "its process ended with exit code 1 and left no result"),
         (-11, False, None, TrialState.FAIL, "its process was killed by SIGSEGV and left no result"),
         (-9, True, None, TrialState.FAIL, "the system ended it for want of memory (out of memory)"),
-        (-9, False, None, TrialState.FAIL, "was killed by SIGKILL, 2 times; perhaps for want of memory"),
+        (-9, False, None, TrialState.FAIL, "was killed by SIGKILL, 3 times; perhaps for want of memory"),
         (130, False, None, TrialState.WAITING, None),
         (-9, False, "completed", TrialState.WAITING, None),  # whoever has it next tells what was measured
         (-9, True, "pruned", TrialState.WAITING, None),
@@ -213,15 +213,14 @@ def test_a_trial_that_another_has_now_is_left_alone(study):
 def test_what_becomes_of_a_trial_whose_process_has_ended_without_a_word(
     tmp_path, study, code, out_of_memory, status, state, reason
 ):
-    sweep = Sweep.__new__(Sweep)
-    sweep._folder, sweep._composer = tmp_path, SimpleNamespace(subdir=lambda name, number: str(number))
+    runner = Runner(study, None, None, folder=tmp_path, label_of=str, job_of=None)
     if status is not None:
         (tmp_path / "0").mkdir()
         (tmp_path / "0" / "result.json").write_text(json.dumps({"status": status}))
-    for _ in range(3):
+    for _ in range(4):
         trial, owner = asked(study)
         if trial.number == 0:
-            sweep._settle(study, 0, owner, end_of(Ended(code, out_of_memory)))
+            runner._settle(0, owner, end_of(Ended(code, out_of_memory)))
     assert states(study)[0] == state
     assert study.trials()[0].user_attrs.get(REASON) == reason
 
