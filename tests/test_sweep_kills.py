@@ -15,15 +15,15 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import optuna
-import psutil
 import pytest
 from optuna.trial import TrialState
 
-from embexp.sweep.lease import PROCESS
+from embexp.sweep.lease import PROCESS, is_gone
 from embexp.sweep.reference import JOURNAL, Address
 from embexp.sweep.storage import opened
 from embexp.sweep.trial import REASON
@@ -190,13 +190,10 @@ def kill_trials(swept, sweeper, chance, *, number):
     while len(killed) < number:
         trial, process = until(at_work)
         time.sleep(chance.uniform(0, 1))
-        try:
-            found = psutil.Process(process["pid"])
-            if found.create_time() == process["started"] and found.status() != psutil.STATUS_ZOMBIE:
-                found.kill()
+        if not is_gone(process):  # it may have ended in time
+            with suppress(ProcessLookupError):
+                os.kill(process["pid"], signal.SIGKILL)
                 killed.add(trial)
-        except psutil.NoSuchProcess:
-            pass  # it has ended in time
     return killed
 
 
@@ -314,7 +311,7 @@ def test_a_disk_full_while_the_study_is_written_is_told_and_the_same_command_goe
     _, seen = survivor
     code, said = seen["full"]
     assert code == 1
-    assert "the study can't be read or written: the disk is full, or nearly" in said
+    assert "the sweep can't go on: the disk is full, or nearly" in said
     assert "The same command goes on" in said
     assert "Traceback" not in said
 
