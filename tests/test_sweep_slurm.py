@@ -76,7 +76,7 @@ def test_each_trial_is_a_job_with_the_cores_it_asked_for_and_the_winner_is_confi
 
 @pytest.mark.real_server
 def test_cancelled_jobs_run_again_to_the_exact_total(cluster, pairs, tmp_path):
-    words = [*JOBS, WHOLE, "hydra.sweeper.n_trials=2", "sweep.confirm_seeds=0", LONG]
+    words = [*JOBS, WHOLE, "hydra.sweeper.n_trials=2", "sweep.confirm_seeds=0", *LONG]
     sweeper = Sweeper(*words, data=pairs, folder=tmp_path, environment=cluster)
     sweeper.until(lambda: sweeper.trains(0))
     ((runs,), (waits,)) = queue("RUNNING"), queue("PENDING")
@@ -91,7 +91,7 @@ def test_cancelled_jobs_run_again_to_the_exact_total(cluster, pairs, tmp_path):
 
 @pytest.mark.real_server
 def test_a_job_that_is_killed_outright_twice_is_a_failed_trial(cluster, pairs, tmp_path):
-    words = [*JOBS[:1], "hydra.sweeper.n_trials=1", "sweep.confirm_seeds=0", LONG]
+    words = [*JOBS[:1], "hydra.sweeper.n_trials=1", "sweep.confirm_seeds=0", *LONG]
     sweeper = Sweeper(*words, data=pairs, folder=tmp_path, environment=cluster)
     seen = {None, sweeper.process.pid}
     for _ in range(2):
@@ -105,7 +105,7 @@ def test_a_job_that_is_killed_outright_twice_is_a_failed_trial(cluster, pairs, t
 
 @pytest.mark.real_server
 def test_jobs_end_with_the_sweeper_at_ctrl_c_and_without_it_when_it_is_killed(cluster, pairs, tmp_path):
-    words = [*JOBS, "hydra.sweeper.n_trials=2", "sweep.confirm_seeds=0", LONG]
+    words = [*JOBS, "hydra.sweeper.n_trials=2", "sweep.confirm_seeds=0", *LONG]
     interrupted = Sweeper(*words, data=pairs, folder=tmp_path, environment=cluster)
     interrupted.until(lambda: at_work(interrupted.folder, times=1) == {"0", "1"})
     assert interrupted.interrupt() == 1

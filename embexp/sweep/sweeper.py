@@ -34,7 +34,7 @@ from embexp.sweep.composing import Composer
 from embexp.sweep.crew import Crew, LocalCrew
 from embexp.sweep.reference import Address, TrialReference
 from embexp.sweep.settings import Settings
-from embexp.sweep.storage import patiently
+from embexp.sweep.storage import patiently, said_first
 from embexp.sweep.study import Study
 from embexp.sweep.submitted import SubmittedCrew
 from embexp.workers import in_own_process
@@ -59,7 +59,7 @@ def carry_out(arguments: Sequence[str], *, context: HydraContext, config: DictCo
         log.error("%s", explained(error))
         launcher.exit_codes.append(1)
     except STORAGE_ERRORS as error:
-        text = f"the study can't be read or written: {described(error)}"
+        text = f"the study can't be read or written: {described(said_first(error))}"
         log.error("embexp: %s\nwhat has ended is kept. The same command goes on", " ".join(text.split()))
         launcher.exit_codes.append(1)
     except KeyboardInterrupt:
