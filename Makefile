@@ -31,7 +31,8 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 
 # rewrite the lock with the newest versions that pyproject.toml allows; torch stays where its CPU build is tested
 lock: $(VENV)/.installed
-	$(BIN)/pip-compile --quiet --strip-extras --extra wandb --extra mine --extra test --extra lint --no-header --no-emit-options \
+	$(BIN)/pip-compile --quiet --strip-extras --extra wandb --extra mine --extra postgresql --extra slurm --extra dashboard \
+		--extra test --extra lint --no-header --no-emit-options \
 		--no-annotate --upgrade --upgrade-package torch==2.13.0 --output-file requirements.lock pyproject.toml
 	sed -i.bak 's/+cpu$$//' requirements.lock && rm requirements.lock.bak
 

@@ -74,6 +74,7 @@ def checked_arguments(
         loader = GlobalHydra.instance().config_loader()
         setting = _Setting(loader, config_dir, config_name or program.name, program, sweep, fresh, shown)
         parsed, problems = _parse(overrides, sweep=sweep)
+        problems += _hidden_files(config_dir)
         accepted, mistakes = _accepted(parsed, setting)
         problems += mistakes
         if sweep and not problems:
@@ -124,6 +125,8 @@ def _branches(parsed: Sequence[Override], setting: _Setting, problems: list[str]
     except UserError as error:
         problems += error.problems
         return []
+    searched = {each.key: list(each.texts) for each in found.parameters}
+    problems += sweep_settings.mistakes_in_search(plain(composed), sweeper, searched)
     parser = OverridesParser.create()
     return [[parser.parse_override(text) for text in branch] for branch in found.branches()]
 
@@ -160,6 +163,19 @@ def _search_mistakes(
     return sweep_settings.mistakes_in(config, plain(hydra.sweeper))
 
 
+def _hidden_files(config_dir: str | None) -> list[str]:
+    """The user's files that Hydra would pass over, since it finds those of the same names in conf/ first."""
+    problems = []
+    for path in sorted(CONFIG_FOLDER.rglob("*.yaml")) if config_dir else ():
+        name = path.relative_to(CONFIG_FOLDER)
+        own = Path(str(config_dir), name)
+        if own.is_file() and own.read_bytes() != path.read_bytes():
+            problems.append(
+                f"{own} would not be read: embexp has a {name} of its own. Rename it, and choose it by its new name"
+            )
+    return problems
+
+
 def _is_hydras(override: Override) -> bool:
     return override.key_or_group.startswith("hydra.")
 
@@ -186,6 +202,8 @@ def _parse(overrides: Sequence[str], *, sweep: bool) -> tuple[list[Override], li
     parsed, problems = [], []
     for text in overrides:
         try:
+            if re.match(r"[^=]*[][\\]", text):  # loss[scale]=1, which Hydra 1.4 takes and 1.3 does not
+                raise HydraException(text)
             override = parser.parse_override(text)
         except HydraException:
             hint = " A value with special characters needs quotes: 'key=\"value\"'." if "=" in text else ""

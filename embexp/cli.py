@@ -14,7 +14,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from embexp import launcher, resume
+from embexp import console, launcher, resume
 from embexp.arguments import checked_arguments
 from embexp.checks import CONFIG_FOLDER, Program, refuse_environment
 from embexp.config import EXPERIMENT
@@ -42,17 +42,18 @@ def main() -> None:
 def ends_with_one() -> Iterator[None]:
     """Within it, what a user can mend ends the program with its explanation and exit code 1."""
     refuse_environment()
-    try:
-        yield
-    except UserError as error:
-        print(explained(error), file=sys.stderr)
-        sys.exit(1)
-    except (HydraException, ValueError) as error:  # flags that exclude each other, a plugin that is not there
-        print(f"embexp: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("embexp: interrupted", file=sys.stderr)
-        sys.exit(1)
+    with console.forgiving():
+        try:
+            yield
+        except UserError as error:
+            print(explained(error), file=sys.stderr)
+            sys.exit(1)
+        except (HydraException, ValueError) as error:  # flags that exclude each other, a plugin that is not there
+            print(f"embexp: {error}", file=sys.stderr)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            print("embexp: interrupted", file=sys.stderr)
+            sys.exit(1)
 
 
 def parsed(words: Sequence[str]) -> argparse.Namespace:

@@ -20,6 +20,10 @@ class BusyError(NotNowError):
     """Another process is at work in the run's folder."""
 
 
+class FullError(NotNowError):
+    """The disk is full."""
+
+
 class Pruned(Exception):
     """A search has given this run up. It ends early and has not failed."""
 
@@ -40,13 +44,18 @@ FULL = ("No space left", "File too large", "Disk quota", "file write failed", "i
 NO_MEMORY = ("allocate memory", "out of memory", "bad_alloc")
 
 
+def is_full(error: Exception) -> bool:
+    """Whether an error means that there was no space left to write to."""
+    return any(words in str(error) for words in FULL)
+
+
 def described(error: Exception) -> str:
     """An error's text, with what to try where the machine is at fault: its disk or its memory."""
     text = str(error).strip() or type(error).__name__
     if isinstance(error, UserError):
         return text
     named = text if text.startswith(type(error).__name__) else f"{type(error).__name__}: {text}"
-    if any(words in text for words in FULL):
+    if is_full(error):
         return f"the disk is full, or nearly ({named}). Free some space, then resume the run"
     if isinstance(error, PermissionError) or "Read-only file system" in text:
         return f"a file can't be written ({named}). Mend the permissions, then resume the run"

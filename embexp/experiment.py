@@ -19,7 +19,7 @@ from embexp.cache import digest
 from embexp.checkpoints import last_usable
 from embexp.components import build
 from embexp.encoding import Encoder, count_truncated
-from embexp.errors import counted
+from embexp.errors import UserError, counted
 from embexp.evaluators import Evaluation, Evaluator, evaluate
 from embexp.losses import OWN_KEYS, refuse_unfit
 from embexp.models import EmbeddingModel, identified
@@ -54,7 +54,6 @@ def measure(
     folder: the run's, for the model, the checkpoints and the rankings; a checkpoint in it is gone on from. watch: the
     study that a trial belongs to; a trial looks at dev alone, and its model is not kept.
     """
-    stands_for_itself = watch is None or watch.scores_test
     allowed, stage = config["allowed_packages"], _timer(result["seconds"])
 
     with stage("model"):
@@ -67,7 +66,7 @@ def measure(
         result["fingerprint"] = results.fingerprint(splits, model.origin, helpers)
         evaluators = [build(node, allowed=allowed) for node in config["evaluator"].values()]
 
-    sides = {"dev": splits.dev} | ({"test": splits.test} if stands_for_itself else {})
+    sides = _sides(splits, watch)
     arms: dict[str, dict[str, Evaluation]] = {}
 
     def measured(name: str, arm: Arm) -> None:
@@ -87,21 +86,29 @@ def measure(
             dev_metrics = _dev_metrics(evaluators, arms["base"]["dev"], splits)
         with stage("training"):
             _train(config, model, train_set, rows, encoder, dev_metrics, result, folder, tracker, watch)
-            if stands_for_itself:
+            if "test" in sides:
                 model.model.save_pretrained(str(folder / "model"), create_model_card=False)
         with stage("tuned"):
             measured("tuned", Dense(Encoder(model, progress="tuned model")))
-    if stands_for_itself:
+    if "test" in sides:
         with stage("comparison"):
             on_test = {arm: by_side["test"] for arm, by_side in arms.items()}
             result |= results.compared(on_test, splits, metric=config["metric"])
         results.write_retrieval(on_test, splits, folder / "retrieval")
 
 
-def fingerprint_of_data(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The digests of each split and of the corpus, without a model."""
+def _sides(splits: Splits, watch: Watch | None) -> dict[str, RetrievalSet]:
+    """What is scored: dev, where there is one, and test, but for a trial, which must not see it."""
+    sides = {"dev": splits.dev} if splits.dev.queries else {}
+    return sides if watch is not None and not watch.scores_test else sides | {"test": splits.test}
+
+
+def digests(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of each split, of the corpus and of the base model, without loading it."""
+    source = build(config["model"], allowed=config["allowed_packages"], without=["kind"])
     found = results.fingerprint(_splits(config, results.empty(config)), {}, {})
-    return {name: value for name, value in found.items() if name in ("train", "dev", "test", "corpus")}
+    data = {name: value for name, value in found.items() if name in ("train", "dev", "test", "corpus")}
+    return {**data, "base model": source.content()}
 
 
 def _helpers(config: Mapping[str, Any]) -> dict[str, dict[str, str | None]]:
@@ -122,6 +129,12 @@ def _helpers(config: Mapping[str, Any]) -> dict[str, dict[str, str | None]]:
 
 def _splits(config: Mapping[str, Any], result: dict[str, Any]) -> Splits:
     splits: Splits = build(config["dataset"], allowed=config["allowed_packages"])
+    if config["trainer"] is not None and not (splits.train.queries and splits.dev.queries):
+        raise UserError(
+            "the data set is for evaluation alone: it has "
+            f"{counted(len(splits.test.queries), 'question', 'questions')} to test on, and none to train on. Set "
+            "trainer=none to score the model on it"
+        )
     shares = config["dataset"].get("split") or {}  # a data set of the user's own may bring its splits ready
     result["caveat"] = splits.caveat
     if splits.caveat is None:

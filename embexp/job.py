@@ -20,14 +20,16 @@ from hydra.core.utils import configure_log
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from embexp import console
 from embexp import report as reports
 from embexp.checks import plain
-from embexp.errors import BusyError, NotNowError, UserError, described
+from embexp.errors import BusyError, FullError, NotNowError, UserError, described
 from embexp.sweep.reference import TrialReference
 from embexp.tracking import to_upload
 
 log = logging.getLogger("embexp")
 
+DISK_FULL = 131  # exit code of a trial that can go on once there is space
 INTERRUPTED = 130  # exit code of a trial that could not be run to its end now, and is to run again
 
 
@@ -73,7 +75,7 @@ class Job:
             return 1 if self.trial is None else INTERRUPTED
         except Exception as error:
             self._explain(error)
-            return INTERRUPTED if self.trial is not None and isinstance(error, NotNowError) else 1
+            return self._code_of(error)
         if result["status"] == "pruned":  # said where it was decided
             return 0
         log.info("\n%s\n", reports.summary(result))
@@ -82,10 +84,17 @@ class Job:
             log.info('model:  %s  (SentenceTransformer("%s"))', self.folder / "model", self.folder / "model")
         return 0
 
+    def _code_of(self, error: Exception) -> int:
+        if self.trial is None or not isinstance(error, NotNowError):
+            return 1
+        return DISK_FULL if isinstance(error, FullError) else INTERRUPTED
+
     def run_elsewhere(self) -> None:
         """Run in a process that knows nothing of this one, and end it with the exit code."""
-        configure_log(OmegaConf.create(dict(self.logging)))
-        sys.exit(self.run())
+        with console.forgiving():
+            configure_log(OmegaConf.create(dict(self.logging)))
+            code = self.run()
+        sys.exit(code)
 
     def _measured(self) -> dict[str, Any]:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # unset, the library warns whenever a process forks

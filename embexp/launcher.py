@@ -81,7 +81,7 @@ class ProcessLauncher(Launcher):
     def _composed(self, overrides: Sequence[str], number: int) -> DictConfig:
         config = self._context.config_loader.load_sweep_config(self._config, list(overrides))
         with open_dict(config):
-            config.hydra.job.id = number
+            config.hydra.job.id = str(number)
             config.hydra.job.num = number
         return config
 

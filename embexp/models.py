@@ -96,6 +96,10 @@ class Transformer:
             raise UserError(f"model.dropout={dropout}; it must be from 0 up to, not including, 1")
         self._folder, self._commit = model_folder(path, revision, packaged, setting=self.SETTING)
 
+    def content(self) -> str:
+        """The digest of all that is loaded of it."""
+        return hashes(self._folder)["content"]
+
     def load(self, texts: Iterable[str]) -> EmbeddingModel:
         """Load it; `texts` is not needed here."""
         del texts
@@ -141,6 +145,10 @@ class Static:
         if dimension < 1 or vocabulary < 100:
             raise UserError(f"model.dimension={dimension}, vocabulary={vocabulary}; they must be at least 1 and 100")
         self._dimension, self._vocabulary, self._seed = dimension, vocabulary, seed
+
+    def content(self) -> str:
+        """What it will be, on the same texts."""
+        return f"static {self._dimension} {self._vocabulary} {self._seed}"
 
     def load(self, texts: Iterable[str]) -> EmbeddingModel:
         """Train the tokenizer on `texts` (the corpus and train's queries) and draw the vectors."""

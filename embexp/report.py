@@ -181,15 +181,18 @@ def negatives_line(result: Mapping[str, Any]) -> str:
 
 
 def _slices(result: Mapping[str, Any]) -> str:
-    if not result["delta"] or not result["slices"]:
+    if not result["slices"]:
         return ""
     metric = result["metric"]
     lines = []
     for name, part in result["slices"].items():
         scores = [number(part["bm25"].get(metric)), number(part["base"][metric])]
         shown = f"{name} ({counted(part['queries'], 'query', 'queries')})"
-        lines.append([shown, *scores, *_compared(part["tuned"][metric], part["delta"][metric])])
-    header = [f"{metric} by slice", "BM25", "base", "tuned", "delta", "95 % interval", "wins/ties/losses"]
+        tuned = _compared(part["tuned"][metric], part["delta"][metric]) if result["delta"] else []
+        lines.append([shown, *scores, *tuned])
+    header = [f"{metric} by slice", "BM25", "base"] + (
+        ["tuned", "delta", "95 % interval", "wins/ties/losses"] if result["delta"] else []
+    )
     meant = {"seen", "unseen", *result["slices"]} & SLICES.keys()
     return aligned(header, lines) + f"\n\n{'; '.join(f'{name}: {SLICES[name]}' for name in SLICES if name in meant)}."
 
@@ -206,13 +209,13 @@ def ranked_runs(results: Sequence[tuple[str, str, Mapping[str, Any] | None, str]
         if not result or result["status"] != "completed":
             return None
         arm = result["tuned"] or result["base"]
-        return arm["dev"][result["metric"]]
+        return arm["dev"][result["metric"]] if arm["dev"] else None
 
     scored = sorted((run for run in results if dev(run[2]) is not None), key=lambda run: -(dev(run[2]) or 0.0))
     failed = [run for run in results if dev(run[2]) is None]
     lines = []
     for place, overrides, result, state in [*scored, *failed]:
-        if dev(result) is None or result is None:
+        if result is None or result["status"] != "completed":
             lines.append([place, overrides, "-", "-", "-", "-", state])
             continue
         metric = result["metric"]

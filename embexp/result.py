@@ -56,9 +56,10 @@ def empty(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def metrics_of(evaluations: BY_SPLIT, splits: Splits) -> dict[str, dict[str, float] | None]:
-    """Split -> metric -> score; of test, over the queries that the verdict is about; null where it was not scored."""
+    """Split -> metric -> score; of test, over the queries that the verdict is about; null for what was not scored."""
+    dev = evaluations["dev"].metrics if "dev" in evaluations else None
     test = Evaluation(_judged(evaluations["test"], splits)).metrics if "test" in evaluations else None
-    return {"dev": evaluations["dev"].metrics, "test": test}
+    return {"dev": dev, "test": test}
 
 
 def _judged(evaluation: Evaluation, splits: Splits) -> Mapping[str, Scores]:

@@ -5,6 +5,7 @@ Reads how the run was started from its .hydra folder. Called by `cli`; knows not
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,14 @@ from embexp.errors import UserError, listed
 
 MAY_DIFFER = ("debug", "cache", "cache_size_gb")  # none of them changes what comes out
 WORD = "resume="
+MINING = "mine"  # the config of the other command
 
 
 def folder_to_resume(overrides: Sequence[str]) -> Path | None:
-    """The folder that a command line names with resume=, if it does."""
+    """The folder of the run that a command line names with resume=, if it does.
+
+    Raises UserError when it is none, and with the command that goes on when it is a data set that was mined.
+    """
     named = [word.removeprefix(WORD) for word in overrides if word.startswith(WORD)]
     if not named:
         return None
@@ -30,6 +35,14 @@ def folder_to_resume(overrides: Sequence[str]) -> Path | None:
         inside = sorted(path.parent.parent.name for path in folder.glob("*/.hydra/config.yaml"))
         hint = f" It holds the runs {listed(inside)}: name one of them." if inside else ""
         raise UserError(f"resume={folder}: this is not the folder of a run (it has no .hydra/config.yaml).{hint}")
+    hydra = _saved(folder, "hydra.yaml")["hydra"]
+    if hydra["job"]["config_name"] == MINING:
+        again = shlex.join(["python", "-m", "embexp.mine", *own_folders(hydra), *hydra["overrides"]["task"]])
+        raise UserError(
+            f"resume={folder}: this is a data set that was mined, not a run. Mining goes on by its own command, in the "
+            f"folder {hydra['runtime']['cwd']}: {again}. To train on it: python -m embexp dataset=mined "
+            f"dataset.path={folder}"
+        )
     return folder
 
 
@@ -39,12 +52,17 @@ def arguments_of(folder: Path, overrides: Sequence[str]) -> tuple[list[str], lis
     task = list(hydra["overrides"]["task"])
     searched = [word for word in hydra["overrides"]["hydra"] if "hydra.searchpath" in word]
     further = [word for word in overrides if not word.startswith(WORD)]
-    sources = hydra["runtime"]["config_sources"]
-    added = [source["path"] for source in sources if source["provider"] == "command-line"]
-    flags = [*(part for path in added for part in ("--config-dir", path)), "--config-name", hydra["job"]["config_name"]]
+    flags = [*own_folders(hydra), "--config-name", hydra["job"]["config_name"]]
     quoted = str(folder).replace("'", "\\'")
     own = [f"hydra.run.dir='{quoted}'", "hydra.output_subdir=null"]  # .hydra stays as the run was started
     return [*task, *searched, *further, *own], flags
+
+
+def own_folders(hydra: Any) -> list[str]:
+    """The flags that add the user's own folders of configs."""
+    sources = hydra["runtime"]["config_sources"]
+    added = [source["path"] for source in sources if source["provider"] == "command-line"]
+    return [part for path in added for part in ("--config-dir", path)]
 
 
 def group_of(folder: Path) -> str:
@@ -55,18 +73,25 @@ def group_of(folder: Path) -> str:
 
 def refuse_changes(folder: Path, config: DictConfig) -> None:
     """Raise UserError, naming the keys, when the config is not the one that the run was started with."""
-    before = dict(leaves(_plain(_saved(folder, "config.yaml"))))
-    now = dict(leaves(plain(config)))
-    changed = [
-        f"{key} was {before.get(key, 'not there')!r}, now {now.get(key, 'not there')!r}"
-        for key in {**before, **now}
-        if before.get(key, WORD) != now.get(key, WORD) and key not in MAY_DIFFER
-    ]
-    if changed:
+    if changed := changes(folder, config, may_differ=MAY_DIFFER):
         raise UserError(
             f"resume={folder}: the config has changed: {listed(changed)}. A run is continued as it was started; "
             "leave the change out, or start a new run"
         )
+
+
+def changes(folder: Path, config: DictConfig, *, may_differ: Sequence[str]) -> list[str]:
+    """In what the config differs from the one that the run in a folder was started with, in words.
+
+    may_differ: keys, and nodes with all their keys, of which nothing is said.
+    """
+    before = dict(leaves(_plain(_saved(folder, "config.yaml"))))
+    now = dict(leaves(plain(config)))
+    return [
+        f"{key} was {before.get(key, 'not there')!r}, now {now.get(key, 'not there')!r}"
+        for key in {**before, **now}
+        if before.get(key, WORD) != now.get(key, WORD) and not {key, key.split(".")[0]} & set(may_differ)
+    ]
 
 
 def _saved(folder: Path, name: str) -> Any:

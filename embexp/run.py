@@ -20,8 +20,8 @@ from embexp import report as reports
 from embexp import result as results
 from embexp.cache import folder_of, kept_in, trim
 from embexp.components import build
-from embexp.errors import BusyError, Pruned, UserError, described
-from embexp.experiment import fingerprint_of_data, measure
+from embexp.errors import BusyError, FullError, NotNowError, Pruned, UserError, described, is_full
+from embexp.experiment import digests, measure
 from embexp.tracking import Tracker, open_mirror
 from embexp.trainer import Watch
 
@@ -70,7 +70,11 @@ def _attempt(
     except Pruned as reason:
         result |= {"status": "pruned", "error": str(reason)}
         log.info("%s", reason)
+    except NotNowError:
+        raise
     except Exception as error:
+        if watch is not None and is_full(error):
+            raise FullError(described(error)) from error
         result |= {"status": "failed", "error": described(error)}
         if watch is not None:  # a trial that has failed is over
             _tidy(config, folder)
@@ -128,10 +132,11 @@ def _mirror(
     return lambda: make(folder=folder, config=config, names=names)
 
 
-def data_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The digests of the data that a config names, which a sweep must not change. Raises UserError as a run would."""
+def digests_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The digests of data and base model that a config names, which a sweep must not change. Raises UserError as a run
+    would."""
     with _kept(config):
-        return fingerprint_of_data(config)
+        return digests(config)
 
 
 def _summary(result: Mapping[str, Any]) -> dict[str, Any]:

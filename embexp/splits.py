@@ -103,6 +103,13 @@ def given(train: RetrievalSet, dev: RetrievalSet, test: RetrievalSet) -> Splits:
     return Splits(sides[0], sides[1], sides[2], slices_of(sides[0], sides[2]))
 
 
+def only_test(test: RetrievalSet) -> Splits:
+    """A set for evaluation alone: train and dev are empty, so that it can be scored and not trained on."""
+    side = unified(validated(test))
+    nothing = side.with_queries([])
+    return Splits(nothing, nothing, side, slices_of(nothing, side))
+
+
 def limited(splits: Splits, most: int) -> Splits:
     """A small copy for trying things out: at most `most` queries per split, and the passages they need plus as many."""
     sides = [

@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -18,10 +19,13 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from embexp.job import Job
 
 PRELOADED = ["embexp.run", "embexp.sweep.trial"]  # imports only: a matrix product there hangs the children (OpenMP)
 SECONDS_TO_END = 30  # after Ctrl-C
+UNKNOWN = 255  # what multiprocessing gives for an exit code that nobody was left to tell
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,6 @@ class Ended:
 
     code: int
     out_of_memory: bool = False
-    from_outside: bool = False
 
 
 class Worker:
@@ -58,6 +61,9 @@ class Worker:
         code = self._process.exitcode
         if code is None:
             return None
+        if code == UNKNOWN and psutil.pid_exists(self._process.pid):  # the process that forks was killed
+            os.kill(self._process.pid, signal.SIGKILL)  # or it would go on beside whoever has its job next
+            code = -signal.SIGKILL
         return Ended(code, out_of_memory=code < 0 and _killed_for_memory() > self._killed_before)
 
     def stop(self, *, interrupted: bool) -> None:

@@ -18,7 +18,7 @@ MODEL = ["model=static", "model.dimension=16", "logger=none"]
 TRAINED = ["trainer.per_device_train_batch_size=8", "trainer.num_train_epochs=2", "trainer.learning_rate=0.05"]
 SEARCH = ["sampler=random", "pruner=none", "loss.scale=tag(log,interval(0.001,50))"]
 # some seconds of training, with few looks
-LONG = ["trainer.num_train_epochs=12", "trainer.per_device_train_batch_size=2", "sweep.looks=1"]
+LONG = ["trainer.num_train_epochs=6", "trainer.per_device_train_batch_size=2", "sweep.looks=1"]
 
 
 class Sweeper:

@@ -74,6 +74,8 @@ def test_all_mistakes_are_listed_at_once_with_the_nearest_name():
         ("loss=[mnrl,triplet]", "takes one of"),
         ("loss=mnrl,triplet", "add -m"),
         ("nonsense", "not of the form key=value"),
+        ("loss[scale]=1", "not of the form key=value"),
+        ("++hydra[run][dir]=elsewhere", "not of the form key=value"),
         ("foo.bar=1", "there is no such key"),
         ("~logger", "logger is not in the config"),
         ("~seed", "seed is not in the config"),
@@ -227,3 +229,19 @@ def test_config_errors_come_before_anything_heavy_is_imported(tmp_path):
     assert ended.stderr.startswith("embexp: loss=mnlr")
     assert "Traceback" not in ended.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_the_users_that_has_a_packaged_name_is_refused_and_not_passed_over(tmp_path):
+    for name in ("mnrl", "mine", "triplet"):
+        (tmp_path / "loss").mkdir(exist_ok=True)
+        (tmp_path / "loss" / f"{name}.yaml").write_text((CONFIG_FOLDER / "loss" / "mnrl.yaml").read_text() + "# mine")
+    with pytest.raises(UserError) as raised:
+        checked_arguments(["loss=mine", "seed=x"], config_dir=str(tmp_path), sweep=False)
+    assert [problem.split(":")[0] for problem in raised.value.problems[:2]] == [
+        f"{tmp_path}/loss/{name}.yaml would not be read" for name in ("mnrl", "triplet")
+    ]
+    assert "Rename it" in raised.value.problems[0]
+    assert "seed='x'" in raised.value.problems[-1]
+    for name in ("mnrl", "triplet"):  # an unchanged copy reads the same
+        (tmp_path / "loss" / f"{name}.yaml").write_bytes((CONFIG_FOLDER / "loss" / f"{name}.yaml").read_bytes())
+    assert checked_arguments(["loss=mine"], config_dir=str(tmp_path), sweep=False) == ["loss=mine"]

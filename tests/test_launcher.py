@@ -52,6 +52,11 @@ def test_a_crash_fails_its_job_alone_and_the_exit_code_says_so(multirun):
     assert "Traceback" not in ended.stdout + ended.stderr
 
 
+def test_no_library_warns_of_what_a_user_cannot_mend(multirun):
+    _, ended = multirun
+    assert "Warning:" not in ended.stdout + ended.stderr
+
+
 def test_one_table_ranks_the_completed_and_names_what_happened_to_the_others(multirun):
     folder, ended = multirun
     table = (folder / "multirun" / "test" / "summary.md").read_text()

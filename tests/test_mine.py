@@ -110,6 +110,44 @@ def test_mistakes_are_named_before_anything_is_read(embexp, handbook, arguments,
     assert all(word in mined.output for word in words), mined.output
 
 
+@pytest.mark.parametrize("command", ["embexp", "embexp.mine"])
+def test_resume_of_a_mined_folder_says_how_mining_goes_on_and_how_to_train(embexp, handbook, tmp_path, command):
+    assert embexp.mine(*OFFLINE, "questions.train=2").code == 0
+    ended = (embexp if command == "embexp" else embexp.mine)(f"resume={tmp_path / 'mined'}")
+    assert ended.code == 1
+    again = ended.output.split("python -m embexp.mine ")[1].split(". To train")[0]
+    assert {*OFFLINE, "questions.train=2", "out=mined"} <= set(again.split())
+    assert f"dataset=mined dataset.path={tmp_path / 'mined'}" in ended.output
+    assert "mistakes" not in ended.output
+
+
+def test_what_is_not_there_is_listed_with_the_other_mistakes_before_documents_are_read(embexp, handbook, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    mined = embexp.mine(
+        *("documents=[handbook,nowhere]", "real_questions=none.jsonl", "llm.model=unheard-of", "budget.usd=1"),
+        *("prompts.judge.user=yes?", "miner.prompt.user='{pasage}'", "questions.train=-1"),
+    )
+    assert (mined.code, mined.folder) == (1, None)
+    said = [
+        *("documents=nowhere names no file or folder", "real_questions=none.jsonl is not a file"),
+        *("OPENAI_API_KEY is not set", "the price of unheard-of is not in the price table", "questions.train=-1"),
+        *("prompts.judge: a prompt lacks the placeholder {passage}", "miner.prompt: a prompt has the placeholder"),
+    ]
+    assert [words for words in said if words not in mined.output] == []
+
+
+def test_the_config_is_shown_and_a_dry_run_made_without_a_key(embexp, handbook, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert embexp.mine("documents=handbook", "--cfg", "job").code == 0
+    assert embexp.mine("documents=handbook", "dry_run=true").code == 0
+    assert "OPENAI_API_KEY is not set" in embexp.mine(*OFFLINE, "judge=true").output
+
+
+def test_a_wrong_value_of_the_sentence_miner_is_named_with_the_others(embexp, handbook):
+    mined = embexp.mine(*OFFLINE, "miner.words=[9,3]", "miner.reach=-1", "limit=0")
+    assert all(words in mined.output for words in ("miner.reach=-1", "limit=0"))
+
+
 def test_out_must_be_set(embexp, handbook):
     mined = embexp.mine(*OFFLINE, "out=???")
     assert (mined.code, "out must be set: out=..." in mined.output) == (1, True)
@@ -133,6 +171,30 @@ def test_a_data_sets_passages_are_mined_and_its_own_questions_are_the_test(embex
     assert (said["documents"], said["passages"], said["questions"]["real"]) == (10, 20, 10)
     assert json.loads((mined.folder / "slices.json").read_text()).keys() == {"real"}
     assert {row["_id"] for row in rows(mined.folder / "corpus.jsonl")} >= {"100-0", "100-1", "109-1"}
+
+
+def test_a_set_for_evaluation_alone_is_scored_by_the_command_that_mining_prints(embexp, handbook):
+    mined = embexp.mine(*OFFLINE, "split.test=1")
+    hint = mined.output.split("next:    python -m embexp ")[1].splitlines()[0]
+    assert hint.endswith("trainer=none")
+    scored = embexp(*hint.split(), "model=static", "logger=none")
+    assert scored.code == 0, scored.output
+    assert scored.result["base"]["dev"] is None
+    assert "recall@10 by slice" in scored.output
+    assert "unseen (" in scored.output
+    assert scored.result["counts"]["queries"]["test"] == record(mined.folder)["questions"]["unseen"] > 10
+    assert f"({record(mined.folder)['questions']['unseen']} queries)" in scored.output
+    trained = embexp("dataset=mined", "dataset.path=mined", *QUICK)
+    assert (trained.code, "Set trainer=none to score" in trained.output) == (1, True)
+
+
+def test_a_set_for_evaluation_alone_is_scored_by_many_models_in_one_table(embexp, handbook, tmp_path):
+    embexp.mine(*OFFLINE, "split.test=1")
+    arguments = ["dataset=mined", "dataset.path=mined", "trainer=none", "model=static", "logger=none"]
+    many = embexp("-m", *arguments, "seed=1,2", f"hydra.sweep.dir={tmp_path / 'many'}")
+    assert many.code == 0, many.output
+    lines = [line for line in (tmp_path / "many" / "summary.md").read_text().splitlines() if "base only" in line]
+    assert len(lines) == 2
 
 
 def test_a_limit_takes_so_many_documents_and_stays_the_same_ones(embexp, handbook):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from tests.command import QUICK
 from tests.handbook import record, rows
 from tests.mine_server import Reply, Stub, error, items
+from tests.tiny import tiny_transformer
 
 
 def answer(call):
@@ -75,10 +77,22 @@ def test_a_budget_ends_mining_cleanly_and_a_larger_one_goes_on(embexp, handbook,
     mined = embexp.mine(*asking(llm), "paraphrases=0", "budget.calls=10")
     assert (mined.code, len(llm.calls)) == (1, 10)
     assert "budget.calls=10" in mined.output
-    assert "To go on: python -m embexp.mine" in mined.output
     assert record(mined.folder)["stopped"] is not None
+    hint = mined.output.split("To go on: python -m embexp.mine ")[1].splitlines()[0]
+    assert shlex.split(hint)[-1] == "budget.calls=20"
+    assert "budget.calls=10" not in hint
+    further = embexp.mine(*shlex.split(hint))
+    assert (further.code, len(llm.calls)) == (1, 20)
     whole = embexp.mine(*asking(llm), "paraphrases=0", "budget.calls=100")
     assert (whole.code, len(llm.calls), record(whole.folder)["stopped"]) == (0, 24, None)
+
+
+def test_a_budget_that_ends_early_leaves_no_side_without_questions(embexp, handbook, llm):
+    mined = embexp.mine(*asking(llm), "paraphrases=0", "budget.calls=8")
+    sides = {row["metadata"]["side"] for row in rows(mined.folder / "queries.jsonl")}
+    assert {"train", "dev", "unseen"} <= sides
+    assert "python -m embexp dataset=mined dataset.path=" in mined.output
+    assert embexp("dataset=mined", "dataset.path=mined", *QUICK).code == 0
 
 
 def test_a_dry_run_makes_no_call_and_says_what_the_questions_would_cost(embexp, handbook, llm):
@@ -111,6 +125,33 @@ def test_real_questions_without_ids_get_their_passages_from_the_judge(embexp, ha
     (key,) = json.loads((folder / "slices.json").read_text())["real"]
     lines = [line for line in (folder / "qrels" / "test.tsv").read_text().splitlines() if line.startswith(key)]
     assert len(lines) == 10  # the judge says yes to each of the ten that keyword search found
+
+
+def test_a_judge_finds_the_passages_of_real_questions_without_a_miner_that_asks(embexp, handbook, llm, tmp_path):
+    (tmp_path / "real.jsonl").write_text(json.dumps({"query": "receipts for zebras in the archive"}) + "\n")
+    mined = embexp.mine(*asking(llm), "miner=sentences", "judge=true", "real_questions=real.jsonl")
+    assert mined.code == 0, mined.output
+    assert record(mined.folder)["questions"]["real"] == 1
+
+
+def test_the_model_of_the_round_trip_is_had_before_anything_is_paid(embexp, handbook, llm):
+    mined = embexp.mine(*asking(llm), "filter.round_trip.model=/nowhere")
+    assert (mined.code, llm.calls) == (1, [])
+    assert "filter.round_trip.model=/nowhere is not a folder" in mined.output
+
+
+def test_the_model_that_is_tuned_is_no_judge_of_the_round_trip(embexp, handbook, llm, tmp_path):
+    tiny_transformer(tmp_path / "tiny")
+    own = ["model=local", "model.path=tiny", f"filter.round_trip.model={tmp_path / 'tiny'}"]
+    mined = embexp.mine(*asking(llm), *own)
+    assert (mined.code, llm.calls) == (1, [])
+    assert "is the model that is to be tuned" in mined.output
+
+
+def test_a_dry_run_says_what_it_could_not_count(embexp, handbook, llm, tmp_path):
+    (tmp_path / "real.jsonl").write_text(json.dumps({"query": "receipts for zebras"}) + "\n")
+    output = embexp.mine(*asking(llm), "dry_run=true", "judge=true", "real_questions=real.jsonl").output
+    assert "depends on the answers: judge=true, paraphrases, the passages of real_questions without ids." in output
 
 
 def test_completion_adds_passages_that_the_judge_takes(embexp, handbook, llm):

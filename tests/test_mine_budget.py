@@ -94,6 +94,26 @@ def test_what_earlier_attempts_spent_counts_and_what_had_no_price_then_has_today
     assert budget.spent == Cost(3100, Decimal("0.0025") + Decimal("0.006"), 2)
 
 
+@pytest.mark.parametrize(
+    ("caps", "spent", "call", "larger"),
+    [
+        ({"calls": 10}, Cost(0, calls=10), Cost(50), {"calls": "20"}),
+        ({"usd": 5}, Cost(0, Decimal("4.999")), Cost(50, Decimal("0.01")), {"usd": "10"}),
+        ({"usd": 0.001}, Cost(0, Decimal(0)), Cost(50, Decimal("0.0042")), {"usd": "0.01"}),
+        ({"tokens": 5000}, Cost(0), Cost(20_000), {"tokens": "40000"}),  # twice the cap would not do
+    ],
+)
+def test_a_refusal_says_which_cap_to_raise_to_what(caps, spent, call, larger):
+    budget = Budget(**caps)
+    budget.book(Cost(0, calls=0), spent)
+    assert budget.larger == {}
+    assert budget.refusal(call)
+    assert budget.larger == larger
+    raised = Budget(**{name: float(cap) for name, cap in budget.larger.items()})
+    raised.book(Cost(0, calls=0), spent)
+    assert raised.reserve(call)
+
+
 def test_a_negative_cap_is_refused_by_name():
     with pytest.raises(UserError, match=r"budget\.tokens must be 0 or more"):
         Budget(tokens=-1)

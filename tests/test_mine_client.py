@@ -545,6 +545,7 @@ def test_elsewhere_nothing_is_shown_but_a_line_now_and_then(tmp_path, monkeypatc
     with Stub() as stub:
         asked(stub, tmp_path, 4)
         assert [record.name for record in caplog.records] == []
+        monkeypatch.setattr(progress, "FIRST", 0)
         monkeypatch.setattr(progress, "EVERY", 0)
         asked(stub, tmp_path, 10)
     assert capsys.readouterr().err == ""
@@ -552,6 +553,16 @@ def test_elsewhere_nothing_is_shown_but_a_line_now_and_then(tmp_path, monkeypatc
     assert len(lines) == 6
     assert lines[-1].startswith("asking: 10, ")
     assert " a second, 3" in lines[-1]
+
+
+def test_elsewhere_what_is_asked_for_is_said_at_once_and_how_it_goes_soon(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "embexp")
+    monkeypatch.setattr(progress, "FIRST", 0)  # seconds; the next line comes after a minute
+    with Stub() as stub, client_of(stub, tmp_path) as client:
+        assert len(list(client.ask(asking(20), what="questions", total=20))) == 20
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first == "asking for questions: 20 ..."
+    assert second.startswith("questions: 1 of 20, ")
 
 
 # --- the budget -------------------------------------------------------------------------------------------------------

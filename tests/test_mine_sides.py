@@ -49,6 +49,28 @@ def test_without_a_test_share_two_documents_are_enough():
     assert set(Sides(test=0, dev=0.5).assigned(["a", "b"]).values()) == {"train", "dev"}
 
 
+def test_wherever_asking_ends_each_side_has_had_its_share():
+    sides = {f"doc{i}.md": side for i, side in enumerate(["test"] * 2 + ["dev"] + ["train"] * 7)}
+    many = [passage for name in sides for passage in passages(10, document=name)]
+    many = [Passage(f"{each.document} {each.text}", each.document) for each in many]
+    wanted = Sides().wanted(many, sides, questions=QUESTIONS, kinds=KINDS)
+    order = [sides[each.passage.document] for each in Sides().in_turn(wanted, sides)]
+    assert set(order[:3]) == {"test", "dev", "train"}
+    for end in (10, 30, 50, 100):  # 20 % test, 10 % dev, 70 % train
+        assert [order[:end].count(side) for side in ("test", "dev", "train")] == pytest.approx(
+            [0.2 * end, 0.1 * end, 0.7 * end], abs=1
+        )
+
+
+def test_the_order_of_asking_does_not_depend_on_the_order_of_files():
+    sides = {"a.md": "test", "b.md": "train"}
+    wanted = Sides().wanted(
+        [*passages(5, "a.md"), *(Passage(f"b {i}", "b.md") for i in range(9))], sides, questions=QUESTIONS, kinds=KINDS
+    )
+    assert Sides().in_turn(wanted[::-1], sides) == Sides().in_turn(wanted, sides)
+    assert sorted(each.passage.id for each in Sides().in_turn(wanted, sides)) == sorted(w.passage.id for w in wanted)
+
+
 def test_test_one_holds_out_everything():
     assert set(Sides(test=1).assigned(NAMES).values()) == {"test"}
 

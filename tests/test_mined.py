@@ -100,6 +100,21 @@ def test_a_folder_that_mining_has_not_finished_is_refused(folder):
         mined.load(path=str(folder))
 
 
+def test_a_set_for_evaluation_alone_has_every_question_in_test(folder):
+    for name in ("train", "dev"):
+        (folder / "qrels" / f"{name}.tsv").unlink()
+    (folder / "slices.json").write_text(json.dumps({"unseen": ["qd", "qs", "qr", "qp"]}))
+    record = {"content": "abc", "left_out": {}, "config": {"split": {"test": 1}}}
+    (folder / "mining.json").write_text(json.dumps(record))
+    splits = mined.load(path=str(folder))
+    assert (len(splits.train.queries), len(splits.dev.queries), len(splits.test.queries)) == (0, 0, 4)
+    assert set(splits.slices) == {"unseen"}
+    record["config"]["split"]["test"] = 0.2  # there the filter has taken them, which is a mistake
+    (folder / "mining.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="left train, dev without questions"):
+        mined.load(path=str(folder))
+
+
 def test_a_side_without_questions_is_refused_with_where_to_look(folder):
     (folder / "qrels" / "dev.tsv").unlink()
     with pytest.raises(UserError, match=r"left dev without questions; mining.md"):

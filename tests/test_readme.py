@@ -48,6 +48,12 @@ def test_a_make_target_of_the_readme_exists(target):
 def test_a_command_of_the_readme_runs(embexp, tmp_path, pairs_file, command):
     arguments = shlex.split(command)[3:]
     small = [] if any(word in ("--help", "--cfg") for word in arguments) else list(QUICK)
+    if any(word.startswith("sweep=") for word in arguments):
+        few = ["hydra.sweeper.n_trials=2", "sweep.confirm_seeds=1", "dataset.packages=[json,logging,email]"]
+        ended = separate(*arguments, *QUICK, *few, folder=tmp_path)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert len(list(tmp_path.rglob("result.json"))) == 3
+        return
     if "-m" in arguments:
         ended = separate(*arguments, *QUICK, "dataset.packages=[json,logging,email]", folder=tmp_path)
         assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -40,6 +40,8 @@ def test_hydras_syntax_says_what_optuna_draws_from(text, expected):
         ("tag(log, interval(0, 1))", "numbers above 0"),
         ("tag(linear, interval(0, 1))", "there is no tag linear"),
         ("range(5, 5)", "the range is empty"),
+        ("tag(log, range(1, 100))", "is for intervals"),
+        ("tag(log, choice(1, 2))", "is for intervals"),
         ("glob(*)", "list what it may be"),
         ("choice(", "not in Hydra's sweep syntax"),
     ],
@@ -71,10 +73,10 @@ MARGIN = {"loss=triplet": {"loss.triplet_margin": "interval(0.1, 0.5)", "negativ
 
 def test_a_conditional_parameter_is_searched_only_where_its_choice_is_made():
     found = space(LOSSES, MARGIN)
-    mnrl = found.suggest(optuna.trial.FixedTrial({"loss": "mnrl"}), {})
+    mnrl = found.suggest(optuna.trial.FixedTrial({"loss": "mnrl"}))
     name = "loss.triplet_margin if loss=triplet"
     chosen = {"loss": "triplet", name: 0.25, "negatives if loss=triplet": "hard"}
-    triplet = found.suggest(optuna.trial.FixedTrial(chosen), {})
+    triplet = found.suggest(optuna.trial.FixedTrial(chosen))
     assert mnrl == {"loss": "mnrl"}
     assert triplet == {"loss": "triplet", "loss.triplet_margin": "0.25", "negatives": "hard"}
 
@@ -83,9 +85,21 @@ def test_a_loss_fixed_on_the_command_line_leaves_the_other_branches_out():
     found = space({**LOSSES, "seed": "1,2"}, MARGIN, "loss=mnrl")
     assert [each.key for each in found.parameters] == ["seed"]
     kept = space({**LOSSES, "seed": "1,2"}, MARGIN, "loss=triplet")
-    fixed = {"seed": 1, "loss.triplet_margin if loss=triplet": 0.2, "negatives if loss=triplet": "hard"}
-    chosen = kept.suggest(optuna.trial.FixedTrial(fixed), {"loss": "triplet"})
+    chosen = kept.suggest(optuna.trial.FixedTrial({"seed": 1, "loss.triplet_margin": 0.2}))
     assert chosen == {"seed": "1", "loss.triplet_margin": "0.2", "negatives": "hard"}
+
+
+def test_a_condition_on_a_number_that_the_command_line_fixes_is_met():
+    params, where = {"epochs": "choice(1,2)", "seed": "1,2"}, {"epochs=2": {"warmup": "interval(0, 1)"}}
+    assert [each.name for each in space(params, where, "epochs=2").parameters] == ["seed", "warmup"]
+    assert [each.name for each in space(params, where, "epochs=1").parameters] == ["seed"]
+
+
+def test_values_that_python_takes_for_equal_stay_apart():
+    (parameter,) = space({"key": "choice(1,true)"}).parameters
+    assert parameter.distribution.choices == ("1", "True")
+    one, other = (space({"key": text}).described() for text in ("1,2", "'1','2'"))
+    assert one != other
 
 
 def test_a_condition_on_what_is_never_chosen_is_refused():
@@ -111,5 +125,5 @@ def test_two_spaces_are_described_alike_only_when_they_are_alike():
 def test_a_number_is_written_so_that_it_comes_back_the_same():
     found = space({"a": "tag(log, interval(1e-6, 1e-4))"})
     value = 3.7125432199e-05
-    text = found.suggest(optuna.trial.FixedTrial({"a": value}), {})["a"]
+    text = found.suggest(optuna.trial.FixedTrial({"a": value}))["a"]
     assert OverridesParser.create().parse_override(f"a={text}").value() == value

@@ -10,7 +10,7 @@ from typing import Any
 from embexp.datasets import beir
 from embexp.errors import UserError, listed
 from embexp.retrieval_set import RetrievalSet, Splits
-from embexp.splits import given
+from embexp.splits import given, only_test
 
 RECORD = "mining.json"  # written last
 
@@ -19,7 +19,8 @@ def load(*, path: str) -> Splits:
     """Read the folder with its own splits and slices.
 
     Where pseudo-queries were cut out of passages (cloze.jsonl), train and dev search the passages without them, and so
-    does test unless it has real questions. Raises UserError when mining did not finish, or made no questions for train.
+    does test unless it has real questions. A set for evaluation alone (split.test=1) has an empty train and dev. Raises
+    UserError when mining did not finish, or made no questions for train.
     """
     folder = Path(path).expanduser()
     if not (folder / RECORD).is_file():
@@ -28,10 +29,11 @@ def load(*, path: str) -> Splits:
             "its end, or set dataset=beir for a folder from elsewhere"
         )
     sets = beir.sets(folder)
-    slices = _json(folder / "slices.json")
+    slices, record = _json(folder / "slices.json"), _json(folder / RECORD)
     missing = [name for name in ("train", "dev", "test") if name not in sets or not sets[name].queries]
     missing += ["test"] if not missing and not any(ids for name, ids in slices.items() if name != "paraphrase") else []
-    if missing:
+    for_evaluation = missing == ["train", "dev"] and record["config"]["split"]["test"] == 1
+    if missing and not for_evaluation:
         raise UserError(
             f"dataset.path={path}: mining left {listed(missing)} without questions; mining.md there says where they "
             "went. Add documents, ask for more questions per passage, or loosen the filter"
@@ -39,10 +41,10 @@ def load(*, path: str) -> Splits:
     cloze = {row["_id"]: row["text"] for row in map(json.loads, _file(folder / "cloze.jsonl").split("\n")[:-1])}
     reading = ["train", "dev"] if "real" in slices else ["train", "dev", "test"]
     for name in reading:
-        sets[name] = _with_texts(sets[name], cloze)
-    splits = given(sets["train"], sets["dev"], sets["test"])
+        if name in sets:
+            sets[name] = _with_texts(sets[name], cloze)
+    splits = only_test(sets["test"]) if for_evaluation else given(sets["train"], sets["dev"], sets["test"])
     kept = {name: tuple(query for query in ids if query in splits.test.queries) for name, ids in slices.items()}
-    record = _json(folder / RECORD)
     notes = {f"mining: {name}": count for name, count in record["left_out"].items()}
     return replace(splits, slices=kept, notes=notes, origin={"path": path, "content": record["content"]})
 

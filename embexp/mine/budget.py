@@ -10,13 +10,14 @@ import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_UP, Decimal
 
 from embexp.errors import UserError
 from embexp.mine.journal import Spending
 
 DATED = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8}|\d{4}|latest)")  # gpt-4o-2024-08-06 is a gpt-4o
 MILLION = Decimal(1_000_000)
+CENT = Decimal("0.01")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,16 @@ def price_of(model: str, prices: Mapping[str, Mapping[str, float]]) -> Price | N
         return None
     found = prices[max(fitting, key=len)]
     return Price(input=found["input"], output=found["output"])
+
+
+def unpriced(model: str, prices: Mapping[str, Mapping[str, float]]) -> str | None:
+    """What to say where USD are capped and the model's price is not known."""
+    if price_of(model, prices) is not None:
+        return None
+    return (
+        f"budget.usd is set and the price of {model} is not in the price table. Set llm.price in USD per million "
+        "tokens, as llm.price='{input: 1, output: 2}' (0 and 0 for a server of your own), or cap budget.tokens instead"
+    )
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,7 @@ class Budget:
         self._lock = threading.Lock()
         self._spent = Cost(0, calls=0)
         self._reserved = Cost(0, calls=0)
+        self.larger: dict[str, str] = {}  # the cap that refused a call -> one with which asking would go on
 
     @property
     def caps_usd(self) -> bool:
@@ -113,6 +125,7 @@ class Budget:
         if not exceeded:
             return None
         name, spent, needed = exceeded
+        self.larger = {name: _larger(self._caps[name], spent + needed)}
         return (
             f"budget.{name}={_plain(self._caps[name])} would be exceeded: {_plain(spent)} spent on this data set so "
             f"far, and the next call may take {_plain(needed)}"
@@ -127,6 +140,13 @@ class Budget:
 
 def _plus(left: Cost, right: Cost, *, sign: int = 1) -> Cost:
     return Cost(left.tokens + sign * right.tokens, left.usd + sign * right.usd, left.calls + sign * right.calls)
+
+
+def _larger(cap: Decimal | int | None, total: Decimal | int) -> str:
+    """Twice the cap, or twice what is needed where that is still too little, as an override has it."""
+    assert cap is not None
+    found = 2 * (cap if 2 * cap >= total else total)
+    return f"{found.quantize(CENT, ROUND_UP).normalize():f}" if isinstance(found, Decimal) else str(found)
 
 
 def _plain(value: Decimal | int | None) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from embexp.errors import UserError
+from embexp.mine.pace import told
 from embexp.mine.packing import Measure, Piece, cut, packed, sentences
 from embexp.mine.passages import Document, Passage
 from embexp.mine.repeated import without_edges
@@ -73,11 +74,11 @@ class Chunker:
         with a paragraph comes to `repeated`, the passages that it stood in change. Copies have one id; the first stays.
         """
         measure = Measure(tokenizer)
-        parsed = [sections(document.text) for document in documents]
+        parsed = [sections(document.text) for document in told("taking documents apart", documents)]
         parsed, counts = without_edges(parsed, repeated=self.repeated, short=self.least_words)
         counts.update(short=0, copies=0)
         passages: dict[str, Passage] = {}
-        for document, found in zip(documents, parsed, strict=True):
+        for document, found in told("cutting documents", list(zip(documents, parsed, strict=True))):
             position = 0
             for headings, text in self._texts(found, measure, counts):
                 passage = Passage(text, document.name, headings, position)

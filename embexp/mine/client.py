@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from embexp.errors import UserError
-from embexp.mine.budget import Budget, price_of
+from embexp.mine.budget import Budget, price_of, unpriced
 from embexp.mine.call import Caller
 from embexp.mine.journal import Answer, Journal, Spending
 from embexp.mine.progress import Progress
@@ -83,7 +83,7 @@ class Client:
         prices: USD per million tokens by model, as {input, output}. Raises UserError when USD are capped and the
         model's price is not known.
         """
-        table = {server.model: server.price} if server.price is not None else dict(prices or {})
+        table = server.prices(prices or {})
         self.server = server
         self._price = price_of(server.model, table)
         self._budget = budget or Budget()
@@ -94,12 +94,8 @@ class Client:
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        if self._budget.caps_usd and self._price is None:
-            raise UserError(
-                f"budget.usd is set and the price of {server.model} is not in the price table. Set llm.price in USD "
-                "per million tokens, as llm.price='{input: 1, output: 2}' (0 and 0 for a server of your own), or cap "
-                "budget.tokens instead"
-            )
+        if self._budget.caps_usd and (problem := unpriced(server.model, table)):
+            raise UserError(problem)
 
     def __enter__(self) -> Client:
         return self
@@ -113,6 +109,11 @@ class Client:
     def stopped(self) -> str | None:
         """Why nothing is sent any more (the budget, the key, a server that fails), and how to go on; None else."""
         return self._caller.stopped if self._caller else None
+
+    @property
+    def larger_caps(self) -> dict[str, str]:
+        """Where the budget stopped it: the cap that did, by its name in `budget`, and one that would let it go on."""
+        return self._budget.larger if self.stopped else {}
 
     def report(self) -> Report:
         """What was done and spent so far."""

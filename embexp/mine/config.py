@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from embexp.checks import Program, Types, nearest
 from embexp.components import build
 from embexp.config import OWN_KEYS
 from embexp.errors import UserError
+from embexp.mine.budget import unpriced
 
 QUICKLY_MADE = ["llm", "split", "chunker", "filter"]  # their modules load nothing heavy
 KINDS = ["question", "keywords", "problem"]
@@ -50,20 +53,83 @@ def _mistakes_of_mining(config: Mapping[str, Any]) -> list[str]:
     if isinstance(config["complete"], int) and config["complete"] < 0:
         problems.append(f"complete={config['complete']} must be {COUNT}")
     problems += _question_mistakes(config["questions"]) + _budget_mistakes(config["budget"])
+    problems += _prompt_mistakes(config) + _miner_mistakes(config)
     return problems + [mistake for name in QUICKLY_MADE for mistake in _out_of_range(config, name)]
 
 
 def _out_of_range(config: Mapping[str, Any], name: str) -> list[str]:
     """What a node's class says of its values; also a key where only its name belongs, before Hydra writes it down."""
+    return _said_by(lambda: _built(config, name))
+
+
+def _built(config: Mapping[str, Any], name: str) -> Any:
+    """What a node names; None where it must still be set."""
     if not isinstance(config[name], Mapping) or "???" in config[name].values():
-        return []
+        return None
+    return build(config[name], allowed=config["allowed_packages"])
+
+
+def _said_by(act: Callable[[], object]) -> list[str]:
     try:
-        build(config[name], allowed=config["allowed_packages"])
+        act()
     except UserError as error:
         return list(error.problems)
     except Exception:  # a key or a type that the class does not take, which is said already
         return []
     return []
+
+
+def _prompt_mistakes(config: Mapping[str, Any]) -> list[str]:
+    """Placeholders that a prompt lacks, or that nothing fills in."""
+    from embexp.mine.llm import LLMJudge, LLMMiner, Paraphraser  # a fifth of a second that help need not pay
+
+    if not isinstance(config["prompts"], Mapping):
+        return []
+    makers: dict[str, tuple[Callable[..., object], Any]] = {
+        f"prompts.{name}": (make, config["prompts"].get(name))
+        for name, make in (("judge", LLMJudge), ("paraphrase", Paraphraser))
+    }
+    if _asks(config["miner"]):
+        makers["miner.prompt"] = LLMMiner, config["miner"].get("prompt")
+    return [
+        f"{name}: {problem}"
+        for name, (make, prompt) in makers.items()
+        for problem in _said_by(partial(make, prompt=prompt, client=None))
+    ]
+
+
+def _miner_mistakes(config: Mapping[str, Any]) -> list[str]:
+    """What a miner of embexp's own that asks no LLM says of its values."""
+    miner = config["miner"]
+    if _asks(miner) or not isinstance(miner, Mapping) or not str(miner.get("_target_")).startswith("embexp.mine."):
+        return []
+    return _said_by(lambda: _built(config, "miner")(client=None))
+
+
+def _asks(miner: Any) -> bool:
+    return isinstance(miner, Mapping) and miner.get("_target_") == "embexp.mine.llm.LLMMiner"
+
+
+def _not_there(config: Mapping[str, Any]) -> list[str]:
+    """What the config names and the machine lacks: files, the key, a price. Else found when documents are read."""
+    from embexp.mine import documents, real
+
+    places = [config["documents"]] if isinstance(config["documents"], str) else config["documents"] or []
+    problems = documents.missing([str(place) for place in places])
+    if isinstance(config["real_questions"], str) and config["real_questions"] != "dataset":
+        problems += filter(None, [real.missing(config["real_questions"])])
+    asks = _asks(config["miner"]) or config["judge"] is True or config["complete"]
+    if asks and not config["dry_run"]:
+        problems += _said_by(lambda: _built(config, "llm").key())
+    if asks and isinstance(config["budget"], Mapping) and config["budget"].get("usd") is not None:
+        problems += _said_by(lambda: _refuse_unpriced(config))
+    return problems
+
+
+def _refuse_unpriced(config: Mapping[str, Any]) -> None:
+    server = _built(config, "llm")
+    if problem := unpriced(server.model, server.prices(config["prices"]["models"])):
+        raise UserError(problem)
 
 
 def _question_mistakes(questions: Any) -> list[str]:
@@ -105,3 +171,5 @@ MINE = Program(
     at_least={"limit": 1, "chunker.tokens": 1},
     further=_mistakes_of_mining,
 )
+# the same for a command that is about to start, not one that only shows its config
+STARTING = replace(MINE, further=lambda config: [*_mistakes_of_mining(config), *_not_there(config)])

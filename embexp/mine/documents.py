@@ -19,6 +19,7 @@ from typing import Any
 from embexp.datasets.pairs import READERS
 from embexp.errors import UserError, listed
 from embexp.mine.formats import FORMATS, Unreadable, cleaned
+from embexp.mine.pace import told
 from embexp.mine.passages import Document, Passage
 
 TEXT_COLUMNS = ("text", "passage")
@@ -56,7 +57,7 @@ def read(places: Sequence[str], *, without: Path | None = None) -> Read:
     files, unreadable = _found(places, without)
     documents: list[Document] = []
     ready: dict[str, Passage] = {}
-    for name, file in files.items():
+    for name, file in told("reading files", files.items()):
         try:
             if file.suffix.lower() not in READERS:
                 documents.append(Document(name, _text(file)))
@@ -82,6 +83,21 @@ def read(places: Sequence[str], *, without: Path | None = None) -> Read:
             f"Files ending in {', '.join([*FORMATS, *READERS])} are"
         )
     return Read(tuple(documents), tuple(ready.values()), dict(sorted(unreadable.items())))
+
+
+def missing(places: Sequence[str]) -> list[str]:
+    """What to say of the places that name nothing."""
+    return [
+        f"documents={place} names no file or folder; name a folder, a glob or a file"
+        for place in places
+        if not Path(place).expanduser().exists() and not _matches(place)
+    ]
+
+
+def _matches(place: str) -> list[Path]:
+    # not Path.glob, which goes into hidden folders
+    found = glob(str(Path(place).expanduser()), recursive=True) if has_magic(place) else []  # noqa: PTH207
+    return [Path(match) for match in found]
 
 
 def _text(file: Path) -> str:
@@ -192,8 +208,9 @@ class _Found:
 
 
 def _found(places: Sequence[str], without: Path | None) -> tuple[dict[str, Path], dict[str, str]]:
+    if problems := missing(places):
+        raise UserError(*problems)
     found = _Found(without.resolve() if without else None)
-    missing = []
     for place in places:
         path = Path(place).expanduser()
         if path.is_dir():
@@ -201,17 +218,8 @@ def _found(places: Sequence[str], without: Path | None) -> tuple[dict[str, Path]
         elif path.exists():
             found.add(path, path.parent)
         else:
-            # not Path.glob, which goes into hidden folders
-            found_here = glob(str(path), recursive=True) if has_magic(place) else []  # noqa: PTH207
-            matches = sorted(Path(match) for match in found_here)
-            if not matches:
-                missing.append(place)
-            for match in matches:
+            for match in sorted(_matches(place)):
                 found.add(match, _fixed(path))
-    if missing:
-        raise UserError(
-            *(f"documents={place} names no file or folder; name a folder, a glob or a file" for place in missing)
-        )
     for ending, names in found.unknown.items():
         key = names[0] if len(names) == 1 else f"*{ending} ({len(names)} files)"
         found.unreadable[key] = f"files ending in {ending} are not read" if ending else "without an ending"

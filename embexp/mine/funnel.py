@@ -97,6 +97,7 @@ class Funnel:
             answered = frozenset(key for key, answers in said.items() if answers)
             problems[NO_JUDGEMENT] += sum(answers is None for answers in said.values())
         model = self.round_trip.model if self.round_trip else None
+        log.info("searching for the passages of %d questions ...", len(flow.left))
         by_keywords, best = places(flow.left, passages, model=model)
         if self.round_trip is not None:
             training = [question for question in flow.left if question.passage not in held_out]

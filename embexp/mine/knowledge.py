@@ -50,15 +50,16 @@ def read(config: Mapping[str, Any], folder: Path) -> Knowledge:
     Raises UserError when there is nothing to mine, and when one id stands for two passages.
     """
     allowed = config["allowed_packages"]
+    source = build(config["model"], allowed=allowed, without=["kind"])  # found, or not, before documents are read
     if config["dataset"] is not None:
         splits: Splits = build(config["dataset"], allowed=allowed)
         found = _limited(_passages_of(splits.train), config["limit"])
-        return Knowledge(found, {}, {}, splits, *_model(config, found))
+        return Knowledge(found, {}, {}, splits, *_model(config, source, found))
     places = config["documents"]
     got = documents.read([places] if isinstance(places, str) else places, without=folder)
     texts = _limited_documents(got.documents, config["limit"])
     ready = _limited(got.passages, config["limit"])
-    model, tokenizer = _model(config, [*texts, *ready])
+    model, tokenizer = _model(config, source, [*texts, *ready])
     cut = build(config["chunker"], allowed=allowed).cut(texts, tokenizer)
     passages = list({(passage.id, passage.whole): passage for passage in [*cut.passages, *ready]}.values())
     twice = [key for key, count in Counter(passage.id for passage in passages).items() if count > 1]
@@ -92,8 +93,10 @@ def _limited(passages: Sequence[Passage], limit: int | None) -> list[Passage]:
     return [passage for passage in passages if passage.document in kept]
 
 
-def _model(config: Mapping[str, Any], texts: Sequence[Document | Passage]) -> tuple[EmbeddingModel, Tokenizer]:
-    source = build(config["model"], allowed=config["allowed_packages"], without=["kind"])
+def _model(
+    config: Mapping[str, Any], source: Any, texts: Sequence[Document | Passage]
+) -> tuple[EmbeddingModel, Tokenizer]:
+    log.info("loading the model that is to be tuned, whose tokenizer measures passages ...")
     loaded: EmbeddingModel = source.load([each.text for each in texts])
     tokenizer = getattr(loaded.model.tokenizer, "backend_tokenizer", loaded.model.tokenizer)
     most, asked = getattr(loaded.model, "max_seq_length", None), config["chunker"].get("tokens")

@@ -8,14 +8,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from embexp.components import build
-from embexp.errors import BusyError
+from embexp.errors import BusyError, UserError
 from embexp.mine import knowledge, real, summary, written
 from embexp.mine.budget import Budget
 from embexp.mine.client import Client
@@ -26,16 +26,19 @@ from embexp.mine.passages import Judge, Miner, Passage, Question, Wanted, hashed
 from embexp.mine.real import Real
 from embexp.mine.sides import Sides
 from embexp.mine.written import DataSet, Query
+from embexp.models import identified
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How mining ended. stopped: why it asked no further, null when all was asked."""
+    """How mining ended. stopped: why it asked no further, null when all was asked. larger: name in `budget` -> a cap
+    that would let it go on, where a cap stopped it."""
 
     stopped: str | None
     text: str  # what a person reads
+    larger: Mapping[str, str] = field(default_factory=dict)
 
 
 def mine(config: Mapping[str, Any], folder: Path) -> Outcome:
@@ -44,7 +47,13 @@ def mine(config: Mapping[str, Any], folder: Path) -> Outcome:
     Raises UserError for what the user can mend, and BusyError when another process mines into the folder.
     """
     with _alone(folder):
+        judging = _of_the_round_trip(config)  # had before anything is read or paid for
         known = knowledge.read(config, folder)
+        if judging is not None and judging["content"] == known.model.origin["content"]:
+            raise UserError(
+                f"filter.round_trip.model={judging['path']} is the model that is to be tuned; what it finds already is "
+                "least worth learning. Name another one, or leave it out: keyword search does it then"
+            )
         sides: Sides = build(config["split"], allowed=config["allowed_packages"])
         side_of = sides.assigned(sides.unit_of(passage) for passage in known.passages)
         asked = config["questions"]
@@ -57,9 +66,11 @@ def mine(config: Mapping[str, Any], folder: Path) -> Outcome:
                 return Outcome(None, summary.of_estimate(estimate, config))
             made = _Making(config, known, sides, side_of, client, miner).data_set(wanted)
             if client.stopped is not None and (not made.record["kinds"] or written.is_whole(folder)):
-                return Outcome(client.stopped, "Nothing was written; what was answered is kept.")
+                text = "Nothing was written; what was answered is kept."
+                return Outcome(client.stopped, text, client.larger_caps)
             written.write(made.data, folder, record=made.record, page=summary.page(made.record, made.data))
-            return Outcome(client.stopped or summary.unanswered(client), summary.of_data_set(made.record, folder))
+            stopped = client.stopped or summary.unanswered(client)
+            return Outcome(stopped, summary.of_data_set(made.record, folder), client.larger_caps)
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,8 @@ class _Making:
         funnel = build(self.config["filter"], allowed=self.config["allowed_packages"])
         place = {each.passage.id: place for place, each in enumerate(wanted)}
         # answers come in any order; what is a copy of what, and what training sees first, must not depend on it
-        mined = sorted(self.miner.mine(wanted), key=lambda each: place[each.passage.id])
+        asked_of = self.sides.in_turn(wanted, self.side_of)
+        mined = sorted(self.miner.mine(asked_of), key=lambda each: place[each.passage.id])
         units = {key: self.sides.unit_of(passage) for key, passage in by_id.items()}
         side_of = {key: self.side_of[unit] for key, unit in units.items()}
         held_out = frozenset(key for key, side in side_of.items() if side != "train")
@@ -111,7 +123,8 @@ class _Making:
         if named == "dataset":
             assert self.known.splits is not None  # the config is checked
             return real.of_data_set(self.known.splits, by_id)
-        return real.read(named, by_id, judge=self._judge(needed=self.miner.asks_llm), model=self.known.model)
+        asks = self.miner.asks_llm or self.config["judge"]
+        return real.read(named, by_id, judge=self._judge(needed=asks), model=self.known.model)
 
     def _judge(self, *, needed: bool) -> Judge | None:
         return LLMJudge(client=self.client, prompt=self.config["prompts"]["judge"]) if needed else None
@@ -144,6 +157,14 @@ def _client(config: Mapping[str, Any], folder: Path) -> Client:
     server = build(config["llm"], allowed=config["allowed_packages"])
     budget = Budget(**config["budget"])
     return Client(server, journal=folder / "answers.jsonl", budget=budget, prices=config["prices"]["models"])
+
+
+def _of_the_round_trip(config: Mapping[str, Any]) -> Mapping[str, str | None] | None:
+    """What the filter's model is known by, where there is one. Raises UserError when it can't be had."""
+    round_trip = config["filter"].get("round_trip")
+    if not isinstance(round_trip, Mapping) or not round_trip.get("model"):
+        return None
+    return identified(round_trip["model"], setting="filter.round_trip.model")
 
 
 @contextmanager

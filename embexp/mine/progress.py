@@ -12,7 +12,7 @@ from embexp.mine.journal import Answer, Spending
 
 log = logging.getLogger(__name__)
 
-EVERY = 60.0  # seconds between lines where no one watches
+FIRST, EVERY = 5.0, 60.0  # seconds until the first line and between the others, where no one watches
 
 
 class Progress:
@@ -24,7 +24,10 @@ class Progress:
             total=total, desc=what, unit=" calls", smoothing=0, disable=not sys.stderr.isatty(), dynamic_ncols=True
         )
         self._done, self._total = 0, total
-        self._started = self._last = time.monotonic()
+        self._started = time.monotonic()
+        self._last = self._started + FIRST - EVERY
+        if self._bar.disable and total:
+            log.info("asking for %s: %s ...", what, f"{total:,}")
 
     def kept(self) -> None:
         """One more that was answered in an earlier run."""

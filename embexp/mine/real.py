@@ -54,10 +54,10 @@ def read(
     the judge beside keyword search, or keyword search would have every known answer among its first. Raises UserError
     for a file that can't be read, an id that is no passage's, and questions without ids when there is no judge.
     """
+    if problem := missing(path):
+        raise UserError(problem)
     file = Path(path).expanduser()
-    reader = READERS.get(file.suffix.lower())
-    if not file.is_file() or reader is None:
-        raise UserError(f"real_questions={path} is not a file that ends in {', '.join(READERS)}")
+    reader = READERS[file.suffix.lower()]
     texts: dict[str, str] = {}
     qrels: dict[str, dict[str, int]] = {}
     for where, row in reader(file):
@@ -79,6 +79,14 @@ def read(
     found = {query: text for query, text in texts.items() if qrels[query]}
     left_out = {why: count for why, count in left_out.items() if count}
     return Real(found, {query: qrels[query] for query in found}, left_out)
+
+
+def missing(path: str) -> str | None:
+    """What to say of a path that names no file of questions."""
+    file = Path(path).expanduser()
+    if file.is_file() and file.suffix.lower() in READERS:
+        return None
+    return f"real_questions={path} is not a file that ends in {', '.join(READERS)}"
 
 
 def _ids(value: Any, where: str, passages: Mapping[str, Passage]) -> list[str]:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from embexp.errors import UserError
+from embexp.mine.pace import told
 from embexp.mine.passages import Mined, Passage, Question, Wanted, hashed
 from embexp.mine.standalone import leans_on
 
@@ -92,7 +93,7 @@ class SentenceMiner:
             sections[(each.passage.document, *each.passage.headings)].append(each.passage)
         for passages in sections.values():
             passages.sort(key=lambda passage: passage.position)
-        for each in wanted:
+        for each in told("making questions of passages", wanted):
             passage = each.passage
             section = sections[(passage.document, *passage.headings)]
             near = [one for one in section if abs(one.position - passage.position) <= self._reach]

@@ -90,6 +90,10 @@ class Server:
         """The base URL that is asked."""
         return self.base_url or OPENAI
 
+    def prices(self, table: Mapping[str, Mapping[str, float]]) -> Mapping[str, Mapping[str, float]]:
+        """Its own price, where it is set, else the price table."""
+        return table if self.price is None else {self.model: self.price}
+
     def key(self) -> str:
         """The key, from the environment. Raises UserError, without it, where there is none or it can't be sent."""
         if self.api_key_env is None:

@@ -112,6 +112,21 @@ class Sides:
                 found.append(Wanted(passage, chosen))
         return found
 
+    def in_turn(self, wanted: Sequence[Wanted], sides: Mapping[str, str]) -> list[Wanted]:
+        """The same in the order of asking, in which every side has had its share wherever a budget ends it.
+
+        Within a side the order is by hash, so that all documents have their part of that.
+        """
+        of_side: dict[str, list[Wanted]] = defaultdict(list)
+        for each in sorted(wanted, key=lambda each: self._place("turn", each.passage.id)):
+            of_side[sides[self.unit_of(each.passage)]].append(each)
+        turns = [
+            (place / len(own), side != "test", side != "dev", each)  # test first where there is one call alone
+            for side, own in of_side.items()
+            for place, each in enumerate(own)
+        ]
+        return [each for *_, each in sorted(turns, key=lambda turn: turn[:3])]
+
     def deal(
         self, questions: Sequence[Question], passages: Mapping[str, Passage], sides: Mapping[str, str]
     ) -> dict[str, list[Question]]:

@@ -53,7 +53,8 @@ def of_estimate(estimate: Estimate, config: Mapping[str, Any]) -> str:
     else:
         lines.append(f"With {model} about {estimate.usd:.2f} USD, at most {estimate.most_usd:.2f}.")
     further = {"judge": "judge=true", "complete": "complete", "paraphrases": "paraphrases"}
-    asked = [word for key, word in further.items() if config[key]]
+    further |= {"real_questions": "the passages of real_questions without ids"}
+    asked = [word for key, word in further.items() if config[key] and config[key] != "dataset"]
     if asked and estimate.calls:
         lines.append(f"Not counted, since it depends on the answers: {', '.join(asked)}.")
     return "\n".join(lines)
@@ -163,8 +164,11 @@ def of_data_set(record: Mapping[str, Any], folder: Path) -> str:
         lines += [f"not read: {len(record['unreadable'])} files", *_named(record["unreadable"])]
     lines += [f"samples: {folder / 'mining.md'}"]
     sides = record["questions"].keys()
-    if {"train", "dev"} <= sides and sides & {"unseen", "seen", "real"} and record["stopped"] is None:
-        lines.append(f"next:    python -m embexp dataset=mined dataset.path={folder}")
+    if {"train", "dev"} <= sides and sides & {"unseen", "seen", "real"}:
+        so_far = "" if record["stopped"] is None else "  (on what there is so far)"
+        lines.append(f"next:    python -m embexp dataset=mined dataset.path={folder}{so_far}")
+    elif record["config"]["split"].get("test") == 1 and sides:  # for evaluation alone
+        lines.append(f"next:    python -m embexp dataset=mined dataset.path={folder} trainer=none")
     return "\n".join(lines)
 
 

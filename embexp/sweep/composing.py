@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override
@@ -14,9 +15,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from embexp.checks import plain
 from embexp.config import EXPERIMENT
+from embexp.errors import UserError, listed
 from embexp.job import Job
-from embexp.resume import leaves
+from embexp.resume import changes, leaves, own_folders
 from embexp.sweep.reference import TrialReference
+from embexp.sweep.space import Space
 
 MAY_DIFFER = ("debug", "cache", "cache_size_gb", "keep_checkpoints", "logger", "sweep")  # while a study grows
 LAUNCHED = ("hydra/", "sweep", "sampler", "pruner")  # groups of the search, not of a run
@@ -28,28 +31,34 @@ class Composer:
     def __init__(self, context: HydraContext, config: DictConfig, fixed: Sequence[str]) -> None:
         self.config = config
         self._context, self._fixed = context, list(fixed)
-        self.choices = {str(group): str(choice) for group, choice in config.hydra.runtime.choices.items()}
 
     @property
     def seed(self) -> int:
         """The config's, where a trial has no other."""
         return int(self.config.seed)
 
-    def plain(self) -> dict[str, Any]:
-        """The config that the trials have in common, as plain values."""
-        return plain(OmegaConf.masked_copy(self.config, [key for key in self.config if key != "hydra"]))  # type: ignore[misc]
+    def plain(self, chosen: Mapping[str, str]) -> dict[str, Any]:
+        """The config that the trials with these choices have in common, as plain values."""
+        return _task(self._composed(chosen))
 
-    def leaves(self, *, without: set[str]) -> dict[str, Any]:
-        """Its values by dotted key, without what is searched and what may differ."""
-        found = {**dict(leaves(self.plain())), "sweep.looks": self.config.sweep.looks}
-        return {
+    def leaves(self, space: Space) -> dict[str, Any]:
+        """What may not change, by dotted key: what all trials have in common and, for each choice of a searched group,
+        what that choice says. What is searched is left out."""
+        searched = {_place(parameter.key) for parameter in space.parameters}
+        found = {
             key: value
-            for key, value in found.items()
-            if key == "sweep.looks"
-            or not (
-                key.split(".")[0] in MAY_DIFFER or any(key == each or key.startswith(f"{each}.") for each in without)
-            )
+            for key, value in leaves(self.plain(space.fixed))
+            if key.split(".")[0] not in MAY_DIFFER and not _is_under(key, searched)
         }
+        found["sweep.looks"] = self.config.sweep.looks
+        for parameter in space.parameters:
+            for text in parameter.texts.values() if _is_group(parameter.key) else ():
+                found |= {
+                    f"{key} with {parameter.key}={text}": value
+                    for key, value in leaves(self.plain({**space.fixed, parameter.key: text}))
+                    if _is_under(key, {_place(parameter.key)}) and key not in searched
+                }
+        return found
 
     def subdir(self, study: str, number: int) -> str:
         """A trial's folder in the sweep's."""
@@ -57,11 +66,21 @@ class Composer:
         return f"{confirmed}/seed-{self.seed + 1 + number}" if confirmed else str(number)
 
     def job(self, number: int, chosen: Mapping[str, str], *, subdir: str) -> Job:
-        """The job of a trial: Hydra composes its config and makes its folder, and that is all it does here."""
-        overrides = [*self._fixed, *_overrides(chosen), f"hydra.sweep.subdir={subdir}"]
-        config = self._context.config_loader.load_sweep_config(self.config, overrides)
+        """The job of a trial: Hydra composes its config and makes its folder, and that is all it does here.
+
+        Raises UserError when the folder holds a run with another config: nothing of it may be taken for this trial's.
+        """
+        config = self._composed(chosen, f"hydra.sweep.subdir={subdir}")
+        folder = Path(str(self.config.hydra.sweep.dir), subdir)
+        if (folder / "metrics.jsonl").exists():
+            changed = changes(folder, _without_hydra(config), may_differ=MAY_DIFFER)
+            if changed:
+                raise UserError(
+                    f"{folder} holds a run of another study: {listed(changed)}. Set another sweep.name, or move the "
+                    "folder away"
+                )
         with open_dict(config):
-            config.hydra.job.id = config.hydra.job.num = number
+            config.hydra.job.id, config.hydra.job.num = str(number), number
         returned = run_job(
             hydra_context=self._context,
             task_function=Job.current,
@@ -75,38 +94,62 @@ class Composer:
     def as_trial(self, job: Job, reference: TrialReference) -> Job:
         """The job as a trial's: in the sweep's group, its words in its log alone."""
         root = {**job.logging["root"], "handlers": ["file"]}
-        group = str(reference.address.folder)
+        group = reference.study.partition("/")[0]  # the same on every machine
         return replace(job, group=group, trial=reference, logging={**job.logging, "root": root})
 
     def command(self, chosen: Mapping[str, str]) -> str:
         """The command that trains with these choices outside a sweep."""
-        loader = self._context.config_loader
-        config = loader.load_sweep_config(self.config, [*self._fixed, *_overrides(chosen)])
-        groups = [
-            f"{group}={choice}"
+        config = self._composed(chosen)
+        choices = {
+            str(group): str(choice)
             for group, choice in config.hydra.runtime.choices.items()
-            if not str(group).startswith(LAUNCHED) and choice is not None and group in EXPERIMENT.choices
-        ]
-        default = loader.load_configuration("config", [], run_mode=RunMode.RUN)
-        usual = {f"{group}={choice}" for group, choice in default.hydra.runtime.choices.items()}
-        groups = [group for group in groups if group not in usual]
-        plainly = loader.load_configuration("config", groups, run_mode=RunMode.RUN)
-        wanted, had = (dict(leaves(_task(each))) for each in (config, plainly))
-        changed = {
-            key: value for key, value in wanted.items() if key.split(".")[0] != "sweep" and had.get(key, "") != value
+            if choice is not None and _is_group(str(group)) and not str(group).startswith(LAUNCHED)
         }
-        values = [f"{'' if key in had else '++'}{key}={_written(value)}" for key, value in changed.items()]
-        return " ".join(["python -m embexp", *(shlex.quote(word) for word in [*groups, *values])])
+        groups = [f"experiment={choices.pop('experiment')}"] if "experiment" in choices else []
+        usual = self._loaded(groups).hydra.runtime.choices
+        groups += [f"{group}={choice}" for group, choice in choices.items() if str(usual.get(group)) != choice]
+        wanted, had = (dict(leaves(_task(each))) for each in (config, self._loaded(groups)))
+        values = [
+            f"{'' if key in had else '++'}{key}={_written(value)}"
+            for key, value in wanted.items()
+            if key.split(".")[0] != "sweep" and had.get(key, "") != value
+        ]
+        words = [*own_folders(config.hydra), *groups, *values]
+        return " ".join(["python -m embexp", *(shlex.quote(word) for word in words)])
+
+    def _composed(self, chosen: Mapping[str, str], *further: str) -> DictConfig:
+        overrides = [*self._fixed, *_overrides(chosen), *further]
+        return self._context.config_loader.load_sweep_config(self.config, overrides)
+
+    def _loaded(self, overrides: list[str]) -> DictConfig:
+        return self._context.config_loader.load_configuration("config", overrides, run_mode=RunMode.RUN)
 
 
 def _overrides(chosen: Mapping[str, str]) -> list[str]:
-    groups = {key: text for key, text in chosen.items() if key in EXPERIMENT.choices or "@" in key or "/" in key}
+    groups = {key: text for key, text in chosen.items() if _is_group(key)}
     values = {key: text for key, text in chosen.items() if key not in groups}
     return [f"{key}={text}" for key, text in groups.items()] + [f"++{key}={text}" for key, text in values.items()]
 
 
+def _is_group(key: str) -> bool:
+    return key.partition("@")[0] in EXPERIMENT.choices
+
+
+def _place(key: str) -> str:
+    """Where in the config a key or a group stands."""
+    return key.partition("@")[2] or key
+
+
+def _is_under(key: str, places: Set[str]) -> bool:
+    return any(key == place or key.startswith(f"{place}.") for place in places)
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])  # type: ignore[misc]
+
+
 def _task(config: DictConfig) -> dict[str, Any]:
-    return plain(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))  # type: ignore[misc]
+    return plain(_without_hydra(config))
 
 
 def _written(value: Any) -> str:

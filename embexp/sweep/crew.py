@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
-from embexp.job import INTERRUPTED, Job
+from embexp.job import DISK_FULL, INTERRUPTED, Job
 from embexp.sweep.study import Study
 from embexp.workers import Ended, Worker, slots, wait_for_any
 
@@ -18,13 +18,14 @@ FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 class End:
     """How a trial's process ended: in words, and whether something outside the trial ended it.
 
-    interrupted: it was asked to end and did, so the trial is not suspected to be the cause.
+    interrupted: it ended by itself, since it could not go on now (Ctrl-C, or its folder is still in use).
     """
 
     words: str
     from_outside: bool
-    out_of_memory: bool = False
     interrupted: bool = False
+    out_of_memory: bool = False
+    disk_full: bool = False
 
 
 class Crew(Protocol):
@@ -57,7 +58,7 @@ class LocalCrew:
 
     def __init__(self, places: int) -> None:
         self._free = slots(places)
-        self._at_work: dict[int, tuple[Worker, str]] = {}
+        self._at_work: dict[str, tuple[Worker, int]] = {}  # by owner: one trial may be given out again meanwhile
 
     def has_room(self) -> bool:
         """Whether a slot is free."""
@@ -66,18 +67,18 @@ class LocalCrew:
     def start(self, job: Job) -> None:
         """Start the job in a free slot."""
         assert job.trial is not None
-        self._at_work[job.trial.number] = (Worker(job, self._free.pop(0), quiet=True), job.trial.owner)
+        self._at_work[job.trial.owner] = (Worker(job, self._free.pop(0), quiet=True), job.trial.number)
 
     def numbers(self) -> set[int]:
         """The trials at work."""
-        return set(self._at_work)
+        return {number for _, number in self._at_work.values()}
 
     def ended(self) -> list[tuple[int, str, End]]:
         """Number, owner and end of those that have ended since the last call."""
         found = []
-        for number, (worker, owner) in list(self._at_work.items()):
+        for owner, (worker, number) in list(self._at_work.items()):
             if (end := worker.ended()) is not None:
-                del self._at_work[number]
+                del self._at_work[owner]
                 self._free.append(worker.slot)
                 found.append((number, owner, end_of(end)))
         return found
@@ -95,7 +96,7 @@ class LocalCrew:
     def stop(self, *, interrupted: bool) -> list[tuple[int, str]]:
         """End all processes."""
         stopped = []
-        for number, (worker, owner) in self._at_work.items():
+        for owner, (worker, number) in self._at_work.items():
             worker.stop(interrupted=interrupted)
             stopped.append((number, owner))
         self._at_work.clear()
@@ -105,12 +106,12 @@ class LocalCrew:
 def end_with(code: int) -> End:
     """The end of a trial's process that ended by itself."""
     interrupted = code == INTERRUPTED
-    words = "was interrupted" if interrupted else f"ended with exit code {code}"
-    return End(words, from_outside=interrupted, interrupted=interrupted)
+    words = "was interrupted, or its folder was in use" if interrupted else f"ended with exit code {code}"
+    return End(words, from_outside=interrupted, interrupted=interrupted, disk_full=code == DISK_FULL)
 
 
 def end_of(ended: Ended) -> End:
-    """An exit code in words."""
+    """The end of a worker."""
     if ended.code >= 0:
         return end_with(ended.code)
     name = signal.Signals(-ended.code).name

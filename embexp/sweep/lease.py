@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,23 +19,21 @@ from typing import Any
 import psutil
 
 OWNER, PROCESS, BEAT = "owner", "process", "beat"  # attributes of a trial
+CLOCK_ERROR = 0.5  # in what a process's start is given in: less than a tick, or than a second
 RENEWALS = 4  # within a lease
 
 
 def this_process() -> dict[str, Any]:
     """What tells this process from all others: machine, process id and start time."""
-    return {"machine": _machine(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+    return {"machine": _machine(), "pid": os.getpid(), "started": started_at(os.getpid())}
 
 
 def is_gone(process: Mapping[str, Any] | None) -> bool:
     """Whether a process is known to have ended; one of another machine never is."""
     if process is None or process["machine"] != _machine():
         return False
-    try:
-        found = psutil.Process(process["pid"])
-        return found.create_time() != process["started"] or found.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
+    started = started_at(process["pid"])
+    return started is None or abs(started - process["started"]) > CLOCK_ERROR
 
 
 class Watch:
@@ -73,6 +72,20 @@ def renewed(beat: Callable[[], None], *, seconds: float) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+
+
+def started_at(pid: int) -> float | None:
+    """When a process was started, by a clock that nobody sets where there is one; None for one that has ended."""
+    if sys.platform == "linux":  # ticks since the machine was started: psutil adds the wall clock to these
+        try:
+            state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        return None if state == "Z" else float(fields[18])
+    try:
+        return None if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE else psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:
+        return None
 
 
 def _machine() -> str:

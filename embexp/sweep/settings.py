@@ -8,7 +8,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -36,6 +37,7 @@ SWEEPER_TYPES: dict[str, Types] = {
     "where": ((dict,), "a mapping from choices, such as loss=triplet, to params"),
 }
 AT_LEAST = {"n_trials": 1, "n_jobs": 1, "looks": 1, "confirm_seeds": 0}
+PLACES = ("optuna.samplers.", "optuna.pruners.")
 SPECIAL = ("metric", "dimensions", "training_seconds")  # objectives that are no metric of dev
 DIRECTIONS = ("maximize", "minimize")
 
@@ -117,6 +119,10 @@ def _of_search(sweeper: Mapping[str, Any]) -> list[str]:
         if not isinstance(node, Mapping) or not str(node.get("_target_")).startswith(f"{places}."):
             problems.append(f"{group} must be one of {places}, in a file with a _target_; choose one with {group}=")
             continue
+        foreign = [at for at, target in targets.nodes(node, group) if not str(target).startswith(PLACES)]
+        if foreign:
+            problems.append(f"{', '.join(foreign)} must be of {' or '.join(PLACES)}")
+            continue
         try:
             accepted = targets.parameters(targets.resolve(node["_target_"], allowed=["optuna"]))
         except UserError as error:
@@ -161,13 +167,31 @@ def _objective_mistakes(config: Mapping[str, Any], sweep: Mapping[str, Any], swe
     return problems
 
 
+def mistakes_in_search(
+    config: Mapping[str, Any], sweeper: Mapping[str, Any], searched: Mapping[str, Sequence[Any]]
+) -> list[str]:
+    """What can't be searched, since trials would not be compared like with like. searched: key -> what it may be."""
+    problems = []
+    metrics = searched.get("metric", ())
+    if len({re.sub(r"^dim\d+\.", "", str(metric)) for metric in metrics}) > 1:
+        problems.append("metric is what trials are compared by; it may be searched in its dimensions alone (dim64....)")
+    evaluators = [node for node in config["evaluator"].values() if "k_values" in node]
+    all_searched = all(node.get("training_distractors", 0) is None for node in evaluators)
+    if "model" in searched and sweeper["pruner"] is not None and not all_searched:
+        problems.append(
+            "model is searched, and while training each model's dev is searched in passages of its own choice, so that "
+            "looks don't compare; set evaluator.retrieval.training_distractors=null, or pruner=none"
+        )
+    return problems
+
+
 def _address_mistakes(sweep: Mapping[str, Any]) -> list[str]:
     url = sweep["storage"]
     if url is None:
         return []
     if sweep["storage_env"] is not None:
         return ["sweep.storage and sweep.storage_env both name a database; set one of them to null"]
-    rest = url.partition("://")[2]
+    rest = url.partition("://")[2] or url
     user, _, host = rest.rpartition("@")  # a password may hold an @ or a /
     port = host.partition("/")[0].partition("]")[2 if host.startswith("[") else 0].partition(":")[2]
     if ":" in user or "password=" in url or not (port or "0").isdigit():  # the value is not repeated

@@ -13,7 +13,7 @@ Knows nothing of losses or models: what a parameter may be is checked as any ove
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,7 @@ from optuna.distributions import (
 
 from embexp.errors import UserError, listed
 
+ALWAYS = ("", "")  # a condition that is met in every trial
 PLAIN = (str, bool, int, float, type(None))  # what the study can hold as it is
 
 
@@ -62,23 +63,20 @@ class Space:
     parameters: Sequence[Parameter]
     fixed: Mapping[str, str]
 
-    def suggest(self, trial: Any, choices: Mapping[str, str]) -> dict[str, str]:
-        """Override key -> text, drawn from an Optuna trial (or taken from it, where it knows them already).
-
-        choices: the groups' choices where the space says nothing, for conditions.
-        """
+    def suggest(self, trial: Any) -> dict[str, str]:
+        """Override key -> text, drawn from an Optuna trial (or taken from it, where it knows them already)."""
         chosen = dict(self.fixed)
         for parameter in self.parameters:
             if parameter.condition is not None:
                 key, text = parameter.condition
-                if (chosen.get(key) or choices.get(key)) != text:
+                if chosen.get(key) != text:
                     continue
             chosen[parameter.key] = parameter.text(_suggested(trial, parameter))
         return chosen
 
     def described(self) -> dict[str, str]:
         """Name -> what it may be, as text: two spaces are equal when these are."""
-        return {each.name: _described(each.distribution) for each in self.parameters} | dict(self.fixed)
+        return {each.name: _described(each) for each in self.parameters} | dict(self.fixed)
 
     def branches(self) -> Iterator[list[str]]:
         """Overrides that, checked one list after the other, show every parameter with its extreme values.
@@ -116,10 +114,11 @@ def parse(
         if override.is_sweep_override():
             _add(override, parameters, fixed, problems)
     for condition, inside in where.items():
-        parsed = _condition(condition, parameters, said, problems)
+        parsed = _condition(condition, parameters, fixed, said, problems)
         for key, text in inside.items():
             if key not in said and parsed is not None:
-                _add(_parsed(key, text, problems), parameters, fixed, problems, condition=parsed)
+                condition_of = None if parsed == ALWAYS else parsed
+                _add(_parsed(key, text, problems), parameters, fixed, problems, condition=condition_of)
     if not parameters and complete and not problems:
         problems.append(
             "the search space is empty: name what to search, such as "
@@ -139,22 +138,27 @@ def _parsed(key: str, text: Any, problems: list[str]) -> Override | None:
 
 
 def _condition(
-    condition: str, parameters: Sequence[Parameter], said: Mapping[str, Override], problems: list[str]
+    condition: str,
+    parameters: Sequence[Parameter],
+    fixed: Mapping[str, str],
+    said: Mapping[str, Override],
+    problems: list[str],
 ) -> tuple[str, str] | None:
-    """A condition as (key, text); None where it can't be, which is a mistake unless the command line has decided."""
+    """A condition as (key, text), ALWAYS where it is met; None where it can't be, which is a mistake unless the command
+    line has decided so."""
     key, equals, text = condition.partition("=")
     decided = said.get(key)
-    if decided is not None and not decided.is_sweep_override():
-        return (key, text) if decided.get_value_element_as_str() == text else None
-    of_key = next((each for each in parameters if each.key == key), None)
-    if not equals or of_key is None:
+    always = decided.get_value_element_as_str() if decided is not None and not decided.is_sweep_override() else None
+    if (always := always or fixed.get(key)) is not None:
+        return ALWAYS if always == text else None
+    of_key = [each for each in parameters if each.key == key]
+    if not equals or not of_key:
         problems.append(f"hydra.sweeper.where: {condition}: {key} is not searched; conditions are choices, key=choice")
         return None
-    if text not in of_key.texts.values():
+    choices = dict.fromkeys(choice for each in of_key for choice in each.texts.values())
+    if text not in choices:
         if decided is None:  # a command line may leave some of a file's choices out
-            problems.append(
-                f"hydra.sweeper.where: {condition}: {key} is one of {listed(of_key.texts.values(), most=20)}"
-            )
+            problems.append(f"hydra.sweeper.where: {condition}: {key} is one of {listed(choices, most=20)}")
         return None
     return key, text
 
@@ -190,15 +194,22 @@ def _distribution(override: Override) -> tuple[BaseDistribution, dict[Any, str]]
     if isinstance(value, IntervalSweep):
         return _interval(value), {}
     if isinstance(value, RangeSweep):
+        _refuse_tags(value.tags)
         return _steps(list(value.range()), value), {}
     if not isinstance(value, ChoiceSweep):
         raise UserError("this kind of sweep can't be searched; list what it may be: choice(a, b)")
+    _refuse_tags(value.tags)
     parser = OverridesParser.create()
-    texts: dict[Any, str] = {}
-    for text in override.sweep_string_iterator():
-        found = parser.parse_override(f"key={text}").value()
-        texts[found if isinstance(found, PLAIN) else text] = text
-    return CategoricalDistribution(list(texts)), texts
+    texts = list(override.sweep_string_iterator())
+    values = [parser.parse_override(f"key={text}").value() for text in texts]
+    plain = all(isinstance(each, PLAIN) for each in values) and len(set(values)) == len(values)  # 1 equals true
+    by_value = dict(zip(values if plain else texts, texts, strict=True))
+    return CategoricalDistribution(list(by_value)), by_value
+
+
+def _refuse_tags(tags: Set[str]) -> None:
+    if tags:
+        raise UserError(f"tag({listed(sorted(tags))}, ...) is for intervals; leave it out")
 
 
 def _interval(value: IntervalSweep) -> BaseDistribution:
@@ -236,9 +247,10 @@ def _suggested(trial: Any, parameter: Parameter) -> Any:
     return trial.suggest_float(parameter.name, found.low, found.high, step=found.step, log=found.log)
 
 
-def _described(found: BaseDistribution) -> str:
+def _described(parameter: Parameter) -> str:
+    found = parameter.distribution
     if isinstance(found, CategoricalDistribution):
-        return f"choice({','.join(map(str, found.choices))})"
+        return f"choice({','.join(parameter.texts.values())})"
     assert isinstance(found, IntDistribution | FloatDistribution)
     text = f"interval({found.low},{found.high})"
     if isinstance(found, IntDistribution):

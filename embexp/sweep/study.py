@@ -6,14 +6,13 @@ exactly as many trials as were asked for. Called by `sweep.sweeper`.
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import optuna
-from optuna.exceptions import DuplicatedStudyError
+from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
@@ -25,11 +24,11 @@ from embexp.sweep.trial import REASON
 
 CONTRACT = "contract"  # what may not change: an attribute of the study
 DEATHS, DIED = "deaths", "died"  # attributes of a trial: how often its process was killed, and how it was the last time
-MOST_DEATHS = 2  # then the trial itself is taken for the cause
+MOST_DEATHS = 3  # then the trial itself is taken for the cause
 
 
 class Study:
-    """A study by its name. Raises UserError when another one of the same name stands in its place."""
+    """A study by its name, made where there is none."""
 
     def __init__(
         self,
@@ -44,9 +43,10 @@ class Study:
         """sampler: makes one for the trial with a number, so that what is tried does not depend on interruptions.
         lease: seconds without a beat after which a trial of another machine is run again."""
         self._address, self.name, self._sampler = address, name, sampler
+        self._directions = list(directions)
         self._storage = opened(address)
         self._watch = Watch(lease)
-        with self._alone():
+        with self.alone():
             try:
                 self._study = optuna.create_study(
                     study_name=name, storage=self._storage, directions=list(directions), pruner=pruner
@@ -61,11 +61,12 @@ class Study:
         contract: kind (search space, objectives, config, data) -> name -> value, as JSON values. complete: whether it
         has all kinds; else it is only looked at.
         """
-        with self._alone():
+        with self.alone():
             before = self._study.user_attrs.get(CONTRACT)
             if before is None and complete:
                 self._study.set_user_attr(CONTRACT, contract)
         if before is None:
+            self._refuse_other_directions()
             return
         changed = [
             f"{kind}: {name} was {was.get(name, 'not there')!r}, now {now.get(name, 'not there')!r}"
@@ -80,6 +81,20 @@ class Study:
                 "set another sweep.name to start afresh"
             )
 
+    def _refuse_other_directions(self) -> None:
+        """For a study whose first sweeper ended before it knew what the study is about."""
+        found = [direction.name.lower() for direction in self._study.directions]
+        if found != self._directions:
+            raise UserError(
+                f"the study {self.name} is there already and asks for {listed(found)}, now {listed(self._directions)}; "
+                "set another sweep.name"
+            )
+
+    @property
+    def setting(self) -> str:
+        """Where it is kept, as the user has said."""
+        return self._address.setting
+
     def trials(self) -> list[FrozenTrial]:
         """All of them, by number."""
         return self._study.get_trials(deepcopy=False)
@@ -89,14 +104,14 @@ class Study:
 
         free: raises UserError when the place of a new trial with this number is taken.
         """
-        with self._alone():
+        with self.alone():
             trials = self.trials()
-            waiting = any(trial.state == TrialState.WAITING for trial in trials)
+            waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
             if not waiting and len(trials) >= total:
                 return None
             if not waiting:
                 free(len(trials))
-            self._study.sampler = self._sampler(len(trials))
+            self._study.sampler = self._sampler(min(waiting, default=len(trials)))
             trial = self._study.ask()
             owner = uuid.uuid4().hex
             trial.set_user_attr(OWNER, owner)
@@ -104,22 +119,21 @@ class Study:
             return trial, owner
 
     def enqueue(self, params: Sequence[Mapping[str, Any]]) -> None:
-        """Make these the first trials, where there is none yet."""
-        with self._alone():
-            if not self.trials():
-                for each in params:
-                    self._study.enqueue_trial(dict(each))
+        """Make these the trials, in this order; those that are there already stay."""
+        with self.alone():
+            for each in params[len(self.trials()) :]:
+                self._study.enqueue_trial(dict(each))
 
     def run_again(self, mine: set[int]) -> list[int]:
         """Put back the trials that nobody is at work on any more; returns their numbers. mine: those that are."""
         over = [trial for trial in self._running() if trial.number not in mine and self._is_over(trial)]
         if not over:
             return []
-        with self._alone():  # another sweeper may have seen the same
+        with self.alone():  # another sweeper may have seen the same
             again = [trial for trial in self._running() if trial.number in {t.number for t in over}]
             again = [trial for trial in again if self._is_over(trial)]
             for trial in again:
-                self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+                self._set_state(trial, TrialState.WAITING)
             return [trial.number for trial in again]
 
     def release(self, number: int, owner: str, *, died: str | None = None) -> bool:
@@ -127,7 +141,7 @@ class Study:
 
         died: how it was killed. One that was killed often enough is failed: it may be the cause itself.
         """
-        with self._alone():
+        with self.alone():
             trial = self.trials()[number]
             if trial.state != TrialState.RUNNING or trial.user_attrs.get(OWNER) != owner:
                 return False
@@ -136,12 +150,21 @@ class Study:
             if died is not None and deaths >= MOST_DEATHS:
                 self._fail(trial, f"{died}, {deaths} times; perhaps for want of memory")
                 return False
-            self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+            self._set_state(trial, TrialState.WAITING)
             return True
+
+    def put_back(self, stopped: Sequence[tuple[int, str]]) -> None:
+        """Put back all that this process has handed out, when it ends early; stopped: number and owner of those that
+        others were at work on. One that was not started yet is none of these."""
+        with self.alone():
+            for trial in self._running():
+                owner, process = trial.user_attrs.get(OWNER), trial.user_attrs.get(PROCESS)
+                if (trial.number, owner) in stopped or process == this_process() or self._is_over(trial):
+                    self._set_state(trial, TrialState.WAITING)
 
     def fail(self, number: int, owner: str, reason: str) -> None:
         """End a trial as failed, unless it has ended or another process has it."""
-        with self._alone():
+        with self.alone():
             trial = self.trials()[number]
             if trial.state == TrialState.RUNNING and trial.user_attrs.get(OWNER) == owner:
                 self._fail(trial, reason)
@@ -149,8 +172,12 @@ class Study:
     def renew(self, number: int, beat: float) -> None:
         """Renew the lease of a trial whose process has not started yet."""
         trial = self.trials()[number]
-        if trial.state == TrialState.RUNNING and trial.user_attrs[PROCESS]["pid"] == os.getpid():
+        if trial.state == TrialState.RUNNING and trial.user_attrs[PROCESS] == this_process():
             self._storage.set_trial_user_attr(trial._trial_id, BEAT, beat)
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Hold the study's lock."""
+        return alone(self._address, self._storage, self.name)
 
     def _running(self) -> list[FrozenTrial]:
         return [trial for trial in self.trials() if trial.state == TrialState.RUNNING]
@@ -159,8 +186,10 @@ class Study:
         return self._watch.is_over(trial.number, trial.user_attrs)
 
     def _fail(self, trial: FrozenTrial, reason: str) -> None:
-        self._storage.set_trial_user_attr(trial._trial_id, REASON, reason)
-        self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        with suppress(UpdateFinishedTrialError):
+            self._storage.set_trial_user_attr(trial._trial_id, REASON, reason)
+        self._set_state(trial, TrialState.FAIL)
 
-    def _alone(self) -> AbstractContextManager[None]:
-        return alone(self._address, self._storage, self.name)
+    def _set_state(self, trial: FrozenTrial, state: TrialState) -> None:
+        with suppress(UpdateFinishedTrialError):  # its own process has just told how it ended
+            self._storage.set_trial_state_values(trial._trial_id, state)

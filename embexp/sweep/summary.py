@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from embexp.durable import write_whole
 from embexp.errors import counted
-from embexp.sweep.trial import REASON, RESULT
+from embexp.sweep.trial import MEASURED, REASON, RESULT
 from embexp.tables import aligned, number
 
 STATUS = {TrialState.COMPLETE: "completed", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
@@ -47,8 +47,9 @@ def line(trial: FrozenTrial, label: str, best: FrozenTrial | None) -> str:
     if trial.state == TrialState.FAIL:
         return f"{said}: {_reason(trial)}"
     so_far = f", best {_values(best)} (#{best.number})" if best is not None else ""
-    at = f" at look {trial.last_step}" if trial.state == TrialState.PRUNED else ""
-    return f"{said}{at}: {_values(trial)} on dev in {_seconds(trial)} s{so_far}"
+    if trial.state == TrialState.PRUNED:
+        return f"{said} at look {trial.last_step} ({_values(trial)} there) after {_seconds(trial)} s{so_far}"
+    return f"{said}: {_values(trial)} on dev in {_seconds(trial)} s{so_far}"
 
 
 @dataclass(frozen=True)
@@ -88,14 +89,21 @@ class Summary:
             [
                 str(trial.number),
                 _params(trial),
-                *(number(value) for value in (trial.values or [])),
+                *(_bracketed(number(value), trial) for value in (trial.values or [])),
                 *("-" for _ in self.objectives[len(trial.values or []) :]),
                 _seconds(trial),
                 f"failed: {_reason(trial)[:80]}" if trial.state == TrialState.FAIL else STATUS[trial.state],
             ]
             for trial in [*completed, *others]
         ]
-        return aligned(["trial", "chosen", *(f"{name} on dev" for name in self._names()), "s", "status"], rows)
+        table = aligned(["trial", "chosen", *self._headings(), "s", "status"], rows)
+        if not self._ended(TrialState.PRUNED):
+            return table
+        return f"{table}\n\nIn brackets: at a pruned trial's last look, where fewer passages are searched."
+
+    def _headings(self) -> list[str]:
+        special = set(MEASURED) - {"metric"}
+        return [name if name in special else f"{name} on dev" for name in self._names()]
 
     def _names(self) -> list[str]:
         return [self.metric if name == "metric" else name for name in self.objectives]
@@ -132,10 +140,15 @@ class Summary:
             text += f"\n\nOn dev {statistics.mean(dev):.3f}{spread} over these seeds; the trial itself had {own:.3f}."
         return text
 
+    def _first_as_loss(self, trial: FrozenTrial) -> float:
+        """What importance is about: PED-ANOVA takes low values of a target for the good ones."""
+        value = float(trial.values[0])
+        return -value if self.study.directions[0] == StudyDirection.MAXIMIZE else value
+
     def _importance(self) -> str:
         if len(self._ended(TrialState.COMPLETE)) < FEWEST_FOR_IMPORTANCE:
             return ""
-        target = None if len(self.objectives) == 1 else _first_value
+        target = None if len(self.objectives) == 1 else self._first_as_loss
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it is experimental
             try:
@@ -155,8 +168,10 @@ class Summary:
         folder = self.folder / "figures"
         folder.mkdir(exist_ok=True)
         target: dict[str, Any] = {}
+        losses: dict[str, Any] = {}
         if len(self.objectives) > 1:
             target = {"target": _first_value, "target_name": self._names()[0]}
+            losses = {"target": self._first_as_loss, "target_name": self._names()[0]}
         wanted: dict[str, Any] = {"history": plots.plot_optimization_history, "slices": plots.plot_slice}
         if self._importance():
             wanted["importance"] = plots.plot_param_importances
@@ -164,12 +179,16 @@ class Summary:
         for name, plot in wanted.items():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that they are experimental
-                axes = plot(self.study, **target)
+                axes = plot(self.study, **(losses if name == "importance" else target))
             figure = axes.figure if hasattr(axes, "figure") else axes.flat[0].figure
             figure.savefig(folder / f"{name}.svg", bbox_inches="tight")
             plt.close(figure)
             made.append(folder / f"{name}.svg")
         return made
+
+
+def _bracketed(text: str, trial: FrozenTrial) -> str:
+    return f"({text})" if trial.state == TrialState.PRUNED else text
 
 
 def short(text: str) -> str:

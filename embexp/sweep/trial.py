@@ -20,7 +20,7 @@ from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
 from embexp.components import build
-from embexp.errors import NotNowError, Pruned, described
+from embexp.errors import FullError, NotNowError, Pruned, described, is_full
 from embexp.report import dimension_of
 from embexp.sweep.lease import BEAT, OWNER, PROCESS, renewed, this_process
 from embexp.sweep.reference import TrialReference
@@ -29,7 +29,7 @@ from embexp.sweep.storage import is_away, opened, patiently
 log = logging.getLogger(__name__)
 
 SUPERSEDED = 75  # exit code of a process whose trial was given to another one
-RESULT, REASON, FOLDER = "result", "reason", "folder"  # attributes of a trial
+RESULT, REASON = "result", "reason"  # attributes of a trial
 MEASURED: dict[str, Callable[[Mapping[str, Any]], float]] = {  # objectives that are no metric of dev
     "metric": lambda result: result["tuned"]["dev"][result["metric"]],
     "dimensions": lambda result: dimension_of(result["metric"]) or result["counts"]["dimensions"],
@@ -48,8 +48,8 @@ def attached(reference: TrialReference) -> Iterator[Trial]:
         except NotNowError:  # its former process is still there
             raise
         except Exception as error:
-            if is_away(error):
-                raise NotNowError("the study's database does not answer; the trial goes on when it does") from error
+            if is_away(error) or is_full(error):
+                raise not_now(error) from error
             trial.fail(described(error))
             raise
 
@@ -61,6 +61,7 @@ class Trial:
         self._reference = reference
         self.looks = reference.looks
         self.scores_test = reference.confirms
+        self._told = False
         pruner = build(reference.pruner, allowed=["optuna"]) if reference.pruner else optuna.pruners.NopPruner()
         self._study = optuna.load_study(
             study_name=reference.study,
@@ -81,10 +82,13 @@ class Trial:
     def beat(self) -> None:
         """Say that somebody is at work; ends the process where the trial was given to another."""
         try:
-            self._end_if_superseded()
-            self._set(BEAT, time.time())
+            if self._is_mine():
+                self._set(BEAT, time.time())
+            elif not self._told:
+                self._end("was given to another process")
         except UpdateFinishedTrialError:
-            self._end("was ended from outside")
+            if not self._told:
+                self._end("was ended from outside")
         except Exception as error:  # a database that is being restarted
             log.warning("the trial's lease could not be renewed (%s); trying again", str(error).partition("\n")[0])
 
@@ -92,8 +96,16 @@ class Trial:
         """Tell the study of dev's metrics at a look. Raises Pruned when the study gives the trial up."""
         if self.scores_test or len(self._study.directions) > 1:  # Optuna prunes for one objective only
             return
+        if self._reference.reported not in metrics:  # one that is known at the end alone
+            return
         value = metrics[self._reference.reported]
-        if patiently(partial(self._given_up, value, look)):
+        try:
+            given_up = patiently(partial(self._given_up, value, look))
+        except Exception as error:
+            if is_away(error) or is_full(error):
+                raise not_now(error) from error
+            raise
+        if given_up:
             raise Pruned(
                 f"given up at look {look} at dev ({self._reference.reported} {value:.3f}): others did better there"
             )
@@ -114,6 +126,7 @@ class Trial:
     def _tell(self, result: Mapping[str, Any]) -> None:
         self._end_if_superseded()
         self._set(RESULT, shown(result))
+        self._told = True
         if result["status"] == "pruned":
             self._study.tell(self._reference.number, state=TrialState.PRUNED)
             return
@@ -122,19 +135,30 @@ class Trial:
     def _fail(self, reason: str) -> None:
         self._end_if_superseded()
         self._set(REASON, reason[:2000])
+        self._told = True
         self._study.tell(self._reference.number, state=TrialState.FAIL)
 
     def _set(self, key: str, value: Any) -> None:
         self._storage.set_trial_user_attr(self._id, key, value)
 
-    def _end_if_superseded(self) -> None:
+    def _is_mine(self) -> bool:
         now = self._storage.get_trial(self._id)
-        if now.state != TrialState.RUNNING or now.user_attrs.get(OWNER) != self._reference.owner:
+        return now.state == TrialState.RUNNING and now.user_attrs.get(OWNER) == self._reference.owner
+
+    def _end_if_superseded(self) -> None:
+        if not self._is_mine():
             self._end("was given to another process")
 
     def _end(self, what: str) -> None:
         log.error("trial %d %s; this process ends", self._reference.number, what)
         os._exit(SUPERSEDED)  # at once: the other one writes to the same folder
+
+
+def not_now(error: Exception) -> NotNowError:
+    """Why the trial can't go on now, for a study that is away or a disk that is full."""
+    if is_full(error):
+        return FullError(described(error))
+    return NotNowError("the study's database does not answer; the trial goes on when it does")
 
 
 def measured(result: Mapping[str, Any], objective: str) -> float:
