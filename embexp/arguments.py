@@ -126,7 +126,7 @@ def _branches(parsed: Sequence[Override], setting: _Setting, problems: list[str]
         problems += error.problems
         return []
     searched = {each.key: list(each.texts) for each in found.parameters}
-    problems += sweep_settings.mistakes_in_search(plain(composed), sweeper, searched)
+    problems += sweep_settings.mistakes_in_search(plain(composed.evaluator), sweeper, searched)
     parser = OverridesParser.create()
     return [[parser.parse_override(text) for text in branch] for branch in found.branches()]
 

@@ -168,15 +168,15 @@ def _objective_mistakes(config: Mapping[str, Any], sweep: Mapping[str, Any], swe
 
 
 def mistakes_in_search(
-    config: Mapping[str, Any], sweeper: Mapping[str, Any], searched: Mapping[str, Sequence[Any]]
+    evaluators: Mapping[str, Any], sweeper: Mapping[str, Any], searched: Mapping[str, Sequence[Any]]
 ) -> list[str]:
     """What can't be searched, since trials would not be compared like with like. searched: key -> what it may be."""
     problems = []
     metrics = searched.get("metric", ())
     if len({re.sub(r"^dim\d+\.", "", str(metric)) for metric in metrics}) > 1:
         problems.append("metric is what trials are compared by; it may be searched in its dimensions alone (dim64....)")
-    evaluators = [node for node in config["evaluator"].values() if "k_values" in node]
-    all_searched = all(node.get("training_distractors", 0) is None for node in evaluators)
+    ranking = [node for node in evaluators.values() if "k_values" in node]
+    all_searched = all(node.get("training_distractors", 0) is None for node in ranking)
     if "model" in searched and sweeper["pruner"] is not None and not all_searched:
         problems.append(
             "model is searched, and while training each model's dev is searched in passages of its own choice, so that "
