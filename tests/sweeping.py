@@ -17,7 +17,8 @@ from tests.command import hear_interrupts
 MODEL = ["model=static", "model.dimension=16", "logger=none"]
 TRAINED = ["trainer.per_device_train_batch_size=8", "trainer.num_train_epochs=2", "trainer.learning_rate=0.05"]
 SEARCH = ["sampler=random", "pruner=none", "loss.scale=tag(log,interval(0.001,50))"]
-LONG = "trainer.num_train_epochs=25"  # some seconds of training
+# some seconds of training, with few looks
+LONG = ["trainer.num_train_epochs=6", "trainer.per_device_train_batch_size=2", "sweep.looks=1"]
 
 
 class Sweeper:
@@ -43,7 +44,7 @@ class Sweeper:
     def output(self) -> str:
         return self._output.read_text(errors="replace")
 
-    def until(self, reached: Callable[[], object], *, seconds: float = 90) -> None:
+    def until(self, reached: Callable[[], object], *, seconds: float = 240) -> None:
         """Wait until something is reached while the sweeper is at work."""
         end = time.monotonic() + seconds
         while not reached():
@@ -64,7 +65,7 @@ class Sweeper:
         self.process.send_signal(signal.SIGINT)
         return self.ended()
 
-    def ended(self, *, seconds: float = 180) -> int:
+    def ended(self, *, seconds: float = 300) -> int:
         """Its exit code."""
         try:
             return self.process.wait(seconds)

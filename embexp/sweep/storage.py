@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy
@@ -89,7 +89,19 @@ def _as_driver_takes_it(url: str, address: Address) -> str:
 
 def is_away(error: BaseException) -> bool:
     """Whether an error means that the database does not answer now, as while it is started again."""
-    return isinstance(error, OperationalError) or isinstance(error.__cause__, OperationalError)
+    return any(isinstance(each, OperationalError) for each in _chain(error))
+
+
+def said_first(error: Exception) -> Exception:
+    """The error that the others came from, such as the driver's own: Optuna's text guesses at invalid data."""
+    return list(_chain(error))[-1]
+
+
+def _chain(error: BaseException) -> Iterator[Any]:
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = found.__cause__ or found.__context__
 
 
 def patiently(act: Callable[[], T], *, seconds: float = PATIENCE) -> T:

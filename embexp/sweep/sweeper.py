@@ -32,6 +32,7 @@ from embexp.sweep.crew import Crew, LocalCrew
 from embexp.sweep.reference import Address, TrialReference
 from embexp.sweep.running import STORAGE_ERRORS, Runner
 from embexp.sweep.settings import Settings
+from embexp.sweep.storage import said_first
 from embexp.sweep.study import Study
 from embexp.sweep.submitted import SubmittedCrew
 from embexp.tracking import to_upload
@@ -55,7 +56,7 @@ def carry_out(arguments: Sequence[str], *, context: HydraContext, config: DictCo
         log.error("%s", explained(error))
         launcher.exit_codes.append(1)
     except STORAGE_ERRORS as error:
-        text = f"the sweep can't go on: {described(error)}"
+        text = f"the sweep can't go on: {described(said_first(error))}"
         log.error("embexp: %s\nwhat has ended is kept. The same command goes on", " ".join(text.split()))
         launcher.exit_codes.append(1)
     except KeyboardInterrupt:
