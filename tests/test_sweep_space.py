@@ -97,7 +97,7 @@ def test_a_condition_on_a_number_that_the_command_line_fixes_is_met():
 
 def test_values_that_python_takes_for_equal_stay_apart():
     (parameter,) = space({"key": "choice(1,true)"}).parameters
-    assert parameter.distribution.choices == ("1", "true")
+    assert parameter.distribution.choices == ("1", "True")
     one, other = (space({"key": text}).described() for text in ("1,2", "'1','2'"))
     assert one != other
 

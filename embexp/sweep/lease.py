@@ -25,14 +25,14 @@ RENEWALS = 4  # within a lease
 
 def this_process() -> dict[str, Any]:
     """What tells this process from all others: machine, process id and start time."""
-    return {"machine": _machine(), "pid": os.getpid(), "started": _started(os.getpid())}
+    return {"machine": _machine(), "pid": os.getpid(), "started": started_at(os.getpid())}
 
 
 def is_gone(process: Mapping[str, Any] | None) -> bool:
     """Whether a process is known to have ended; one of another machine never is."""
     if process is None or process["machine"] != _machine():
         return False
-    started = _started(process["pid"])
+    started = started_at(process["pid"])
     return started is None or abs(started - process["started"]) > CLOCK_ERROR
 
 
@@ -74,7 +74,7 @@ def renewed(beat: Callable[[], None], *, seconds: float) -> Iterator[None]:
         thread.join()
 
 
-def _started(pid: int) -> float | None:
+def started_at(pid: int) -> float | None:
     """When a process was started, by a clock that nobody sets where there is one; None for one that has ended."""
     if sys.platform == "linux":  # ticks since the machine was started: psutil adds the wall clock to these
         try:

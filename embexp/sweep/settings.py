@@ -191,7 +191,7 @@ def _address_mistakes(sweep: Mapping[str, Any]) -> list[str]:
         return []
     if sweep["storage_env"] is not None:
         return ["sweep.storage and sweep.storage_env both name a database; set one of them to null"]
-    rest = url.partition("://")[2]
+    rest = url.partition("://")[2] or url
     user, _, host = rest.rpartition("@")  # a password may hold an @ or a /
     port = host.partition("/")[0].partition("]")[2 if host.startswith("[") else 0].partition(":")[2]
     if ":" in user or "password=" in url or not (port or "0").isdigit():  # the value is not repeated
