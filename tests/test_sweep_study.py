@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 from embexp.checks import CONFIG_FOLDER, plain
 from embexp.components import build
 from embexp.errors import Pruned, UserError
+from embexp.job import DISK_FULL
 from embexp.sweep import lease
 from embexp.sweep.crew import end_of
 from embexp.sweep.lease import BEAT, OWNER, PROCESS, this_process
@@ -142,6 +143,19 @@ def test_of_another_machine_only_a_trial_whose_beats_have_stopped_is_run_again(s
     assert states(study) == [TrialState.WAITING, TrialState.RUNNING]
 
 
+def test_a_long_time_without_a_look_is_not_taken_for_beats_that_have_stopped(study, gone, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(lease.time, "monotonic", lambda: now[0])
+    asked(study)
+    mark(study, 0, PROCESS, {**gone, "machine": "elsewhere"})
+    for _ in range(5):
+        assert (
+            study.run_again(set()) == []
+        )  # the database was away, for the trial too; a look counts 15 seconds at most
+        now[0] += 10_000
+    assert study.run_again(set()) == [0]
+
+
 def test_beats_say_that_somebody_is_at_work_until_the_work_is_over():
     beats = []
     with lease.renewed(lambda: beats.append(1), seconds=0.1):
@@ -223,6 +237,14 @@ def test_what_becomes_of_a_trial_whose_process_has_ended_without_a_word(
             runner._settle(0, owner, end_of(Ended(code, out_of_memory)))
     assert states(study)[0] == state
     assert study.trials()[0].user_attrs.get(REASON) == reason
+
+
+def test_a_trial_that_found_the_disk_full_runs_again_and_the_sweep_ends(tmp_path, study):
+    _, owner = asked(study)
+    runner = Runner(study, None, None, folder=tmp_path, label_of=str, job_of=None)
+    with pytest.raises(UserError, match="the disk is full, or nearly"):
+        runner._settle(0, owner, end_of(Ended(DISK_FULL)))
+    assert states(study) == [TrialState.WAITING]
 
 
 def test_a_sweeper_that_ends_early_puts_back_all_that_it_has_handed_out_and_nothing_else(study, gone):
@@ -418,6 +440,7 @@ def test_every_pruner_is_accepted_and_but_for_none_gives_up_the_hopeless_of_ten(
         "postgresql://me:hunter2@host/db",
         "postgresql://me:hunter2@host:5432/db",
         "postgresql://me:hunter2/x@host/db",
+        "postgresql://me:hunter2/db",
         "postgresql://host/db?user=me&password=hunter2",
         "mysql://me:hunter2@host/db",
         "me:hunter2@host/db",
