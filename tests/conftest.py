@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 
 from embexp.retrieval_set import RetrievalSet
+from tests import servers
 from tests.command import Command
 from tests.handbook import write_handbook
 
@@ -118,3 +119,25 @@ def handbook(tmp_path: Path) -> Path:
     folder = tmp_path / "handbook"
     write_handbook(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Postgresql]:
+    """A running PostgreSQL."""
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
+    try:
+        with servers.postgresql(tmp_path_factory.mktemp("postgresql")) as server:
+            yield server
+    except servers.NotInstalled as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment for a running SLURM."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="hydra-submitit-launcher is not installed")
+    try:
+        with servers.slurm(tmp_path_factory.mktemp("slurm")) as environment:
+            yield environment
+    except servers.NotInstalled as error:
+        pytest.skip(str(error))

@@ -19,28 +19,6 @@ from tests import servers
 from tests.servers import NotInstalled, postgresql, slurm
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory):
-    """A running PostgreSQL."""
-    pytest.importorskip("psycopg", reason="psycopg is not installed")
-    try:
-        with postgresql(tmp_path_factory.mktemp("postgresql")) as server:
-            yield server
-    except NotInstalled as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(scope="module")
-def started(tmp_path_factory):
-    """The environment for a running SLURM."""
-    pytest.importorskip("submitit", reason="submitit is not installed")
-    try:
-        with slurm(tmp_path_factory.mktemp("slurm")) as environment:
-            yield environment
-    except NotInstalled as error:
-        pytest.skip(str(error))
-
-
 @pytest.fixture
 def executor(started, monkeypatch, tmp_path):
     """submitit's way to the running SLURM."""

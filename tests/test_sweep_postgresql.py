@@ -19,21 +19,9 @@ import pytest
 from embexp.errors import UserError
 from embexp.sweep.reference import Address
 from embexp.sweep.storage import opened, patiently
-from tests.servers import NotInstalled, postgresql
 from tests.sweeping import LONG, Sweeper, numbered
 
 VARIABLE = "SWEEP_DATABASE"
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory):
-    """A running PostgreSQL."""
-    pytest.importorskip("psycopg", reason="psycopg is not installed")
-    try:
-        with postgresql(tmp_path_factory.mktemp("postgresql")) as server:
-            yield server
-    except NotInstalled as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture

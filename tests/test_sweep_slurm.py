@@ -18,23 +18,11 @@ from embexp.sweep.reference import Address
 from embexp.sweep.storage import opened
 from embexp.sweep.study import DEATHS
 from embexp.sweep.submitted import cores
-from tests.servers import NotInstalled, slurm
 from tests.sweeping import LONG, Sweeper, numbered
 
 JOBS = ["hydra/launcher=submitit_slurm", "hydra.sweeper.n_jobs=2"]
 CPUS = max(2, os.cpu_count() or 2)  # of the cluster's only node
 WHOLE = f"hydra.launcher.cpus_per_task={CPUS}"  # so that one job runs and the other waits
-
-
-@pytest.fixture(scope="module")
-def started(tmp_path_factory):
-    """The environment for a running SLURM."""
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="hydra-submitit-launcher is not installed")
-    try:
-        with slurm(tmp_path_factory.mktemp("slurm")) as environment:
-            yield environment
-    except NotInstalled as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture
