@@ -51,8 +51,16 @@ class Worker:
         server = multiprocessing.get_context("forkserver")
         server.set_forkserver_preload(PRELOADED)
         self._killed_before = _killed_for_memory()
-        self._process: Any = server.Process(target=_carry_out, args=(job, slot, quiet), name=f"job-{job.folder.name}")
-        self._process.start()
+
+        def started() -> Any:
+            process = server.Process(target=_carry_out, args=(job, slot, quiet), name=f"job-{job.folder.name}")
+            process.start()
+            return process
+
+        try:
+            self._process = started()
+        except (EOFError, ConnectionError):  # the process that forks was killed just now; the next call starts another
+            self._process = started()
         self.sentinel = self._process.sentinel
         self.slot = slot
 
