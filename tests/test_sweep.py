@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 
 import optuna
 import pytest
@@ -220,3 +221,38 @@ def test_several_objectives_give_a_front_of_trials(tmp_path, data):
     front = {trial.number for trial in study_of(tmp_path).best_trials}
     shown = ended.stdout.partition("Pareto front")[2].partition("| trial |")[2].partition("\n\n")[0].splitlines()[2:]
     assert {int(line.split("|")[1]) for line in shown} == front
+
+
+def test_more_confirming_seeds_are_added_to_those_that_are_there(swept):
+    folder, _, words = swept
+    kept = {path: path.stat().st_mtime_ns for path in folder.glob("multirun/test/confirm-*/*/result.json")}
+    command = [word for word in words if not word.startswith(("sweep.confirm_seeds", "hydra.sweeper.n_trials"))]
+    total = len(study_of(folder).get_trials())
+    ended = separate(*command, f"hydra.sweeper.n_trials={total}", "sweep.confirm_seeds=3", folder=folder)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    best = study_of(folder).best_trial.number
+    seeds = sorted(path.parent.name for path in folder.glob(f"multirun/test/confirm-{best}/*/result.json"))
+    assert seeds == ["seed-1", "seed-2", "seed-3"]
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_a_confirmation_never_takes_over_a_run_of_another_study(swept, tmp_path, data):
+    folder, _, _ = swept
+    (old,) = list(folder.glob("multirun/test/confirm-*"))[:1]
+    shutil.copytree(old, tmp_path / "multirun" / "test" / "confirm-0")
+    search = ["sampler=random", "loss.scale=interval(1,2)", "hydra.sweeper.n_trials=1", "sweep.confirm_seeds=1"]
+    ended = separate(*CUSTOM, *data, *search, folder=tmp_path)
+    assert ended.returncode == 1
+    assert "holds a run of another study: loss.scale was" in ended.stdout
+
+
+def test_a_study_holds_what_stands_under_a_searched_group_too(tmp_path, data):
+    search = ["loss=mnrl,symmetric_mnrl", "pruner=none", "sweep.objectives={training_seconds:minimize}", "limit=20"]
+    words = [*CUSTOM, *data, *search, "hydra.sweeper.n_trials=1", "sweep.confirm_seeds=0"]
+    first = separate(*words, "loss.scale=20", folder=tmp_path)
+    assert first.returncode == 0, first.stdout + first.stderr
+    (trial,) = study_of(tmp_path).get_trials()
+    assert trial.value == results_in(tmp_path)["0"]["seconds"]["training"]
+    other = separate(*words, "loss.scale=45", folder=tmp_path)
+    assert other.returncode == 1
+    assert "config: loss.scale with loss=mnrl was 20, now 45" in other.stdout

@@ -25,8 +25,9 @@ from embexp.sweep.crew import end_of
 from embexp.sweep.lease import BEAT, OWNER, PROCESS, this_process
 from embexp.sweep.reference import JOURNAL, Address, TrialReference
 from embexp.sweep.running import Runner
-from embexp.sweep.settings import mistakes_in
+from embexp.sweep.settings import mistakes_in, mistakes_in_search
 from embexp.sweep.storage import BLOCK, alone, opened
+from embexp.sweep.sweeper import seed_of
 from embexp.sweep.trial import REASON, Trial
 from embexp.workers import Ended
 from tests.studies import FORK, asked, mark, states, study_in
@@ -494,3 +495,40 @@ def test_a_study_in_a_folder_that_can_not_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=re.escape(f"the study {tmp_path}/file/sweep/study.journal can't be opened")):
         opened(Address(str(Path(tmp_path, "file", "sweep"))))
+
+
+# what can't be searched
+
+
+@pytest.mark.parametrize(
+    ("searched", "words"),
+    [
+        ({"metric": ["recall@1", "recall@10"]}, "metric is what trials are compared by"),
+        ({"metric": ["dim64.recall@10", "recall@10"]}, None),
+        ({"model": ["minilm", "mpnet"]}, "set evaluator.retrieval.training_distractors=null, or pruner=none"),
+        ({"loss": ["mnrl", "triplet"]}, None),
+    ],
+)
+def test_a_search_that_would_compare_what_does_not_compare_is_refused(searched, words):
+    config, sweeper = composed()
+    found = mistakes_in_search(config["evaluator"], sweeper, searched)
+    assert found == [] if words is None else words in found[0]
+    assert mistakes_in_search(config["evaluator"], {**sweeper, "pruner": None}, {"model": ["minilm"]}) == []
+
+
+def test_a_sampler_may_hold_nothing_that_is_no_sampler():
+    config, sweeper = composed()
+    storage = {"_target_": "optuna.storages.journal.JournalFileBackend", "file_path": "x"}
+    sweeper["sampler"]["gamma"] = storage
+    assert mistakes_in(config, sweeper) == ["sampler.gamma must be of optuna.samplers. or optuna.pruners."]
+
+
+def test_neighbouring_seeds_and_trials_draw_from_generators_of_their_own():
+    seeds = {seed_of(seed, number) for seed in range(3) for number in range(20)}
+    assert len(seeds) == 60
+
+
+def test_a_study_whose_first_sweeper_said_nothing_keeps_its_directions(tmp_path):
+    study_in(tmp_path)
+    with pytest.raises(UserError, match="asks for maximize, now minimize"):
+        study_in(tmp_path, directions=("minimize",)).hold_to({}, complete=False)
