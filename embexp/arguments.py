@@ -73,7 +73,7 @@ def checked_arguments(
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         setting = _Setting(loader, config_dir, config_name or program.name, program, sweep, fresh, shown)
-        parsed, problems = _parse(overrides, sweep=sweep)
+        parsed, problems = _parse(overrides, loader, sweep=sweep)
         problems += _hidden_files(config_dir)
         accepted, mistakes = _accepted(parsed, setting)
         problems += mistakes
@@ -152,6 +152,8 @@ def _search_mistakes(
 ) -> list[str]:
     """What is wrong with the settings of a sweep, or with a search where none is chosen."""
     if not config.get("sweep"):
+        if hydra.sweeper.get("_target_", "").startswith("hydra_plugins.embexp_sweeper"):
+            return ["this search has no node sweep; begin your file with `defaults: [custom, _self_]`, which has one"]
         unbounded = [o for o in values if o.is_sweep_override() and not o.is_discrete_sweep()]
         return [f"{o.input_line}: only a sweep searches; add sweep=custom, or list values" for o in unbounded]
     if not isinstance(config["sweep"], Mapping):
@@ -197,8 +199,8 @@ def _folder_mistakes(hydra: DictConfig, *, sweep: bool, fresh: bool) -> list[str
     return []
 
 
-def _parse(overrides: Sequence[str], *, sweep: bool) -> tuple[list[Override], list[str]]:
-    parser = OverridesParser.create()
+def _parse(overrides: Sequence[str], loader: ConfigLoader, *, sweep: bool) -> tuple[list[Override], list[str]]:
+    parser = OverridesParser.create(config_loader=loader)
     parsed, problems = [], []
     for text in overrides:
         try:

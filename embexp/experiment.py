@@ -40,6 +40,10 @@ log = logging.getLogger(__name__)
 EVALUATION_NEGATIVES: dict[str, Any] = {"negatives": partial(draw_random, per_query=1), "seed": 0}
 HELPERS = ("guide", "teacher", "rescorer")  # keys of losses and negatives that name a model
 UNTRAINED = "the base model's vectors are random, so that being better than it says little; compare with BM25"
+UNMOVED = (
+    "training has changed no score on dev, so its steps were too small or too few; raise trainer.learning_rate "
+    "(model=static needs about 0.02) or trainer.num_train_epochs"
+)
 NO_TEACHER = (
     "without a teacher the loss learns the base model's own scores, which teaches it nothing new; "
     "loss.teacher= names a cross-encoder"
@@ -90,6 +94,8 @@ def measure(
                 model.model.save_pretrained(str(folder / "model"), create_model_card=False)
         with stage("tuned"):
             measured("tuned", Dense(Encoder(model, progress="tuned model")))
+            if result["tuned"]["dev"] == result["base"]["dev"]:
+                _note(result, UNMOVED)
     if "test" in sides:
         with stage("comparison"):
             on_test = {arm: by_side["test"] for arm, by_side in arms.items()}

@@ -23,6 +23,8 @@ ADVICE = (
     "worse. The base model stays the better choice until dev says otherwise."
 )
 
+FEWEST_FOR_INTERVAL = 5  # documents: fewer resample to themselves too often to say anything
+
 SLICES = {
     "seen": "new questions on documents that training questions came from",
     "unseen": "on documents held out whole",
@@ -199,7 +201,8 @@ def _slices(result: Mapping[str, Any]) -> str:
 
 def _compared(tuned: float, delta: Mapping[str, Any]) -> list[str]:
     counts = "-" if delta["wins"] is None else f"{delta['wins']}/{delta['ties']}/{delta['losses']}"
-    return [number(tuned), _signed(delta), _interval(delta), counts]
+    few = delta["documents"] < FEWEST_FOR_INTERVAL
+    return [number(tuned), _signed(delta), "too few" if few else _interval(delta), counts]
 
 
 def ranked_runs(results: Sequence[tuple[str, str, Mapping[str, Any] | None, str]]) -> str:

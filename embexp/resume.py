@@ -34,8 +34,15 @@ def folder_to_resume(overrides: Sequence[str]) -> Path | None:
     if not (folder / ".hydra" / "config.yaml").is_file():
         inside = sorted(path.parent.parent.name for path in folder.glob("*/.hydra/config.yaml"))
         hint = f" It holds the runs {listed(inside)}: name one of them." if inside else ""
+        if (folder / "study.journal").exists():
+            hint = " It is a sweep, which goes on by its own command."
         raise UserError(f"resume={folder}: this is not the folder of a run (it has no .hydra/config.yaml).{hint}")
     hydra = _saved(folder, "hydra.yaml")["hydra"]
+    if _saved(folder, "config.yaml").get("sweep"):
+        raise UserError(
+            f"resume={folder}: this is a trial of a sweep. It goes on by the sweep's own command, as "
+            f"{folder.parent} was started, in the folder {hydra['runtime']['cwd']}"
+        )
     if hydra["job"]["config_name"] == MINING:
         again = shlex.join(["python", "-m", "embexp.mine", *own_folders(hydra), *hydra["overrides"]["task"]])
         raise UserError(

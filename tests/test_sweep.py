@@ -109,8 +109,11 @@ def test_the_summary_ranks_by_dev_and_shows_the_confirmation_and_figures(swept):
     first = max(float(row.split("|")[3]) for row in rows if row.endswith("completed |"))
     assert rows[0].split("|")[1].strip() == str(best.number)
     assert float(rows[0].split("|")[3]) == first == round(best.value, 3)
-    assert f"The best, #{best.number}, trained again with other seeds and scored on test" in summary
+    assert f"The best, #{best.number}, trained again with other seeds; recall@10:" in summary
     assert "What mattered" in summary
+    result = results_in(folder)[str(best.number)]
+    base, bm25 = (result[arm]["dev"]["recall@10"] for arm in ("base", "bm25"))
+    assert f"Beside it, recall@10 on dev: base {base:.3f}, BM25 {bm25:.3f}." in summary
     for name in ("history", "slices", "importance"):
         assert (folder / "multirun" / "test" / "figures" / f"{name}.svg").read_text().startswith("<?xml")
     assert "python -m embexp" in ended.stdout

@@ -20,7 +20,7 @@ from embexp.errors import UserError, listed
 from embexp.sweep.reference import SCHEMES
 
 SWEEP_TYPES: dict[str, Types] = {
-    "name": ((str,), "a name for its folder, such as mnrl"),
+    "name": ((str,), "a name for its folder, such as mnrl; a number needs quotes: sweep.name=\"'7'\""),
     "objectives": ((dict, type(None)), "a mapping such as {metric: maximize, dimensions: minimize}, or null"),
     "looks": ((int,), "a whole number of looks at dev per epoch"),
     "confirm_seeds": ((int,), "a whole number; 0 confirms nothing"),
@@ -73,8 +73,8 @@ def mistakes_in(config: Mapping[str, Any], sweeper: Mapping[str, Any]) -> list[s
     """Every mistake in the nodes `sweep` (of the composed config) and `hydra.sweeper`."""
     sweep = config["sweep"]
     problems = _of_types(sweep, SWEEP_TYPES, "sweep") + _of_types(sweeper, SWEEPER_TYPES, "hydra.sweeper")
-    unknown = [f"sweep.{key}" for key in sweep if key not in SWEEP_TYPES]
-    problems += [f"{key}: there is no such key; sweep has {listed(SWEEP_TYPES, most=20)}" for key in unknown]
+    problems += _unknown(sweep, [*SWEEP_TYPES], "sweep")
+    problems += _unknown(sweeper, [*SWEEPER_TYPES, "sampler", "pruner", "_target_", "_recursive_"], "hydra.sweeper")
     if problems:
         return problems
     for node, values in (("sweep", sweep), ("hydra.sweeper", sweeper)):
@@ -95,12 +95,25 @@ def mistakes_in(config: Mapping[str, Any], sweeper: Mapping[str, Any]) -> list[s
 
 def _of_types(node: Mapping[str, Any], types: Mapping[str, Types], path: str) -> list[str]:
     problems = []
+    if lacking := [key for key in types if key not in node]:
+        problems.append(
+            f"{path} has no {', '.join(lacking)}; begin your file with `defaults: [custom, _self_]`, which has"
+        )
     for key, (accepted, words) in types.items():
-        if key not in node:
-            problems.append(f"{path}.{key} must be set: {path}.{key}=...")
-        elif not isinstance(node[key], accepted) or isinstance(node[key], bool):
+        if key in lacking:
+            continue
+        if not isinstance(node[key], accepted) or isinstance(node[key], bool):
             problems.append(f"{path}.{key}={node[key]!r} must be {words}")
     return problems
+
+
+def _unknown(node: Mapping[str, Any], known: Sequence[str], path: str) -> list[str]:
+    return [
+        f"{path}.{key}: there is no such key;{nearest(str(key), known)} there are "
+        f"{listed([key for key in known if not key.startswith('_')], most=20)}"
+        for key in node
+        if key not in known
+    ]
 
 
 def _name_mistakes(name: str) -> list[str]:

@@ -66,9 +66,10 @@ class Summary:
 
     def text(self) -> str:
         """All of it, as Markdown."""
-        parts = [self._front() if len(self.objectives) > 1 else "", self._table(), self._confirmed()]
+        parts = [self._front() if len(self.objectives) > 1 else "", self._table(), self._beside(), self._confirmed()]
         if importance := self._importance():
-            parts.append(f"What mattered (PED-ANOVA): {importance}.")
+            completed = counted(len(self._ended(TrialState.COMPLETE)), "completed trial")
+            parts.append(f"What mattered (PED-ANOVA, from {completed}): {importance}.")
         parts.append(f"To train the best again:\n\n    {self.command}")
         return "\n\n".join(part for part in parts if part)
 
@@ -89,7 +90,7 @@ class Summary:
             [
                 str(trial.number),
                 _params(trial),
-                *(_bracketed(number(value), trial) for value in (trial.values or [])),
+                *(_bracketed(_score(value), trial) for value in (trial.values or [])),
                 *("-" for _ in self.objectives[len(trial.values or []) :]),
                 _seconds(trial),
                 f"failed: {_reason(trial)[:80]}" if trial.state == TrialState.FAIL else STATUS[trial.state],
@@ -101,6 +102,22 @@ class Summary:
             return table
         return f"{table}\n\nIn brackets: at a pruned trial's last look, where fewer passages are searched."
 
+    def _beside(self) -> str:
+        """What the base model and BM25 have on dev, by the best's metric, and whether any trial was better."""
+        best = best_of(self.study)
+        result = best.user_attrs.get(RESULT, {}) if best is not None else {}
+        if "dev" not in result:
+            return ""
+        metric, base, bm25 = result["metric"], result["base"], result["bm25"]
+        keyword = f", BM25 {number(bm25)}" if bm25 is not None else ""
+        lines = [f"Beside it, {metric} on dev: base {number(base)}{keyword}."]
+        if result["dev"] <= base:
+            lines.append(
+                "**No trial was better than the base model on dev.** Search elsewhere, or keep the base model."
+            )
+        lines += [f"Note: {note}." for note in result["notes"]]
+        return "\n\n".join(lines)
+
     def _headings(self) -> list[str]:
         special = set(MEASURED) - {"metric"}
         return [name if name in special else f"{name} on dev" for name in self._names()]
@@ -110,7 +127,7 @@ class Summary:
 
     def _front(self) -> str:
         rows = [
-            [str(trial.number), *(number(value) for value in trial.values), _params(trial)]
+            [str(trial.number), *(_score(value) for value in trial.values), _params(trial)]
             for trial in sorted(self.study.best_trials, key=lambda trial: trial.values)
         ]
         table = aligned(["trial", *self._names(), "chosen"], rows)
@@ -133,7 +150,9 @@ class Summary:
             shown = [number(result["dev"]), f"{number(test['base'])} -> {number(test['tuned'])}", interval]
             rows.append([str(trial.params["seed"]), *shown, result["verdict"]])
         table = aligned(["seed", "on dev", "on test", "delta (95 % interval)", "verdict"], rows)
-        text = f"The best, #{best.number}, trained again with other seeds and scored on test:\n\n{table}"
+        by = f" by {self._names()[0]}" if len(self.objectives) > 1 else ""
+        metric = best.user_attrs[RESULT]["metric"]
+        text = f"The best{by}, #{best.number}, trained again with other seeds; {metric}:\n\n{table}"
         if dev:
             spread = f" ± {(max(dev) - min(dev)) / 2:.3f} (half the range)" if len(dev) > 1 else ""
             own = best.user_attrs[RESULT]["dev"]
@@ -148,6 +167,8 @@ class Summary:
     def _importance(self) -> str:
         if len(self._ended(TrialState.COMPLETE)) < FEWEST_FOR_IMPORTANCE:
             return ""
+        if len({trial.values[0] for trial in self._ended(TrialState.COMPLETE)}) == 1:
+            return "nothing, all scored the same"
         target = None if len(self.objectives) == 1 else self._first_as_loss
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it is experimental
@@ -173,7 +194,7 @@ class Summary:
             target = {"target": _first_value, "target_name": self._names()[0]}
             losses = {"target": self._first_as_loss, "target_name": self._names()[0]}
         wanted: dict[str, Any] = {"history": plots.plot_optimization_history, "slices": plots.plot_slice}
-        if self._importance():
+        if "%" in self._importance():
             wanted["importance"] = plots.plot_param_importances
         made = []
         for name, plot in wanted.items():
@@ -219,7 +240,12 @@ def _shown(value: Any, distribution: Any) -> str:
 
 
 def _values(trial: FrozenTrial) -> str:
-    return ", ".join(number(value) for value in (trial.values or [])) or "-"
+    return ", ".join(_score(value) for value in (trial.values or [])) or "-"
+
+
+def _score(value: float) -> str:
+    """With three decimals, but whole numbers such as dimensions as they are."""
+    return f"{value:.0f}" if value > 1 and value == int(value) else number(value)
 
 
 def _seconds(trial: FrozenTrial) -> str:

@@ -82,6 +82,7 @@ class Sweep:
         """Run what is missing of the sweep; returns the exit code."""
         self._folder.mkdir(parents=True, exist_ok=True)
         study = self._study(self._settings.name, self._settings.pruner)
+        log.info("sweep %s: loading libraries and data ...", study.name)
         contract = self._contract()
         study.hold_to(contract, complete=False)  # before the data are read
         study.hold_to({**contract, "data": self._data()})
@@ -154,7 +155,8 @@ class Sweep:
             return None
         study = self._study(f"{self._settings.name}/confirm-{best.number}", None)
         study.enqueue([{"seed": seed} for seed in seeds])
-        log.info("confirming #%d with %d other seeds, on test", best.number, len(seeds))
+        if any(not trial.state.is_finished() for trial in study.trials()):
+            log.info("confirming #%d with other seeds, on test", best.number)
         chosen = self._chosen(best)
 
         def job_of(study: Study, trial: optuna.Trial, owner: str) -> Job:

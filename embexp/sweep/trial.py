@@ -174,7 +174,10 @@ def shown(result: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "status": result["status"],
         "seconds": round(sum(result["seconds"].values()), 1),
+        "metric": metric,
         "base": result["base"]["dev"][metric] if result["base"] else None,
+        "bm25": result["bm25"]["dev"].get(metric) if result["bm25"] else None,
+        "notes": list(result["notes"]),
     }
     if result["tuned"]:
         found["dev"] = result["tuned"]["dev"][metric]
