@@ -200,13 +200,14 @@ def _folder_mistakes(hydra: DictConfig, *, sweep: bool, fresh: bool) -> list[str
 
 
 def _parse(overrides: Sequence[str], loader: ConfigLoader, *, sweep: bool) -> tuple[list[Override], list[str]]:
-    parser = OverridesParser.create(config_loader=loader)
+    parser = OverridesParser.create()
     parsed, problems = [], []
     for text in overrides:
         try:
             if re.match(r"[^=]*[][\\]", text):  # loss[scale]=1, which Hydra 1.4 takes and 1.3 does not
                 raise HydraException(text)
             override = parser.parse_override(text)
+            override.config_loader = loader  # glob(*) asks it
         except HydraException:
             hint = " A value with special characters needs quotes: 'key=\"value\"'." if "=" in text else ""
             problems.append(f"{text!r} is not of the form key=value.{hint}")

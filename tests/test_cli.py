@@ -156,3 +156,41 @@ def test_ctrl_c_ends_with_one_and_no_result(tmp_path, pairs_file):
     assert "Traceback" not in output
     assert not (tmp_path / "run" / "result.json").exists()
     assert all(json.loads(line) for line in metrics.read_text().splitlines())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sweep=mnrl", "hydra.sweeper.n_trials=0", "sweep.looks=0"], "2 mistakes"),
+        (["sweep=mnrl", "+hydra.sweeper.n_jbos=2"], "did you mean n_jobs?"),
+        (["sweep=mnrl", "sweep.name=123"], "a number needs quotes"),
+        (["sweep=mnrl", "loss.triplet_margin=interval(0,1)"], "loss.triplet_margin: there is no such key"),
+        (["sweep=mnrl", "trainer.learning_rate=interval(1e-3,1e-5)"], "upside down"),
+        (["sweep=mnrl", "trainer.learning_rate=tag(log,interval(0,1))"], "trainer.learning_rate=0.0 must be above 0"),
+        (["sweep=mnrl", "negatives=glob(*)"], "list what it may be"),
+        (["sweep=mnrl", "sampler=tpee"], "did you mean tpe?"),
+        (["sweep=mnrl", "pruner=med"], "did you mean median?"),
+        (["sweep=custom"], "the search space is empty"),
+        (["hydra/sweeper=embexp"], "this search has no node sweep"),
+        (["trainer.learning_rate=interval(1e-5,1e-3)"], "only a sweep searches; add sweep=custom"),
+    ],
+)
+def test_a_sweep_that_makes_no_sense_is_refused_before_any_trial(embexp, tmp_path, words, said):
+    run = embexp("-m", "model=static", *words)
+    assert run.code == 1
+    assert said in run.output
+    assert not (tmp_path / "multirun").exists()
+
+
+def test_a_sweep_without_m_is_told_to_add_it(embexp):
+    assert "a sweep is a multirun: add -m" in embexp("sweep=mnrl").output
+
+
+def test_a_sweep_file_that_changes_another_one_is_enough(embexp, tmp_path):
+    (tmp_path / "my_conf" / "sweep").mkdir(parents=True)
+    (tmp_path / "my_conf" / "sweep" / "rates.yaml").write_text(
+        "# @package _global_\ndefaults: [custom, _self_]\nsweep:\n  name: rates\nhydra:\n  sweeper:\n"
+        "    params:\n      trainer.learning_rate: interval(1, 0)\n"
+    )
+    run = embexp("-m", "--config-dir", "my_conf", "sweep=rates")
+    assert "trainer.learning_rate=interval(1, 0): the interval is upside down; write interval(0.0,1.0)" in run.output

@@ -3,6 +3,11 @@
 import json
 import shlex
 import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
 
 import optuna
 import pytest
@@ -12,6 +17,7 @@ from embexp.resume import leaves
 from embexp.sweep.reference import Address
 from embexp.sweep.storage import opened
 from tests.command import separate
+from tests.servers import free_port
 
 MODEL = ["model=static", "model.dimension=16", "logger=none"]
 TRAINED = ["trainer.per_device_train_batch_size=8", "trainer.num_train_epochs=2", "trainer.learning_rate=0.05"]
@@ -259,3 +265,28 @@ def test_a_study_holds_what_stands_under_a_searched_group_too(tmp_path, data):
     other = separate(*words, "loss.scale=45", folder=tmp_path)
     assert other.returncode == 1
     assert "config: loss.scale with loss=mnrl was 20, now 45" in other.stdout
+
+
+@pytest.mark.real_server
+def test_optuna_dashboard_shows_the_study(swept):
+    folder, _, _ = swept
+    program = Path(sys.executable).with_name("optuna-dashboard")
+    if not program.exists():
+        pytest.skip("optuna-dashboard is not installed")
+    port = free_port()
+    command = [program, folder / "multirun" / "test" / "study.journal", "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 60
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies", timeout=10) as answer:
+                    shown = json.load(answer)["study_summaries"]
+                break
+            except OSError:  # not listening yet
+                assert time.monotonic() < end
+                time.sleep(0.2)
+    finally:
+        server.kill()
+        server.wait()
+    assert "test" in {study["study_name"] for study in shown}
