@@ -15,6 +15,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import TrialState
+from sqlalchemy.exc import OperationalError
 
 from embexp.checks import CONFIG_FOLDER, plain
 from embexp.components import build
@@ -26,7 +27,7 @@ from embexp.sweep.lease import BEAT, OWNER, PROCESS, this_process
 from embexp.sweep.reference import JOURNAL, Address, TrialReference
 from embexp.sweep.running import Runner
 from embexp.sweep.settings import mistakes_in, mistakes_in_search
-from embexp.sweep.storage import BLOCK, alone, opened
+from embexp.sweep.storage import BLOCK, alone, is_away, opened
 from embexp.sweep.sweeper import seed_of
 from embexp.sweep.trial import REASON, Trial
 from embexp.workers import Ended
@@ -532,3 +533,11 @@ def test_a_study_whose_first_sweeper_said_nothing_keeps_its_directions(tmp_path)
     study_in(tmp_path)
     with pytest.raises(UserError, match="asks for maximize, now minimize"):
         study_in(tmp_path, directions=("minimize",)).hold_to({}, complete=False)
+
+
+def test_an_error_that_leads_to_itself_is_looked_through_once():
+    inner, outer = RuntimeError("a bug in this data set"), ValueError("can't be made")
+    outer.__cause__, inner.__context__ = inner, outer
+    assert not is_away(inner)
+    inner.__cause__ = OperationalError("SELECT 1", {}, Exception("the server closed the connection"))
+    assert is_away(outer)

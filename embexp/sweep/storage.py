@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import optuna
 import sqlalchemy
@@ -92,14 +92,17 @@ def is_away(error: BaseException) -> bool:
     return any(isinstance(each, OperationalError) for each in _chain(error))
 
 
-def said_first(error: Exception) -> Exception:
+def said_first(error: BaseException) -> BaseException:
     """The error that the others came from, such as the driver's own: Optuna's text guesses at invalid data."""
     return list(_chain(error))[-1]
 
 
-def _chain(error: BaseException) -> Iterator[Any]:
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and what led to it; `raise error.__cause__` makes circles."""
     found: BaseException | None = error
-    while found is not None:
+    seen: set[int] = set()
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
         yield found
         found = found.__cause__ or found.__context__
 
