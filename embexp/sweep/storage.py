@@ -92,9 +92,9 @@ def is_away(error: BaseException) -> bool:
     return any(isinstance(each, OperationalError) for each in _chain(error))
 
 
-def said_first(error: BaseException) -> BaseException:
+def said_first(error: Exception) -> Exception:
     """The error that the others came from, such as the driver's own: Optuna's text guesses at invalid data."""
-    return list(_chain(error))[-1]
+    return [each for each in _chain(error) if isinstance(each, Exception)][-1]
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
