@@ -245,3 +245,9 @@ def test_a_file_of_the_users_that_has_a_packaged_name_is_refused_and_not_passed_
     for name in ("mnrl", "triplet"):  # an unchanged copy reads the same
         (tmp_path / "loss" / f"{name}.yaml").write_bytes((CONFIG_FOLDER / "loss" / f"{name}.yaml").read_bytes())
     assert checked_arguments(["loss=mine"], config_dir=str(tmp_path), sweep=False) == ["loss=mine"]
+
+
+@pytest.mark.parametrize("sweep", sorted(path.stem for path in (CONFIG_FOLDER / "sweep").glob("*.yaml")))
+def test_every_sweep_file_searches_what_there_is(sweep):
+    own = ["trainer.learning_rate=interval(1e-6,1e-4)"] if sweep == "custom" else []
+    assert checked_arguments([f"sweep={sweep}", *own], config_dir=None, sweep=True)[0] == f"sweep={sweep}"
