@@ -94,8 +94,7 @@ def measure(
                 model.model.save_pretrained(str(folder / "model"), create_model_card=False)
         with stage("tuned"):
             measured("tuned", Dense(Encoder(model, progress="tuned model")))
-            if result["tuned"]["dev"] == result["base"]["dev"]:
-                _note(result, UNMOVED)
+            _say_if_unmoved(result)
     if "test" in sides:
         with stage("comparison"):
             on_test = {arm: by_side["test"] for arm, by_side in arms.items()}
@@ -165,6 +164,11 @@ def _loaded(config: Mapping[str, Any], source: Any, splits: Splits, result: dict
     result["counts"]["dimensions"] = model.model.get_embedding_dimension()
     result["counts"]["truncated"] = count_truncated(model, splits.test)
     return model
+
+
+def _say_if_unmoved(result: dict[str, Any]) -> None:
+    if result["tuned"]["dev"] == result["base"]["dev"]:
+        _note(result, UNMOVED)
 
 
 def _note(result: dict[str, Any], text: str) -> None:

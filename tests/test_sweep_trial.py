@@ -48,8 +48,12 @@ def result_of(status="completed", *, dev=0.75, **further):
         "status": status, "metric": "recall@10", "seconds": {"data": 1.0, "training": 2.04},
         "base": {"dev": {"recall@10": 0.5}, "test": None}, "delta": None, "verdict": None, "counts": {"dimensions": 16},
         "tuned": {"dev": {"recall@10": dev, "ndcg@10": 0.25}, "test": None} if status == "completed" else None,
+        "bm25": {"dev": {"recall@10": 0.25}, "test": None}, "notes": ["a remark"],
         **further,
     }  # fmt: skip
+
+
+TOLD = {"metric": "recall@10", "seconds": 3.0, "base": 0.5, "bm25": 0.25, "notes": ["a remark"]}  # of every run
 
 
 # reports
@@ -121,7 +125,7 @@ def test_a_completed_result_is_told_with_its_dev_score(study, handed_out):
     Trial(handed_out()).tell(result_of(dev=0.75))
     (trial,) = study.trials()
     assert (trial.state, trial.value) == (TrialState.COMPLETE, 0.75)
-    assert trial.user_attrs[RESULT] == {"status": "completed", "seconds": 3.0, "base": 0.5, "dev": 0.75}
+    assert trial.user_attrs[RESULT] == {**TOLD, "status": "completed", "dev": 0.75}
 
 
 def test_a_pruned_result_is_told_as_pruned_with_the_last_look(study, handed_out):
@@ -131,7 +135,7 @@ def test_a_pruned_result_is_told_as_pruned_with_the_last_look(study, handed_out)
     trial.tell(result_of("pruned"))
     (told,) = study.trials()
     assert (told.state, told.value) == (TrialState.PRUNED, 0.3)
-    assert told.user_attrs[RESULT] == {"status": "pruned", "seconds": 3.0, "base": 0.5}
+    assert told.user_attrs[RESULT] == {**TOLD, "status": "pruned"}
 
 
 def test_a_confirming_result_is_told_with_its_delta_on_test(study, handed_out):
