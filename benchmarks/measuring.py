@@ -39,7 +39,7 @@ def apart(
     """The JSON object in the last line that `python script arguments` prints, run in a process of its own.
 
     memory_gib: a limit of the kernel on its address space; above it the process ends and so does the benchmark. Adds
-    `wall` (seconds, imports included) and `peak_mib` (resident, of the script and what it started).
+    `wall`, in seconds, imports included.
     """
     variables = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY), **(environment or {})}
     limit = None if memory_gib is None else int(memory_gib * 2**30)
