@@ -217,3 +217,15 @@ def test_without_a_cache_the_scores_are_the_same(embexp, tmp_path):
     choices = [*QUICK, "negatives=hard", "loss=triplet", "dataset.packages=[json,logging,email]"]
     kept, made = embexp(*choices, f"cache={tmp_path / 'kept'}"), embexp(*choices, "cache=false")
     assert made.result["tuned"] == kept.result["tuned"]
+
+
+def test_a_training_that_changes_no_score_is_noted(embexp, sources):
+    run = embexp(*QUICK, *sources["pairs"], "trainer.learning_rate=1e-12")
+    assert any("training has changed no score on dev" in note for note in run.result["notes"])
+    assert "Note: training has changed no score on dev" in run.output
+
+
+def test_a_training_that_changes_scores_is_not(embexp, sources):
+    run = embexp(*QUICK, *sources["pairs"], "trainer.learning_rate=0.1", "trainer.max_steps=20")
+    assert run.result["tuned"]["dev"] != run.result["base"]["dev"]
+    assert not any("changed no score" in note for note in run.result["notes"])

@@ -39,3 +39,15 @@ def test_the_report_says_why_an_interval_without_zero_is_no_verdict(documents, p
     line = reports.verdict_line(result)
     assert words in line
     assert ("too few" in line) == bool(words)
+
+
+@pytest.mark.parametrize(("documents", "interval"), [(4, "too few"), (5, "-0.100 to +0.300")])
+def test_a_slice_of_fewer_than_five_documents_shows_no_interval(documents, interval):
+    delta = {"absolute": 0.1, "ci_low": -0.1, "ci_high": 0.3, "p_value": 0.4, "documents": documents}
+    part = {
+        "queries": 8, "base": {"recall@10": 0.5}, "tuned": {"recall@10": 0.6}, "bm25": {"recall@10": 0.4},
+        "delta": {"recall@10": {**delta, "wins": 2, "ties": 5, "losses": 1}},
+    }  # fmt: skip
+    table = reports._slices({"metric": "recall@10", "slices": {"seen": part}, "delta": {"recall@10": delta}})
+    cells = [cell.strip() for cell in table.splitlines()[2].split("|")[1:-1]]
+    assert cells == ["seen (8 queries)", "0.400", "0.500", "0.600", "+0.100", interval, "2/5/1"]
