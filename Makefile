@@ -17,10 +17,12 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# embexp against a plain script, an hour on two cores: make bench DATA=<folder with pqa_labeled/*.parquet>
+# measure anew what benchmarks/README.md shows: hours on two cores. make bench NAMES="search startup" measures these;
+# DATA=<folder with pqa_labeled/*.parquet> is a local copy of PubMedQA. The peer faiss-cpu is measured where it is installed
 DATA ?= ../shared/data/PubMedQA
+NAMES ?=
 bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/training.py --data $(DATA)
+	$(BIN)/python benchmarks/tables.py --data $(DATA) $(NAMES)
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "embexp needs Python 3.11 or newer: make PYTHON=python3.11 ...")'

@@ -83,3 +83,56 @@ def test_the_filter_keeps_good_planted_questions_and_drops_the_faults_it_is_for(
     assert found["stands alone"][1] > 0.7
     assert "Good questions kept: 512 of 512" in without_judge
     assert "good ones that look bad: 32 of 32 right" in ended.stdout
+
+
+def tables(page, *arguments):
+    call = [sys.executable, "benchmarks/tables.py", "--page", str(page), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, env=environment)
+
+
+def test_make_bench_puts_what_a_benchmark_prints_into_its_block_and_leaves_the_rest(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- bench: tables.py --help -->\nold\n<!-- end -->\nafter\n")
+    assert tables(page).returncode == 0
+    found = page.read_text()
+    assert found.startswith("before\n<!-- bench: tables.py --help -->\nusage: tables.py")
+    assert found.endswith("<!-- end -->\nafter\n")
+    assert "old" not in found
+    assert "cores" in found  # the machine's line
+
+
+def test_a_benchmark_that_fails_leaves_its_block_and_make_bench_says_so(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- bench: training.py --data DATA -->\nold\n<!-- end -->\n")
+    ended = tables(page, "--data", str(tmp_path / "nowhere"))
+    assert ended.returncode == 1
+    assert "failed, and left as they were: training.py --data DATA" in ended.stderr
+    assert "old" in page.read_text()
+
+
+def test_make_bench_refuses_a_name_that_its_page_has_not(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- bench: search.py -->\n<!-- end -->\n")
+    ended = tables(page, "serach")
+    assert ended.returncode == 2
+    assert "has no block of serach; it has search" in ended.stderr
+
+
+def test_every_block_of_the_benchmarks_page_names_a_benchmark_that_is_there():
+    from benchmarks.tables import BLOCK, PAGE
+
+    commands = [block["command"] for block in BLOCK.finditer(PAGE.read_text())]
+    assert commands
+    assert all((REPOSITORY / "benchmarks" / command.split()[0]).is_file() for command in commands)
+
+
+def test_the_gpu_benchmark_measures_tiny_models_anywhere():
+    call = [sys.executable, "benchmarks/gpu.py", "--quick"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    ended = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    lines = [line.split("|")[1:-1] for line in ended.stdout.splitlines() if line.startswith("| tiny")]
+    assert [line[0].strip() for line in lines] == ["tiny, mnrl, sdpa", "tiny, cached_mnrl, sdpa"]
+    assert all(float(line[2].replace(",", "")) > 0 for line in lines)
+    assert "373 rows trained" in ended.stdout
