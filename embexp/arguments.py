@@ -17,7 +17,6 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -25,6 +24,7 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from embexp.checks import CONFIG_FOLDER, Program, mistakes_in, nearest, plain
+from embexp.choices import choices
 from embexp.config import EXPERIMENT
 from embexp.errors import UserError
 from embexp.overrides import applied, values_of
@@ -221,19 +221,12 @@ def _parse(overrides: Sequence[str], loader: ConfigLoader, *, sweep: bool) -> tu
 
 def _is_group(override: Override, loader: ConfigLoader, config_dir: str | None, program: Program) -> bool:
     key = override.key_or_group
-    return key in program.groups or bool(_options(key, loader, config_dir))
-
-
-def _options(group: str, loader: ConfigLoader, config_dir: str | None) -> list[str]:
-    found = set(loader.get_group_options(group, ObjectType.CONFIG))
-    if config_dir:
-        found |= {path.stem for path in Path(config_dir, group).glob("*.yaml")}
-    return sorted(found)
+    return key in program.groups or bool(choices(key, loader, config_dir))
 
 
 def _group_mistakes(override: Override, loader: ConfigLoader, config_dir: str | None, program: Program) -> list[str]:
     group = override.key_or_group
-    options = _options(group, loader, config_dir)
+    options = choices(group, loader, config_dir)
     if override.is_delete() or override.value() is None:
         return []
     if group not in program.choices and "/" not in group and not override.is_add():
@@ -262,10 +255,10 @@ def _combinations(groups: Sequence[Override]) -> list[list[str]]:
             options.append([f"{key}={text}" for text in override.sweep_string_iterator()])
         else:
             options.append([override.input_line or ""])
-    first = [choices[0] for choices in options]
+    first = [texts[0] for texts in options]
     combinations = [first]
-    for place, choices in enumerate(options):
-        combinations += [[*first[:place], choice, *first[place + 1 :]] for choice in choices[1:]]
+    for place, texts in enumerate(options):
+        combinations += [[*first[:place], choice, *first[place + 1 :]] for choice in texts[1:]]
     return combinations
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,28 +14,37 @@ from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from embexp import console, launcher, resume
+from embexp import console, exit_codes, resume
 from embexp.arguments import checked_arguments
 from embexp.checks import CONFIG_FOLDER, Program, refuse_environment
 from embexp.config import EXPERIMENT
-from embexp.errors import UserError
-from embexp.job import Job, explained
+from embexp.errors import UserError, explained
+from embexp.starting import uncollected
 
 
 def main() -> None:
     """Run the command line; exits with 0 when every run completed, else with 1."""
     with ends_with_one():
-        arguments = parsed(sys.argv[1:])
-        resumed = resume.folder_to_resume(arguments.overrides)
-        if resumed is not None:
-            if arguments.multirun:
-                raise UserError("resume= goes on with one run; leave out -m")
-            overrides, flags = resume.arguments_of(resumed, arguments.overrides)
-            sys.argv[1:] = [*flags, *overrides]
-            arguments = parsed(sys.argv[1:])
-        check(arguments, program=EXPERIMENT, fresh=resumed is None)
-        codes = _run_hydra(resumed)
+        with uncollected():
+            arguments, resumed = _checked()
+            shown = helped(arguments, program=EXPERIMENT)
+        with uncollected() if arguments.cfg else nullcontext():
+            codes = [] if shown else _run_hydra(resumed)
     sys.exit(1 if any(codes) else 0)
+
+
+def _checked() -> tuple[argparse.Namespace, Path | None]:
+    """The arguments, checked, and the folder of the run to go on with, where they name one; sys.argv is rewritten."""
+    arguments = parsed(sys.argv[1:])
+    resumed = resume.folder_to_resume(arguments.overrides)
+    if resumed is not None:
+        if arguments.multirun:
+            raise UserError("resume= goes on with one run; leave out -m")
+        overrides, flags = resume.arguments_of(resumed, arguments.overrides)
+        sys.argv[1:] = [*flags, *overrides]
+        arguments = parsed(sys.argv[1:])
+    check(arguments, program=EXPERIMENT, fresh=resumed is None)
+    return arguments, resumed
 
 
 @contextmanager
@@ -81,6 +90,16 @@ def check(arguments: argparse.Namespace, *, program: Program, fresh: bool = True
     sys.argv[1:] = [*flags, *checked]
 
 
+def helped(arguments: argparse.Namespace, *, program: Program) -> bool:
+    """Whether the arguments ask for help; it is shown then. Hydra's own shows a folder other than conf/."""
+    if not arguments.help or arguments.config_path is not None:
+        return False
+    from embexp.help import help_text  # only what asks for it needs it
+
+    print(help_text(arguments, program=program))
+    return True
+
+
 def _runs_or_shows(arguments: argparse.Namespace) -> bool:
     """Whether this call composes the experiment's config: not for help, information or completion."""
     elsewhere = (arguments.help, arguments.hydra_help, arguments.info, arguments.shell_completion)
@@ -93,6 +112,8 @@ def _run_hydra(resumed: Path | None) -> list[int]:
 
     @hydra.main(config_path=str(CONFIG_FOLDER), config_name="config", version_base="1.3")
     def task(config: DictConfig) -> None:
+        from embexp.job import Job  # only what runs needs it
+
         job = Job.current(config)
         if resumed is not None:
             try:
@@ -105,4 +126,4 @@ def _run_hydra(resumed: Path | None) -> list[int]:
         codes.append(job.run())
 
     task()
-    return codes + launcher.exit_codes
+    return codes + exit_codes.of_jobs

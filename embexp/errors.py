@@ -12,6 +12,13 @@ class UserError(Exception):
         super().__init__("\n".join(problems))
 
 
+def explained(error: UserError) -> str:
+    """The mistakes of a UserError, one to a line."""
+    if len(error.problems) == 1:
+        return f"embexp: {error.problems[0]}"
+    return "\n".join([f"embexp: {len(error.problems)} mistakes", *(f"  - {problem}" for problem in error.problems)])
+
+
 class NotNowError(UserError):
     """Something in the way that passes by itself: the run can go on later."""
 

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from embexp import console
 from embexp import report as reports
 from embexp.checks import plain
-from embexp.errors import BusyError, FullError, NotNowError, UserError, described
+from embexp.errors import BusyError, FullError, NotNowError, UserError, described, explained
 from embexp.sweep.reference import TrialReference
 from embexp.tracking import to_upload
 
@@ -136,10 +136,3 @@ class Job:
             log.error("%s", text)
         if any(self.folder.glob("checkpoints/*")) and not isinstance(error, BusyError):
             log.error("what it has done is kept; to go on: %s", self._to_resume)
-
-
-def explained(error: UserError) -> str:
-    """The mistakes of a UserError, one to a line."""
-    if len(error.problems) == 1:
-        return f"embexp: {error.problems[0]}"
-    return "\n".join([f"embexp: {len(error.problems)} mistakes", *(f"  - {problem}" for problem in error.problems)])

@@ -13,81 +13,78 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn, configure_log, filter_overrides, run_job, setup_globals
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
+from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from embexp import exit_codes
 from embexp import report as reports
 from embexp.checks import plain
 from embexp.config import mistakes_in
-from embexp.errors import UserError
-from embexp.job import Job, explained
+from embexp.errors import UserError, explained
+from embexp.job import Job
 from embexp.workers import Slot, Worker, wait_for_any
 
 log = logging.getLogger("embexp")
 
 INTERRUPTED = -signal.SIGINT
 
-exit_codes: list[int] = []  # of the jobs that this process launched; Hydra keeps no return value of a multirun
 
+def launched(
+    job_overrides: Sequence[Sequence[str]], *, first: int, context: HydraContext, config: DictConfig
+) -> Sequence[JobReturn]:
+    """Check every job's config, then run them in order; one that fails does not stop the others.
 
-class ProcessLauncher(Launcher):
-    """Runs each job of a multirun in a process of its own."""
+    job_overrides: those of each job. first: the number of the first one. config: the multirun's.
+    """
+    setup_globals()
+    configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+    jobs = [_composed(overrides, first + place, context, config) for place, overrides in enumerate(job_overrides)]
+    mistakes = {problem for job in jobs for problem in _mistakes(job)}
+    if mistakes:
+        log.error("%s", explained(UserError(*sorted(mistakes))))
+        exit_codes.of_jobs.append(1)
+        return []
+    sweep_folder = Path(str(config.hydra.sweep.dir))
+    sweep_folder.mkdir(parents=True, exist_ok=True)
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra; the task function is not needed, since a job is made from its config alone."""
-        self._context = hydra_context
-        self._config = config
-
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Check every job's config, then run them in order; one that fails does not stop the others."""
-        setup_globals()
-        configure_log(self._config.hydra.hydra_logging, self._config.hydra.verbose)
-        jobs = [self._composed(overrides, initial_job_idx + place) for place, overrides in enumerate(job_overrides)]
-        mistakes = {problem for job in jobs for problem in self._mistakes(job)}
-        if mistakes:
-            log.error("%s", explained(UserError(*sorted(mistakes))))
-            exit_codes.append(1)
-            return []
-        sweep_folder = Path(str(self._config.hydra.sweep.dir))
-        sweep_folder.mkdir(parents=True, exist_ok=True)
-
-        rows: list[tuple[str, str, dict[str, Any] | None, str]] = []
-        returns = []
-        common = set.intersection(*(set(overrides) for overrides in job_overrides)) if len(jobs) > 1 else set()
-        for place, (overrides, job_config) in enumerate(zip(job_overrides, jobs, strict=True), start=1):
-            words = " ".join(word for word in filter_overrides(overrides) if word not in common) or "(as configured)"
-            log.info("\n#%s (%d of %d): %s", job_config.hydra.job.num, place, len(jobs), words)
-            returns.append(
-                run_job(
-                    hydra_context=self._context,
-                    task_function=lambda config: _carried_out(Job.current(config)),
-                    config=job_config,
-                    job_dir_key="hydra.sweep.dir",
-                    job_subdir_key="hydra.sweep.subdir",
-                )
+    rows: list[tuple[str, str, dict[str, Any] | None, str]] = []
+    returns = []
+    common = set.intersection(*(set(overrides) for overrides in job_overrides)) if len(jobs) > 1 else set()
+    for place, (overrides, job_config) in enumerate(zip(job_overrides, jobs, strict=True), start=1):
+        words = " ".join(word for word in filter_overrides(overrides) if word not in common) or "(as configured)"
+        log.info("\n#%s (%d of %d): %s", job_config.hydra.job.num, place, len(jobs), words)
+        returns.append(
+            run_job(
+                hydra_context=context,
+                task_function=lambda config: _carried_out(Job.current(config)),
+                config=job_config,
+                job_dir_key="hydra.sweep.dir",
+                job_subdir_key="hydra.sweep.subdir",
             )
-            configure_log(self._config.hydra.hydra_logging, self._config.hydra.verbose)
-            code, folder = returns[-1].return_value
-            exit_codes.append(code)
-            rows.append((str(job_config.hydra.job.num), words, reports.read(folder), _state(code, folder)))
-            if code == INTERRUPTED:
-                break
-        table = reports.ranked_runs(rows)
-        (sweep_folder / "summary.md").write_text(table + "\n", encoding="utf-8")
-        log.info("\n%s\n\ntable: %s", table, sweep_folder / "summary.md")
-        return returns
+        )
+        configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+        code, folder = returns[-1].return_value
+        exit_codes.of_jobs.append(code)
+        rows.append((str(job_config.hydra.job.num), words, reports.read(folder), _state(code, folder)))
+        if code == INTERRUPTED:
+            break
+    table = reports.ranked_runs(rows)
+    (sweep_folder / "summary.md").write_text(table + "\n", encoding="utf-8")
+    log.info("\n%s\n\ntable: %s", table, sweep_folder / "summary.md")
+    return returns
 
-    def _composed(self, overrides: Sequence[str], number: int) -> DictConfig:
-        config = self._context.config_loader.load_sweep_config(self._config, list(overrides))
-        with open_dict(config):
-            config.hydra.job.id = str(number)
-            config.hydra.job.num = number
-        return config
 
-    def _mistakes(self, job: DictConfig) -> list[str]:
-        task = OmegaConf.masked_copy(job, [key for key in job if key != "hydra"])  # type: ignore[misc]
-        return mistakes_in(plain(task))
+def _composed(overrides: Sequence[str], number: int, context: HydraContext, multirun: DictConfig) -> DictConfig:
+    config = context.config_loader.load_sweep_config(multirun, list(overrides))
+    with open_dict(config):
+        config.hydra.job.id = str(number)
+        config.hydra.job.num = number
+    return config
+
+
+def _mistakes(job: DictConfig) -> list[str]:
+    task = OmegaConf.masked_copy(job, [key for key in job if key != "hydra"])  # type: ignore[misc]
+    return mistakes_in(plain(task))
 
 
 def _carried_out(job: Job) -> tuple[int, Path]:

@@ -40,12 +40,12 @@ class Command:
 
     def __call__(self, *arguments: str) -> Outcome:
         """Run in this process; a single run writes to run1, run2, ..."""
-        from embexp import cli, launcher
+        from embexp import cli, exit_codes
 
         self._runs += 1
         folder = self._folder / f"run{self._runs}"
         own = [] if "-m" in arguments or "--cfg" in arguments else [f"hydra.run.dir={folder}"]
-        launcher.exit_codes.clear()
+        exit_codes.of_jobs.clear()
         code, output = self._ended(cli.main, arguments, own)
         return Outcome(code, output, folder if folder.exists() else None)
 

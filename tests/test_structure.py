@@ -9,17 +9,17 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 # the flow of the design; a module imports only from those before it
 ORDER = [
-    "errors", "sweep", "durable", "cache", "targets", "value_types", "retrieval_set", "copies", "splits", "hub",
+    "errors", "starting", "sweep", "durable", "cache", "targets", "value_types", "retrieval_set", "copies", "splits", "hub",
     "datasets", "datasets.docstrings", "datasets.pubmedqa", "datasets.pairs", "datasets.beir",
     "datasets.mined", "datasets.as_published",
     "model_folder", "models", "encoding", "paraphrases", "search", "teachers", "negatives", "shapes", "metrics",
     "significance", "evaluators", "batches", "losses", "tracking", "checkpoints", "fast_steps", "trainer", "training",
     "result", "tables", "details", "report", "components", "experiment", "run",
-    "checks", "config", "resume", "console",
+    "checks", "choices", "config", "resume", "console", "exit_codes",
     "sweep.reference", "sweep.settings", "sweep.space", "overrides", "arguments",
     "sweep.lease", "sweep.storage", "sweep.trial", "job", "workers", "launcher",
     "sweep.study", "sweep.composing", "sweep.crew", "sweep.submitted", "sweep.summary", "sweep.running",
-    "sweep.sweeper", "cli", "__main__",
+    "sweep.sweeper", "help", "cli", "__main__",
     "mine", "mine.pace", "mine.passages", "mine.sections", "mine.restructured", "mine.formats", "mine.documents",
     "mine.repeated", "mine.packing", "mine.chunker", "mine.sides",
     "mine.journal", "mine.budget", "mine.request", "mine.server", "mine.protocol", "mine.call", "mine.progress",

@@ -15,8 +15,7 @@ from omegaconf import DictConfig
 
 from embexp import cache, cli, resume
 from embexp.checks import CONFIG_FOLDER, plain
-from embexp.errors import UserError, described
-from embexp.job import explained
+from embexp.errors import UserError, described, explained
 from embexp.mine.config import MINE, STARTING
 
 log = logging.getLogger("embexp")
@@ -32,7 +31,7 @@ def main() -> None:
         if (run := resume.folder_to_resume(arguments.overrides)) is not None:
             raise UserError(f"{run} is the folder of a run, and mining takes no resume=: python -m embexp resume={run}")
         cli.check(arguments, program=MINE if arguments.cfg else STARTING)
-        codes = _run_hydra(words)
+        codes = [] if cli.helped(arguments, program=MINE) else _run_hydra(words)
     sys.exit(1 if any(codes) else 0)
 
 

@@ -20,11 +20,11 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 from optuna.trial import TrialState
 
-from embexp import launcher
+from embexp import exit_codes
 from embexp.checks import plain
 from embexp.components import build
-from embexp.errors import UserError, described
-from embexp.job import Job, explained
+from embexp.errors import UserError, described, explained
+from embexp.job import Job
 from embexp.sweep import space as spaces
 from embexp.sweep import summary
 from embexp.sweep.composing import Composer
@@ -44,24 +44,24 @@ MOST_SEED = 2**62  # a confirming trial's seed is given: its distribution only h
 
 
 def carry_out(arguments: Sequence[str], *, context: HydraContext, config: DictConfig) -> None:
-    """Carry out the sweep that the config describes; leaves its exit code with the launcher's.
+    """Carry out the sweep that the config describes; leaves its exit code in `exit_codes`.
 
     arguments: the overrides of the command line, checked.
     """
     setup_globals()
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     try:
-        launcher.exit_codes.append(Sweep(arguments, context=context, config=config).run())
+        exit_codes.of_jobs.append(Sweep(arguments, context=context, config=config).run())
     except UserError as error:
         log.error("%s", explained(error))
-        launcher.exit_codes.append(1)
+        exit_codes.of_jobs.append(1)
     except STORAGE_ERRORS as error:
         text = f"the sweep can't go on: {described(said_first(error))}"
         log.error("embexp: %s\nwhat has ended is kept. The same command goes on", " ".join(text.split()))
-        launcher.exit_codes.append(1)
+        exit_codes.of_jobs.append(1)
     except KeyboardInterrupt:
         log.error("\ninterrupted; what has ended is kept. The same command goes on")
-        launcher.exit_codes.append(1)
+        exit_codes.of_jobs.append(1)
 
 
 class Sweep:
