@@ -17,6 +17,7 @@ from embexp.models import EmbeddingModel
 from embexp.retrieval_set import RetrievalSet
 
 Embeddings = np.ndarray  # (texts, dimensions) float32, each row of length 1
+ROWS_AT_ONCE = 10_000  # that are looked at in one go, so that memory stays flat
 
 
 class Encoder:
@@ -35,14 +36,17 @@ class Encoder:
         self._model = model
         self._batch_size = batch_size
         self._progress = progress
-        self._known: dict[tuple[str, str], np.ndarray] = {}
+        self._known: dict[str, _Rows] = {}  # by prompt
 
     def queries(self, texts: Sequence[str]) -> Embeddings:
-        """One row per text, with the model's query prompt. Raises UserError for NaN or collapsed embeddings."""
+        """One row per text, with the model's query prompt; not to be changed, since it may be what is remembered.
+
+        Raises UserError for NaN or collapsed embeddings.
+        """
         return self._embedded(texts, self._model.query_prompt)
 
     def passages(self, texts: Sequence[str]) -> Embeddings:
-        """One row per text, with the model's passage prompt. Raises UserError for NaN or collapsed embeddings."""
+        """The same with the model's passage prompt."""
         return self._embedded(texts, self._model.passage_prompt)
 
     @property
@@ -67,13 +71,22 @@ class Encoder:
         """How long an embedding is."""
         return int(self._model.model.get_embedding_dimension())
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, and where its embeddings are best compared."""
+        return self._model.model.device
+
     def _embedded(self, texts: Sequence[str], prompt: str) -> Embeddings:
-        new = list(dict.fromkeys(text for text in texts if (prompt, text) not in self._known))
+        if not texts:
+            return np.empty((0, self.dimensions), dtype=np.float32)
+        known = self._known.setdefault(prompt, _Rows())
+        new = known.lacks(texts)
         if new:
             rows = self._encoded(new, prompt)
-            _refuse_unusable(rows, beside=next(iter(self._known.values()), rows[0]))
-            self._known.update(((prompt, text), row) for text, row in zip(new, rows, strict=True))
-        return np.stack([self._known[prompt, text] for text in texts])
+            earlier = next((each.batches[0][0] for each in self._known.values() if each.batches), rows[0])
+            _refuse_unusable(rows, beside=earlier)
+            known.add(new, rows)
+        return known.of(texts)
 
     def _encoded(self, texts: Sequence[str], prompt: str) -> Embeddings:
         def make() -> dict[str, Embeddings]:
@@ -82,6 +95,37 @@ class Encoder:
         if self.identity is None:
             return make()["rows"]
         return arrays_kept("embeddings", [self.identity, prompt, digest(texts)], make)["rows"]
+
+
+class _Rows:
+    """The embeddings of texts, as the arrays that they were made in."""
+
+    def __init__(self) -> None:
+        self.batches: list[Embeddings] = []
+        self._place: dict[str, int] = {}  # text -> row, counted through all batches
+
+    def lacks(self, texts: Sequence[str]) -> list[str]:
+        """Those that are not here yet, each once."""
+        return list(dict.fromkeys(text for text in texts if text not in self._place))
+
+    def add(self, texts: Sequence[str], rows: Embeddings) -> None:
+        """Texts that were lacking, and a row for each."""
+        self._place.update(zip(texts, range(len(self._place), len(self._place) + len(texts)), strict=True))
+        self.batches.append(rows)
+
+    def of(self, texts: Sequence[str]) -> Embeddings:
+        """A row per text: what is kept itself, not a copy, where the texts are those of one batch or a part of it."""
+        places = np.fromiter(map(self._place.__getitem__, texts), dtype=np.int64, count=len(texts))
+        ends = np.cumsum([len(batch) for batch in self.batches])
+        batch = int(np.searchsorted(ends, places[0], side="right"))
+        first = int(places[0] - (ends[batch] - len(self.batches[batch])))
+        if (np.diff(places) == 1).all() and places[-1] < ends[batch]:
+            return self.batches[batch][first : first + len(places)]
+        found = np.empty((len(texts), self.batches[0].shape[1]), dtype=np.float32)
+        for rows, end in zip(self.batches, ends.tolist(), strict=True):
+            here = (places >= end - len(rows)) & (places < end)
+            found[here] = rows[places[here] - (end - len(rows))]
+        return found
 
 
 class Truncated(Encoder):
@@ -99,6 +143,11 @@ class Truncated(Encoder):
     def dimensions(self) -> int:
         """How long an embedding is."""
         return self._dimensions
+
+    @property
+    def device(self) -> torch.device:
+        """The other encoder's."""
+        return self._whole.device
 
     @property
     def identity(self) -> dict[str, Any] | None:
@@ -182,13 +231,14 @@ def count_truncated(embedding_model: EmbeddingModel, data: RetrievalSet) -> int:
 
 
 def _refuse_unusable(rows: Embeddings, *, beside: np.ndarray) -> None:
-    if not np.isfinite(rows).all():
-        bad = int((~np.isfinite(rows).all(axis=1)).sum())
+    parts = [rows[start : start + ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE)]
+    bad = sum(int((~np.isfinite(part).all(axis=1)).sum()) for part in parts)
+    if bad:
         raise UserError(
             f"the model gives NaN or infinite embeddings for {bad} of {len(rows)} texts; it can't be scored"
         )
     # beside an earlier text's row, since a few new texts may rightly be equal ("Red apple?" and "red apple?")
-    if len(rows) > 1 and float(np.abs(rows - beside).max()) < 1e-6:
+    if len(rows) > 1 and all(float(np.abs(part - beside).max()) < 1e-6 for part in parts):
         raise UserError(
             f"the model gives all {len(rows)} texts the same embedding; it has collapsed and can't be scored"
         )

@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from embexp.encoding import Embeddings, Encoder, Truncated
-from embexp.metrics import MEASURES
+from embexp.metrics import MEASURES, Graded
 from embexp.negatives import Negatives
-from embexp.retrieval_set import RetrievalSet
-from embexp.search import Arm, Dense, Ranking
+from embexp.ranking import Ranking, Relevant
+from embexp.retrieval_set import Qrels, RetrievalSet
+from embexp.search import Arm, Dense
 from embexp.shapes import to_rows
 from embexp.significance import DRAWS_OF_STATISTICS, Scores
 
@@ -82,12 +84,13 @@ class Retrieval:
 
     def measured(self, ranking: Ranking, data: RetrievalSet) -> Evaluation:
         """The metrics of a ranking."""
-        ranked = {query: [passage for passage, _ in ranking.get(query, ())] for query in data.queries}
-        scores = {}
-        for name, measure in MEASURES.items():
-            for k in self.k_values:
-                values = [measure(ranked[query], data.qrels[query], k) for query in data.queries]
-                scores[f"{name}@{k}"] = Scores(list(data.queries), np.asarray(values))
+        queries = list(data.queries)
+        found = graded(ranking, data.qrels, queries, ranks=max(self.k_values))
+        scores = {
+            f"{name}@{k}": Scores(queries, measure(found, k))
+            for name, measure in MEASURES.items()
+            for k in self.k_values
+        }
         return Evaluation(scores, ranking)
 
     def during_training(self, base: Evaluation, data: RetrievalSet) -> RetrievalSet:
@@ -101,6 +104,23 @@ class Retrieval:
             others = [passage for passage, _ in base.ranking[query] if passage not in relevant]
             kept.update(others[: self.training_distractors])
         return data.with_passages(kept)
+
+
+def graded(ranking: Ranking, qrels: Qrels, query_ids: Sequence[str], *, ranks: int) -> Graded:
+    """Down to this rank, a row per query; one that the ranking lacks found nothing.
+
+    Every query must have a relevant passage, or its recall is of nothing.
+    """
+    places = ranking.places_of(query_ids)[:, :ranks]
+    relevant = Relevant(qrels, query_ids, ranking.passage_ids)
+    found = np.zeros((len(query_ids), ranks), dtype=np.int64)
+    found[:, : places.shape[1]] = relevant.grades(torch.arange(len(query_ids))[:, None], torch.from_numpy(places))
+    best = np.zeros_like(found)
+    grades = [sorted((grade for grade in qrels[query].values() if grade > 0), reverse=True) for query in query_ids]
+    for row, ideal in enumerate(grades):
+        best[row, : len(ideal)] = ideal[:ranks]
+    assert all(grades), "a query without a relevant passage"
+    return Graded(found, best, np.array([len(ideal) for ideal in grades]))
 
 
 @dataclass(frozen=True)

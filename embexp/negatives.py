@@ -17,8 +17,9 @@ import numpy as np
 from embexp.cache import digest, json_kept
 from embexp.encoding import Encoder
 from embexp.errors import UserError
+from embexp.ranking import Ranking
 from embexp.retrieval_set import RetrievalSet
-from embexp.search import BM25, Dense, Ranking
+from embexp.search import BM25, Dense
 from embexp.teachers import Cosines, CrossEncoderScores, Judge, Keywords
 
 QUERIES_AT_ONCE = 5000  # whose candidates are judged in one call

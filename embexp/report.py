@@ -13,7 +13,6 @@ from typing import Any
 
 from embexp.details import details
 from embexp.errors import counted
-from embexp.metrics import FEWEST_DOCUMENTS
 from embexp.tables import aligned, number
 
 HEADLINE = ["recall@1", "recall@3", "recall@5", "recall@10", "ndcg@10", "mrr@10"]
@@ -96,6 +95,8 @@ def verdict_line(result: Mapping[str, Any]) -> str:
     caveat = f" ({result['caveat']})" if result["caveat"] else ""
     if result["delta"] is None:
         return f"Base model only{caveat}: {metric} {base[metric]:.3f} on test ({queries}). No training was asked for."
+    from embexp.metrics import FEWEST_DOCUMENTS  # here, since --help needs this module and no numpy
+
     delta = result["delta"][metric]
     tuned = result["tuned"]["test"][metric]
     line = (

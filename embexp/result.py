@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import platform
@@ -16,10 +15,11 @@ from typing import Any
 
 import pandas as pd
 
+from embexp.cache import digest
 from embexp.durable import sync, write_whole
 from embexp.evaluators import Evaluation
+from embexp.ranking import Ranking
 from embexp.retrieval_set import RetrievalSet, Splits
-from embexp.search import Ranking
 from embexp.significance import Delta, Scores, compare
 
 PACKAGES = [
@@ -106,9 +106,9 @@ def fingerprint(
     that helped to train (`helpers`, by the setting that names them)."""
     sides = {"train": splits.train, "dev": splits.dev, "test": splits.test}
     corpora = {id(side.corpus): side.corpus for side in sides.values()}  # most often one
-    digests = {key: _digest(corpus) for key, corpus in corpora.items()}
+    digests = {key: digest(corpus) for key, corpus in corpora.items()}
     data = {
-        name: _digest({"queries": dict(s.queries), "qrels": dict(s.qrels), "corpus": digests[id(s.corpus)]})
+        name: digest({"queries": s.queries, "qrels": s.qrels, "corpus": digests[id(s.corpus)]})
         for name, s in sides.items()
     }
     corpus = digests[id(splits.test.corpus)]
@@ -192,11 +192,6 @@ def _per_query(arms: Mapping[str, Evaluation], test: RetrievalSet, slices: Mappi
             if scores.values is not None:
                 frame[f"{arm}.{metric}"] = scores.values
     return pd.DataFrame(frame)
-
-
-def _digest(value: Any) -> str:
-    text = json.dumps(value if not isinstance(value, Mapping) else dict(value), sort_keys=True, default=dict)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _versions() -> dict[str, str]:

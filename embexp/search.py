@@ -1,20 +1,22 @@
-"""Rankings: for each query the top passages, by exact search over embeddings or by BM25. Called by `evaluators`."""
+"""Finds passages: exact search over embeddings, or BM25. Called by `evaluators`, `negatives` and `teachers`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import bm25s
 import numpy as np
+import torch
 
-from embexp.cache import json_kept
-from embexp.encoding import Encoder
+from embexp.cache import arrays_kept
+from embexp.encoding import Embeddings, Encoder
+from embexp.ranking import GROUP, NEVER, First, Ranking
 from embexp.retrieval_set import RetrievalSet
 
-Ranking = Mapping[str, Sequence[tuple[str, float]]]  # query id -> (passage id, score), best first
-
-CELLS_AT_ONCE = 32_000_000  # scores held in memory at once: 128 MB of float32
+CELLS_AT_ONCE = 64_000_000  # scores held in memory at once: 256 MB of float32
+PASSAGES_AT_ONCE = 65_536
 
 
 class Arm(Protocol):
@@ -33,9 +35,11 @@ class Dense:
         self.encoder: Encoder | None = encoder
 
     def search(self, retrieval_set: RetrievalSet, *, top: int) -> Ranking:
-        """Rank by cosine; see `ranked` for ties."""
+        """Rank by cosine; see `ranking` for ties."""
         assert self.encoder is not None
-        return ranked(retrieval_set, cosine_scores(retrieval_set, self.encoder), top=top)
+        passages = self.encoder.passages(list(retrieval_set.corpus.values()))
+        queries = self.encoder.queries(list(retrieval_set.queries.values()))
+        return nearest(retrieval_set, queries, passages, top=top, device=self.encoder.device)
 
 
 class BM25:
@@ -45,12 +49,52 @@ class BM25:
 
     def search(self, retrieval_set: RetrievalSet, *, top: int) -> Ranking:
         """Rank by BM25; passages that share no word with the query are not ranked."""
-        found = json_kept("bm25", [retrieval_set.digest, top], lambda: self._ranking(retrieval_set, top))
-        return {query: [(passage, score) for passage, score in hits] for query, hits in found.items()}
 
-    def _ranking(self, retrieval_set: RetrievalSet, top: int) -> Ranking:
-        ranking = ranked(retrieval_set, keyword_scores(retrieval_set), top=top)
-        return {query: [(passage, score) for passage, score in hits if score > 0] for query, hits in ranking.items()}
+        def make() -> dict[str, np.ndarray]:
+            found = ranked(retrieval_set, _sharing_words(keyword_scores(retrieval_set)), top=top)
+            return {"places": found.places, "scores": found.scores}
+
+        found = arrays_kept("bm25", [retrieval_set.digest, top], make)
+        return Ranking(list(retrieval_set.queries), list(retrieval_set.corpus), found["places"], found["scores"])
+
+
+def nearest(
+    retrieval_set: RetrievalSet,
+    queries: Embeddings,
+    passages: Embeddings,
+    *,
+    top: int,
+    device: str | torch.device = "cpu",
+) -> Ranking:
+    """The `top` passages of each query by the product of their embeddings, a row for each in the set's order.
+
+    Passages are read once, in blocks, so that they may be a memory map that is larger than memory. All products have
+    one shape: where a library sums in another order for another shape, equal passages would not score alike.
+    """
+    first = First(retrieval_set, top=top, device=device)
+    parts = math.ceil(len(passages) / PASSAGES_AT_ONCE)
+    width = min(len(passages), math.ceil(len(passages) / parts / GROUP) * GROUP)
+    left = torch.from_numpy(queries).to(device)
+    height = max(1, min(len(left), CELLS_AT_ONCE // width))
+    room = torch.full((height, math.ceil(width / GROUP) * GROUP), NEVER, device=device)
+    for start in range(0, len(passages), width):
+        place = min(start, len(passages) - width)  # the last block begins in the one before it
+        right = torch.from_numpy(passages[place : place + width]).to(device)
+        for row in range(0, len(left), height):
+            scores = room[: len(left) - row]
+            torch.mm(left[row : row + height], right.T, out=scores[:, :width])
+            scores[:, : start - place] = NEVER
+            first.add(scores, row=row, place=place)
+    return first.ranking()
+
+
+def ranked(retrieval_set: RetrievalSet, scores: Iterable[np.ndarray], *, top: int) -> Ranking:
+    """The `top` passages per query from float32 blocks of shape (some queries, all passages), in the queries' order."""
+    first, row = First(retrieval_set, top=top), 0
+    for block in scores:
+        first.add(torch.from_numpy(block), row=row, place=0)
+        row += len(block)
+    return first.ranking()
 
 
 def cosine_scores(retrieval_set: RetrievalSet, encoder: Encoder) -> Iterator[np.ndarray]:
@@ -67,28 +111,13 @@ def keyword_scores(retrieval_set: RetrievalSet) -> Iterator[np.ndarray]:
     index.index(_tokens(list(retrieval_set.corpus.values())), show_progress=False)
     for words in _tokens(list(retrieval_set.queries.values())):
         known = [word for word in words if word in index.vocab_dict]
-        yield np.atleast_2d(index.get_scores(known) if known else np.zeros(len(retrieval_set.corpus)))
+        yield np.atleast_2d(index.get_scores(known) if known else np.zeros(len(retrieval_set.corpus), np.float32))
 
 
-def _tokens(texts: list[str]) -> list[list[str]]:
+def _sharing_words(scores: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Without the passages that share no word with the query."""
+    return (np.where(block > 0, block, np.float32(NEVER)) for block in scores)
+
+
+def _tokens(texts: Sequence[str]) -> list[list[str]]:
     return bm25s.tokenize(texts, token_pattern=r"\w+", stopwords=None, return_ids=False, show_progress=False)
-
-
-def ranked(retrieval_set: RetrievalSet, scores: Iterator[np.ndarray], *, top: int) -> Ranking:
-    """The `top` passages per query from score blocks of shape (some queries, all passages), in the queries' order.
-
-    Among equal scores passages that are not relevant come first, then by id: a tie never flatters.
-    """
-    passage_ids = list(retrieval_set.corpus)
-    by_id = {passage: place for place, passage in enumerate(sorted(passage_ids))}
-    query_ids = iter(retrieval_set.queries)
-    ranking: dict[str, list[tuple[str, float]]] = {}
-    for block in scores:
-        kth = max(0, len(passage_ids) - top)
-        thresholds = np.partition(block, kth, axis=1)[:, kth]
-        for row, threshold, query in zip(block, thresholds, query_ids, strict=False):
-            relevant = set(retrieval_set.relevant(query))
-            hits = [(float(row[place]), passage_ids[place]) for place in np.flatnonzero(row >= threshold)]
-            hits.sort(key=lambda hit: (-hit[0], hit[1] in relevant, by_id[hit[1]]))
-            ranking[query] = [(passage, score) for score, passage in hits[:top]]
-    return ranking

@@ -20,6 +20,7 @@ from embexp.negatives import draw_random
 from embexp.retrieval_set import RetrievalSet
 from embexp.search import BM25, Dense
 from embexp.shapes import to_rows
+from tests.hits import ranking_of
 from tests.tiny import tiny_transformer
 
 NEGATIVES = partial(draw_random, per_query=2)
@@ -88,18 +89,15 @@ def test_bm25_has_no_embeddings_and_so_no_scores_on_pairs(toy):
     assert measure(BM25(), toy, negatives=NEGATIVES, seed=0) == Evaluation({})
 
 
-def ranking_of(**ranked):
-    """A ranking by query, scored 1, 1/2, 1/3, ..."""
-    return {query: [(passage, 1 / (1 + place)) for place, passage in enumerate(hits)] for query, hits in ranked.items()}
-
-
 def set_of(qrels, corpus="abcde"):
     return RetrievalSet(dict.fromkeys(qrels, "a question"), dict.fromkeys(corpus, "a text"), qrels, {})
 
 
 def test_retrieval_scores_each_query_and_one_without_its_passage_zero():
     data = set_of({"q1": {"a": 1}, "q2": {"gone": 1}, "q3": {"b": 1, "gone": 2}})
-    measured = Retrieval([1, 2]).measured(ranking_of(q1=["c", "a"], q2=["a", "b"], q3=["b", "c"]), data)
+    measured = Retrieval([1, 2]).measured(
+        ranking_of({"q1": ["c", "a"], "q2": ["a", "b"], "q3": ["b", "c"]}, "abcde"), data
+    )
     assert measured.scores["recall@2"].query_ids == ["q1", "q2", "q3"]
     assert measured.scores["recall@2"].values.tolist() == [1, 0, 1 / 2]
     assert measured.metrics["mrr@2"] == pytest.approx((1 / 2 + 0 + 1) / 3)
@@ -109,7 +107,7 @@ def test_retrieval_scores_each_query_and_one_without_its_passage_zero():
 
 def test_a_query_that_found_nothing_is_scored_zero_and_not_dropped():
     measured = Retrieval([1]).measured(
-        ranking_of(q1=["a"], q2=[]), set_of({"q1": {"a": 1}, "q2": {"b": 1}, "q3": {"c": 1}})
+        ranking_of({"q1": ["a"], "q2": []}, "abcde"), set_of({"q1": {"a": 1}, "q2": {"b": 1}, "q3": {"c": 1}})
     )
     assert measured.scores["accuracy@1"].values.tolist() == [1, 0, 0]
 
@@ -122,7 +120,7 @@ def test_the_whole_chain_ranks_and_measures_by_keyword(toy):
 
 def test_during_training_dev_keeps_all_relevant_passages_and_the_nearest_others():
     data = set_of({"q1": {"a": 1, "gone": 1}, "q2": {"e": 2, "b": 0}})
-    base = Evaluation({}, ranking_of(q1=["b", "a", "c"], q2=["b", "a", "d"]))
+    base = Evaluation({}, ranking_of({"q1": ["b", "a", "c"], "q2": ["b", "a", "d"]}, "abcde"))
     part = Retrieval([1], training_distractors=1).during_training(base, data)
     assert list(part.corpus) == ["a", "b", "e"]
     assert part.qrels == data.qrels  # a passage that is missing stays a miss
@@ -140,7 +138,7 @@ def test_two_evaluators_are_reported_together(toy, load):
 def test_retrieval_is_scored_again_with_embeddings_cut_to_each_dimension():
     # whole, the query is nearest to a (0.6 + 0.64 of 1); by its first dimension alone all three are equal
     class Planes:
-        dimensions, identity = 2, None
+        dimensions, identity, device = 2, None, "cpu"
 
         def queries(self, texts):
             return np.array([[0.6, 0.8]], dtype=np.float32)

@@ -11,57 +11,74 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
+from embexp.evaluators import graded
 from embexp.metrics import MEASURES, accuracy, average_precision, mrr, ndcg, precision, recall
 from embexp.retrieval_set import RetrievalSet
 from embexp.search import ranked
+from tests.hits import ranking_of
 
 RANKED = ["p1", "p2", "p3", "p4", "p5"]
 
 
+def scored(measure, ranked, grades, k, corpus=RANKED):
+    """One query's score."""
+    found = graded(ranking_of({"q": ranked}, corpus), {"q": grades}, ["q"], ranks=max(k, 5))
+    return measure(found, k)[0]
+
+
 def test_relevant_at_rank_two_gives_mrr_one_half():
-    assert mrr(RANKED, {"p2": 1}, 10) == 1 / 2
+    assert scored(mrr, RANKED, {"p2": 1}, 10) == 1 / 2
 
 
 def test_relevant_just_below_the_cut_scores_zero_everywhere():
-    assert {name: measure(RANKED, {"p3": 1}, 2) for name, measure in MEASURES.items()} == dict.fromkeys(MEASURES, 0.0)
+    found = {name: scored(measure, RANKED, {"p3": 1}, 2) for name, measure in MEASURES.items()}
+    assert found == dict.fromkeys(MEASURES, 0.0)
 
 
 def test_recall_divides_by_all_relevant_and_precision_by_k():
     grades = {"p1": 1, "p4": 1, "elsewhere": 1}
-    assert recall(RANKED, grades, 4) == 2 / 3
-    assert precision(RANKED, grades, 4) == 2 / 4
+    assert scored(recall, RANKED, grades, 4) == 2 / 3
+    assert scored(precision, RANKED, grades, 4) == 2 / 4
 
 
 def test_precision_divides_by_k_also_when_fewer_are_ranked():
-    assert precision(["p1"], {"p1": 1}, 10) == 1 / 10
+    assert scored(precision, ["p1"], {"p1": 1}, 10) == 1 / 10
 
 
 def test_accuracy_is_one_however_many_are_found():
-    assert [accuracy(RANKED, {"p2": 1, "p3": 1}, k) for k in (1, 2, 3)] == [0.0, 1.0, 1.0]
+    assert [scored(accuracy, RANKED, {"p2": 1, "p3": 1}, k) for k in (1, 2, 3)] == [0.0, 1.0, 1.0]
 
 
 def test_map_averages_precision_at_each_hit_over_all_relevant():
     # hits at ranks 1 and 3 of three relevant: (1/1 + 2/3 + 0) / 3
-    assert average_precision(RANKED, {"p1": 1, "p3": 1, "elsewhere": 1}, 5) == pytest.approx(5 / 9)
+    assert scored(average_precision, RANKED, {"p1": 1, "p3": 1, "elsewhere": 1}, 5) == pytest.approx(5 / 9)
 
 
 def test_ndcg_uses_the_grade_as_gain():
     # found: 1 at rank 1, 3 at rank 2; best: 3 at rank 1, 1 at rank 2
     expected = (1 + 3 / log2(3)) / (3 + 1 / log2(3))
-    assert ndcg(RANKED, {"p1": 1, "p2": 3}, 5) == pytest.approx(expected)
+    assert scored(ndcg, RANKED, {"p1": 1, "p2": 3}, 5) == pytest.approx(expected)
 
 
 def test_ndcg_is_cut_in_the_best_ranking_too():
-    assert ndcg(RANKED, {"p1": 1, "p2": 1, "p3": 1}, 2) == 1.0
+    assert scored(ndcg, RANKED, {"p1": 1, "p2": 1, "p3": 1}, 2) == 1.0
 
 
 def test_a_passage_judged_not_relevant_is_no_hit():
-    assert mrr(RANKED, {"p1": 0, "p2": 1}, 5) == 1 / 2
-    assert ndcg(RANKED, {"p1": 0, "p2": 1}, 5) == pytest.approx(1 / log2(3))
+    assert scored(mrr, RANKED, {"p1": 0, "p2": 1}, 5) == 1 / 2
+    assert scored(ndcg, RANKED, {"p1": -1, "p2": 1}, 5) == pytest.approx(1 / log2(3))
 
 
 def test_an_empty_ranking_scores_zero():
-    assert {measure([], {"p1": 1}, 3) for measure in MEASURES.values()} == {0.0}
+    assert {scored(measure, [], {"p1": 1}, 3) for measure in MEASURES.values()} == {0.0}
+
+
+def test_each_query_has_its_own_row_whatever_the_order_of_the_ranking():
+    ranking = ranking_of({"q2": ["p1", "p2"], "q1": ["p3"]}, RANKED)
+    found = graded(ranking, {"q1": {"p3": 2}, "q2": {"p2": 1, "gone": 3}, "q3": {"p1": 1}}, ["q1", "q2", "q3"], ranks=3)
+    assert found.found.tolist() == [[2, 0, 0], [0, 1, 0], [0, 0, 0]]
+    assert found.best.tolist() == [[2, 0, 0], [3, 1, 0], [1, 0, 0]]
+    assert found.relevant.tolist() == [1, 2, 1]
 
 
 CORPUS = [f"p{place}" for place in range(8)]
@@ -87,11 +104,11 @@ def test_every_metric_equals_trec_eval(scores, grades, k, top):
     measures = {f"{name}.{k}" for name in asked.values()}
     run = {"q": {passage: 100.0 - rank for rank, passage in enumerate(ranking)}}
     oracle = pytrec_eval.RelevanceEvaluator({"q": grades}, measures).evaluate(run)["q"]
-    found = {name: MEASURES[name](ranking, grades, k) for name in asked}
+    found = {name: scored(MEASURES[name], ranking, grades, k, CORPUS) for name in asked}
     assert found == pytest.approx({name: oracle[f"{theirs}_{k}"] for name, theirs in asked.items()})
     cut = {"q": dict(list(run["q"].items())[:k])}  # trec_eval's reciprocal rank has no cut of its own
     reciprocal = pytrec_eval.RelevanceEvaluator({"q": grades}, {"recip_rank"}).evaluate(cut)["q"]["recip_rank"]
-    assert mrr(ranking, grades, k) == pytest.approx(reciprocal)
+    assert scored(mrr, ranking, grades, k, CORPUS) == pytest.approx(reciprocal)
 
 
 @settings(max_examples=200, deadline=None)
@@ -104,4 +121,4 @@ def test_recall_precision_accuracy_and_mrr_equal_sentence_transformers(scores, g
     hits = [{"corpus_id": passage, "score": 100.0 - rank} for rank, passage in enumerate(ranking)]
     theirs = oracle.compute_metrics([hits])
     for name in ("recall", "precision", "accuracy", "mrr"):
-        assert MEASURES[name](ranking, grades, k) == pytest.approx(theirs[f"{name}@k"][k]), name
+        assert scored(MEASURES[name], ranking, grades, k, CORPUS) == pytest.approx(theirs[f"{name}@k"][k]), name

@@ -100,7 +100,7 @@ def test_a_number_that_cannot_be_drawn_is_refused(toy, per_query, message):
 class Fixed:
     """An encoder whose query q is nearest to the passages in a known order: cosines 0.9, 0.85, 0.8, 0.6, 0.3."""
 
-    identity = None
+    identity, device = None, "cpu"
     COSINES: ClassVar = {"answer": 0.9, "almost": 0.85, "edge": 0.8, "near": 0.6, "far": 0.3, "weak answer": 0.5}
 
     def queries(self, texts):

@@ -67,6 +67,8 @@ def test_ranking_equals_plain_sorting_however_scores_are_cut_into_blocks(data):
 class Planted:
     """An encoder of unit vectors in the plane; a text is its angle in degrees."""
 
+    device = "cpu"
+
     def queries(self, texts):
         angles = np.radians([float(text) for text in texts])
         return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
