@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
 import torch
+from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from embexp.cache import arrays_kept, digest
 from embexp.errors import UserError
 from embexp.models import EmbeddingModel
+from embexp.parts import can_be_cut, parts, tokens_at_once, workers
 from embexp.retrieval_set import RetrievalSet
 
 Embeddings = np.ndarray  # (texts, dimensions) float32, each row of length 1
 ROWS_AT_ONCE = 10_000  # that are looked at in one go, so that memory stays flat
+
+TOKENISED = 1024  # texts at once, by the tokenizer's own threads; they are then cut into parts by their tokens
+UNCUT = 64  # texts in one pass where the model takes something else than padded tokens
+AHEAD = 32  # parts that are waiting or under way
 
 
 class Encoder:
@@ -27,14 +35,12 @@ class Encoder:
         self,
         model: EmbeddingModel,
         *,
-        batch_size: int = 64,
         progress: str | None = None,
         content: str | None = None,
     ) -> None:
         """progress: what to call the work in a progress bar; None shows none. content: the model's, where known."""
         self._content = content
         self._model = model
-        self._batch_size = batch_size
         self._progress = progress
         self._known: dict[str, _Rows] = {}  # by prompt
 
@@ -90,7 +96,7 @@ class Encoder:
 
     def _encoded(self, texts: Sequence[str], prompt: str) -> Embeddings:
         def make() -> dict[str, Embeddings]:
-            return {"rows": _encode(self._model, texts, prompt, self._batch_size, self._progress)}
+            return {"rows": _encode(self._model, texts, prompt, self._progress)}
 
         if self.identity is None:
             return make()["rows"]
@@ -169,28 +175,54 @@ class Truncated(Encoder):
         return part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), np.finfo(np.float32).tiny)
 
 
-def _encode(
-    embedding_model: EmbeddingModel, texts: Sequence[str], prompt: str, batch_size: int, progress: str | None
-) -> Embeddings:
+def _encode(embedding_model: EmbeddingModel, texts: Sequence[str], prompt: str, progress: str | None) -> Embeddings:
     model = embedding_model.model
     was_training = model.training
     model.eval()
-    order = sorted(range(len(texts)), key=lambda index: len(texts[index]), reverse=True)  # like lengths, less padding
     rows = np.empty((len(texts), model.get_embedding_dimension()), dtype=np.float32)
     bar = tqdm(total=len(texts), desc=progress, unit="text", disable=None if progress else True, leave=False)
-    autocast = torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=embedding_model.bfloat16)
-    with torch.no_grad(), autocast, bar:
-        for start in range(0, len(order), batch_size):
-            part = order[start : start + batch_size]
-            features = model.preprocess([texts[index] for index in part], prompt=prompt or None)
-            features = {
-                key: value.to(model.device) if torch.is_tensor(value) else value for key, value in features.items()
-            }
-            vectors = model(features)["sentence_embedding"].float()
-            rows[part] = torch.nn.functional.normalize(vectors, dim=1).cpu().numpy()
-            bar.update(len(part))
+    waiting: deque[tuple[np.ndarray, Future[np.ndarray]]] = deque()
+    with workers(model.device) as pool, bar:
+        for places, features in _tokenised(model, texts, prompt):
+            waiting.append((places, pool.submit(_embed, embedding_model, features)))
+            while len(waiting) > AHEAD:
+                _take(waiting, rows, bar)
+        while waiting:
+            _take(waiting, rows, bar)
     model.train(was_training)
     return rows
+
+
+def _take(waiting: deque[tuple[np.ndarray, Future[np.ndarray]]], rows: Embeddings, bar: Any) -> None:
+    places, future = waiting.popleft()
+    rows[places] = future.result()
+    bar.update(len(places))
+
+
+def _tokenised(
+    model: SentenceTransformer, texts: Sequence[str], prompt: str
+) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    """The places in `texts` of the parts to embed in one pass each, and their features."""
+    order = np.argsort([-len(text) for text in texts], kind="stable")  # nearly by tokens, which are not counted yet
+    cut = can_be_cut(model.preprocess([texts[order[0]]], prompt=prompt or None))
+    at_once = TOKENISED if cut else UNCUT
+    for start in range(0, len(order), at_once):
+        places = order[start : start + at_once]
+        features = model.preprocess([texts[place] for place in places], prompt=prompt or None)
+        if cut:
+            for part, cut_features in parts(features, tokens=tokens_at_once(model.device)):
+                yield places[part.numpy()], cut_features
+        else:
+            yield places, features
+
+
+def _embed(embedding_model: EmbeddingModel, features: dict[str, Any]) -> np.ndarray:
+    device = embedding_model.model.device
+    moved = {key: value.to(device) if torch.is_tensor(value) else value for key, value in features.items()}
+    # both hold for this thread alone
+    with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=embedding_model.bfloat16):
+        vectors = embedding_model.model(moved)["sentence_embedding"].float()
+    return torch.nn.functional.normalize(vectors, dim=1).cpu().numpy()
 
 
 def token_lengths(embedding_model: EmbeddingModel, texts: Sequence[str], prompt: str) -> list[int]:

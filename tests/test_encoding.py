@@ -37,7 +37,31 @@ def unit(rows):
 
 def test_rows_equal_the_librarys_encode_in_the_order_of_the_texts(folder, load):
     expected = SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
-    assert Encoder(load(), batch_size=2).passages(TEXTS) == pytest.approx(expected, abs=1e-5)
+    assert Encoder(load()).passages(TEXTS) == pytest.approx(expected, abs=1e-5)
+
+
+def test_rows_do_not_depend_on_how_texts_are_cut_into_parts(load, monkeypatch):
+    texts = [" ".join(["the apple is known"] * (1 + number % 7)) + f" {number}" for number in range(30)]
+    model = load()
+    whole = Encoder(model).passages(texts)
+    shapes = []
+    model.model[0].register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0]["input_ids"].shape)))
+    monkeypatch.setattr("embexp.parts.TOKENS", 40)
+    monkeypatch.setattr(encoding, "TOKENISED", 8)
+    monkeypatch.setattr(encoding, "AHEAD", 2)
+    assert Encoder(model).passages(texts) == pytest.approx(whole, abs=1e-6)
+    assert len(shapes) > 10
+    assert sum(rows for rows, _ in shapes) == 30
+    assert all(rows * tokens <= 40 for rows, tokens in shapes)
+
+
+def test_an_error_in_a_part_is_raised_and_the_threads_are_as_before(load):
+    model = load()
+    model.model[1].register_forward_pre_hook(lambda *_: 1 / 0)
+    before = torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError):
+        Encoder(model).passages(TEXTS)
+    assert torch.get_num_threads() == before
 
 
 def test_prompts_are_put_before_queries_and_before_passages(folder, load):

@@ -1,0 +1,81 @@
+"""Cuts tokenised texts into parts of like length, and works on several at once. Called by `encoding`, `fast_steps`.
+
+A pass over texts of unlike length computes padding, and one over many tokens computes out of the processor's cache. On
+a CPU each part has one thread of torch, and as many are under way as there are threads: no core waits for another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+TOKENS = 1024  # in a pass of one thread: the widest layer of a small model stays in a core's cache
+TOKENS_ON_A_GPU = 16384
+WORKERS = 8  # at most: Python's lock is shared
+
+Features = dict[str, Any]
+
+
+def tokens_at_once(device: torch.device) -> int:
+    """How many tokens a pass should have at most, padding included."""
+    return TOKENS * _threads() if device.type == "cpu" else TOKENS_ON_A_GPU
+
+
+@contextmanager
+def workers(device: torch.device) -> Iterator[ThreadPoolExecutor]:
+    """Threads to compute parts in, each with its share of torch's; a GPU has one, so that it waits for no tokenizer."""
+    if device.type != "cpu":
+        with ThreadPoolExecutor(1) as pool:
+            yield pool
+        return
+    before, share = torch.get_num_threads(), _threads()
+
+    def start() -> None:
+        torch.get_num_threads()  # the first call in a thread sets the process's number, which would undo the next line
+        torch.set_num_threads(share)
+
+    with ThreadPoolExecutor(max(1, before // share), initializer=start) as pool:
+        try:
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(before)  # what is set in one thread is also what later threads begin with
+
+
+def _threads() -> int:
+    """Of torch, for each worker."""
+    return max(1, torch.get_num_threads() // WORKERS)
+
+
+def can_be_cut(features: Features) -> bool:
+    """Whether these are plain padded texts: all tensors are (texts, tokens), as the attention mask is."""
+    tensors = [value for value in features.values() if torch.is_tensor(value)]
+    mask = features.get("attention_mask")
+    return mask is not None and mask.dim() == 2 and all(value.shape == mask.shape for value in tensors)
+
+
+def parts(features: Features, *, tokens: int) -> Iterator[tuple[torch.Tensor, Features]]:
+    """The rows (their numbers) of each part and its features, the longest texts first, without their common padding.
+
+    features: such as `can_be_cut`. tokens: in a part at most, padding included; a longer text is a part of its own.
+    """
+    mask = features["attention_mask"]
+    columns = torch.arange(mask.shape[1], device=mask.device)
+    ends = ((columns + 1) * mask).amax(dim=1)
+    starts = torch.where(mask > 0, columns, mask.shape[1]).amin(dim=1)  # a tokenizer may pad on the left
+    order = (ends - starts).argsort(descending=True, stable=True)
+    for rows in _cut(order, (ends - starts)[order].tolist(), tokens):
+        seen = slice(int(starts[rows].min()), int(ends[rows].max()))
+        yield rows, {key: value[rows, seen] if torch.is_tensor(value) else value for key, value in features.items()}
+
+
+def _cut(order: torch.Tensor, lengths: list[int], tokens: int) -> Iterator[torch.Tensor]:
+    start = 0
+    while start < len(lengths):
+        end = start + max(1, tokens // max(1, lengths[start]))
+        yield order[start:end]
+        start = end
