@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 # the pairs that dev and test are measured on do not depend on what is trained with, so that runs compare
 EVALUATION_NEGATIVES: dict[str, Any] = {"negatives": partial(draw_random, per_query=1), "seed": 0}
+Config = Mapping[str, Any]
 HELPERS = ("guide", "teacher", "rescorer")  # keys of losses and negatives that name a model
 UNTRAINED = "the base model's vectors are random, so that being better than it says little; compare with BM25"
 UNMOVED = (
@@ -51,18 +52,17 @@ NO_TEACHER = (
 
 
 def measure(
-    config: Mapping[str, Any],
+    config: Config,
     result: dict[str, Any],
     folder: Path,
     tracker: Tracker,
-    watch: Watch | None = None,
-    processes: Processes | None = None,
+    watch: Watch | None,
+    processes: Processes | None,
 ) -> None:
     """Run the experiment that the config describes and fill in `result`, the content of result.json.
 
     folder: the run's, for the model, the checkpoints and the rankings; a checkpoint in it is gone on from. watch: the
-    study that a trial belongs to; a trial looks at dev alone, and its model is not kept. processes: which embed and
-    train together; None where this one is alone.
+    study that a trial belongs to; a trial looks at dev alone, and its model is not kept. processes: see EmbeddingModel.
     """
     allowed, stage = config["allowed_packages"], results.timer(result["seconds"])
 
@@ -75,7 +75,6 @@ def measure(
         model = _loaded(config, source, splits, result, processes)
         result["fingerprint"] = results.fingerprint(splits, model.origin, helpers)
         evaluators = [build(node, allowed=allowed) for node in config["evaluator"].values()]
-
     sides = _sides(splits, watch)
     arms: dict[str, dict[str, Evaluation]] = {}
 
@@ -96,16 +95,19 @@ def measure(
             dev_metrics = _dev_metrics(evaluators, arms["base"]["dev"], splits)
         with stage("training"):
             _train(config, model, train_set, rows, encoder, dev_metrics, result, folder, tracker, watch)
-            if "test" in sides:
-                model.model.save_pretrained(str(folder / "model"), create_model_card=False)
         with stage("tuned"):
             measured("tuned", Dense(Encoder(model, progress="tuned model")))
             _say_if_unmoved(result)
     if "test" in sides:
         with stage("comparison"):
-            on_test = {arm: by_side["test"] for arm, by_side in arms.items()}
-            result |= results.compared(on_test, splits, metric=config["metric"])
-        results.write_retrieval(on_test, splits, folder / "retrieval")
+            _compare(config, {arm: by_side["test"] for arm, by_side in arms.items()}, splits, result, folder)
+
+
+def _compare(
+    config: Config, on_test: Mapping[str, Evaluation], splits: Splits, result: dict[str, Any], folder: Path
+) -> None:
+    result |= results.compared(on_test, splits, metric=config["metric"])
+    results.write_retrieval(on_test, splits, folder / "retrieval")
 
 
 def _sides(splits: Splits, watch: Watch | None) -> dict[str, RetrievalSet]:
@@ -243,7 +245,7 @@ def _train(
     tracker: Tracker,
     watch: Watch | None,
 ) -> None:
-    """Train the model in place, from the run's last checkpoint where it has one."""
+    """Train the model in place, from the run's last checkpoint where it has one, and keep it but for a trial's."""
     # the rows too: negatives and teachers' scores come from models that may have changed
     made_from = digest([result["fingerprint"], model.bfloat16, rows.columns, rows.query_ids, rows.passage_ids])
     checkpoint = last_usable(folder, made_from=made_from)
@@ -278,6 +280,8 @@ def _train(
     )
     result["counts"] |= {"train_rows": len(rows), "masked_conflicts": training.masked_rows}
     result["counts"] |= {"steps": training.steps, "best_step": training.best_step}
+    if watch is None or watch.scores_test:
+        model.model.save_pretrained(str(folder / "model"), create_model_card=False)
 
 
 def _dev_metrics(

@@ -128,11 +128,9 @@ def connected_over(store: Any, rank: int, count: int, *, gpu: bool) -> Groups:
     options._timeout = EVER
     with _connected():
         memory = dist.ProcessGroupGloo(PrefixStore("memory", store), rank, count, options)
-        nccl = (
-            dist.ProcessGroupNCCL(PrefixStore("gpu", store), rank, count, dist.ProcessGroupNCCL.Options())
-            if gpu
-            else None
-        )
+        if not gpu:
+            return Groups(memory)
+        nccl = dist.ProcessGroupNCCL(PrefixStore("gpu", store), rank, count, dist.ProcessGroupNCCL.Options())
     return Groups(memory, nccl)
 
 

@@ -56,7 +56,7 @@ class Trainer(SentenceTransformerTrainer):
     ) -> None:
         super().__init__(**arguments)
         self._folder, self._made_from, self._keep = folder, made_from, keep
-        self._processes, self._leads = processes, processes is None or processes.leads
+        self._processes, self.leads = processes, processes is None or processes.leads
         self._conflicts = conflicts
         self._masked = MaskedSimilarity.put_into(self.loss) if conflicts is not None else []
         for callback in (ProgressCallback, PrinterCallback):  # replaced by the one line that Track shows
@@ -77,7 +77,7 @@ class Trainer(SentenceTransformerTrainer):
         with column_merging_disabled():
             loss = super().compute_loss(model, inputs, *args, **kwargs)
         value = loss[0] if isinstance(loss, tuple) else loss
-        if self._leads and not torch.isfinite(value):
+        if self.leads and not torch.isfinite(value):
             raise diverged(f"the loss is {value.item()}", step=self.state.global_step + 1)
         return loss
 
@@ -102,7 +102,7 @@ class Trainer(SentenceTransformerTrainer):
         save_file(own, Path(str(output_dir), LOSS_PARAMETERS))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        if not self._leads:
+        if not self.leads:
             return
         super()._save_checkpoint(model, trial)
         checkpoint = checkpoints.path_of(self._folder, self.state.global_step)
@@ -133,7 +133,7 @@ class Trainer(SentenceTransformerTrainer):
         """
         if checkpoint is None or not checkpoint.ended:
             self.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
-        elif self._leads:
+        elif self.leads:
             self._end_as(checkpoint)
         if self._processes is not None:
             with torch.no_grad():

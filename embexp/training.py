@@ -69,15 +69,12 @@ def train(
     """Train the model in place, ending with the weights of the checkpoint that is best on dev.
 
     With `resume_from` it goes on from there and ends with the same weights as if it had never stopped. made_from: the
-    digest of data and base weights that the checkpoints are sealed with.
-
-    data: the train set that `rows` come from. loss: takes the model. arguments: training arguments by name, without
-    those that the runner owns. dev_metrics: scores the model as it is now. early_stopping: evaluations without a better
-    `metric` after which to stop. tracker: None shows and logs nothing. watch: may end it with Pruned. Raises UserError
-    when the loss becomes NaN. Several processes do the same together, each with its own copy of the model.
+    digest of data and base weights that the checkpoints are sealed with. data: the train set that `rows` come from.
+    loss: takes the model. arguments: training arguments by name, without those that the runner owns. dev_metrics:
+    scores the model as it is now. early_stopping: evaluations without a better `metric` after which to stop. tracker:
+    None shows and logs nothing. watch: may end it with Pruned. Raises UserError when the loss becomes NaN. Several
+    processes do the same together, each with its own copy of the model.
     """
-    processes = embedding_model.processes
-    leads = processes is None or processes.leads
     sampler = _sampler(embedding_model, rows, data, arguments, seed=seed)
     set_seed(seed)  # a loss may have parameters of its own
     trainer = Trainer(
@@ -86,29 +83,28 @@ def train(
         made_from=made_from,
         keep=arguments.get("save_total_limit"),
         conflicts=Conflicts.of(rows, data) if sampler.masked_rows else None,
-        processes=processes,
+        processes=embedding_model.processes,
         model=embedding_model.model,
         args=_training_arguments(arguments, embedding_model, rows, sampler, metric=metric, seed=seed, folder=folder),
         train_dataset=Dataset.from_dict({**rows.columns, ROW: list(range(len(rows)))}),
-        evaluator=Dev(partial(_scored, dev_metrics, processes if leads else None)),
+        evaluator=Dev(partial(_scored, dev_metrics, embedding_model.processes)),
         data_collator=Collator(preprocess_fn=embedding_model.model.preprocess, prompts=_prompts(embedding_model, rows)),
         callbacks=_callbacks(watch, tracker, early_stopping),
     )
-    if sampler.masked_rows and leads:
-        _tell_of_conflicts(sampler.masked_rows, masked=trainer.masks)
+    _tell_of_conflicts(sampler.masked_rows, masked=trainer.masks)
     with _training_attention(embedding_model):
         trainer.train_from(resume_from)
     embedding_model.model.eval()
-    if trainer.state.best_global_step is None and leads:
-        _refuse_divergence(embedding_model, rows, step=trainer.state.global_step)
-    masked = sampler.masked_rows if trainer.masks else 0
-    return Training(trainer.state.global_step, masked, trainer.state.best_global_step)
+    state = trainer.state
+    if state.best_global_step is None and trainer.leads:
+        _refuse_divergence(embedding_model, rows, step=state.global_step)
+    return Training(state.global_step, sampler.masked_rows if trainer.masks else 0, state.best_global_step)
 
 
 def _scored(dev_metrics: Callable[[], Mapping[str, float]], processes: Processes | None) -> Mapping[str, float]:
     """The dev metrics, told to the followers, who decide by them as process 0 does and go on from the same state."""
     metrics = dev_metrics()
-    if processes is not None:
+    if processes is not None and processes.leads:
         processes.tell("scored", metrics=metrics, states=generators())
     return metrics
 
@@ -134,6 +130,8 @@ def _sampler(
 
 
 def _tell_of_conflicts(rows: int, *, masked: bool) -> None:
+    if not rows:
+        return
     left_in = "left in: this loss compares no other rows, or in a way that can't be masked"
     what = "masked in the loss" if masked else left_in
     log.warning("%s a batch with a conflicting row, which is %s", counted(rows, "row shares", "rows share"), what)
