@@ -19,23 +19,40 @@ from embexp.arguments import checked_arguments
 from embexp.checks import CONFIG_FOLDER, Program, refuse_environment
 from embexp.config import EXPERIMENT
 from embexp.errors import UserError, explained
+from embexp.machine import Launched, agreed, launched
 from embexp.starting import uncollected
 
 
 def main() -> None:
     """Run the command line; exits with 0 when every run completed, else with 1."""
     with ends_with_one():
-        with uncollected():
-            arguments, resumed = _checked()
-            shown = helped(arguments, program=EXPERIMENT)
-        with uncollected() if arguments.cfg else nullcontext():
-            codes = [] if shown else _run_hydra(resumed)
+        started = launched()
+        if started is not None and started.rank > 0:
+            from embexp.follower import follow_launched  # torch: seconds
+
+            sys.exit(follow_launched(started))
+        with _released(started):
+            codes = _run(started)
     sys.exit(1 if any(codes) else 0)
 
 
-def _checked() -> tuple[argparse.Namespace, Path | None]:
+def _run(started: Launched | None) -> list[int]:
+    """Check the arguments and run what they say; returns the exit code of each run."""
+    with uncollected():
+        arguments, resumed = _checked(started)
+        shown = helped(arguments, program=EXPERIMENT)
+    with uncollected() if arguments.cfg else nullcontext():
+        return [] if shown else _run_hydra(resumed, started)
+
+
+def _checked(started: Launched | None) -> tuple[argparse.Namespace, Path | None]:
     """The arguments, checked, and the folder of the run to go on with, where they name one; sys.argv is rewritten."""
     arguments = parsed(sys.argv[1:])
+    if started is not None and arguments.multirun:
+        raise UserError(
+            "torchrun starts every process of one run, so -m has no place beside it; leave torchrun out, and add "
+            f"trainer.processes={started.count} to start as many for each run"
+        )
     resumed = resume.folder_to_resume(arguments.overrides)
     if resumed is not None:
         if arguments.multirun:
@@ -45,6 +62,18 @@ def _checked() -> tuple[argparse.Namespace, Path | None]:
         arguments = parsed(sys.argv[1:])
     check(arguments, program=EXPERIMENT, fresh=resumed is None)
     return arguments, resumed
+
+
+@contextmanager
+def _released(started: Launched | None) -> Iterator[None]:
+    """Let the processes that torchrun has started beside this one end with it, whatever it was for."""
+    try:
+        yield
+    finally:
+        if started is not None:
+            from embexp.meeting import release
+
+            release(started)
 
 
 @contextmanager
@@ -106,8 +135,11 @@ def _runs_or_shows(arguments: argparse.Namespace) -> bool:
     return not any(elsewhere) and arguments.experimental_rerun is None and arguments.config_path is None
 
 
-def _run_hydra(resumed: Path | None) -> list[int]:
-    """Let Hydra compose and run; returns the exit code of each run. resumed: the folder of the run to go on with."""
+def _run_hydra(resumed: Path | None, started: Launched | None) -> list[int]:
+    """Let Hydra compose and run; returns the exit code of each run.
+
+    resumed: the folder of the run to go on with. started: what torchrun said, where it has started this.
+    """
     codes: list[int] = []
 
     @hydra.main(config_path=str(CONFIG_FOLDER), config_name="config", version_base="1.3")
@@ -115,14 +147,15 @@ def _run_hydra(resumed: Path | None) -> list[int]:
         from embexp.job import Job  # only what runs needs it
 
         job = Job.current(config)
-        if resumed is not None:
-            try:
+        try:
+            job = replace(job, config=agreed(job.config, started), launched=started)
+            if resumed is not None:
                 resume.refuse_changes(resumed, config)
-            except UserError as error:  # Hydra would add a traceback
-                print(explained(error), file=sys.stderr)
-                codes.append(1)
-                return
-            job = replace(job, group=resume.group_of(resumed), resume=True)
+                job = replace(job, group=resume.group_of(resumed), resume=True)
+        except UserError as error:  # Hydra would add a traceback
+            print(explained(error), file=sys.stderr)
+            codes.append(1)
+            return
         codes.append(job.run())
 
     task()

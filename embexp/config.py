@@ -56,11 +56,15 @@ OWN_KEYS: dict[str, dict[str, Types]] = {
         "needs": ((str, type(None)), "transformer, or null for any model"),
     },
     "model": {"kind": ((str,), "a word for what it is, such as static")},
-    "trainer": {"early_stopping": ((int, type(None)), "a whole number or null")},
+    "trainer": {
+        "early_stopping": ((int, type(None)), "a whole number or null"),
+        "processes": ((int,), "a whole number"),
+    },
 }
 # what the runner reads of the trainer, so that a file of the user's own must have it too
 TRAINER_NEEDS = ["num_train_epochs", "per_device_train_batch_size", "learning_rate", "eval_strategy", "eval_steps",
-                 "logging_steps", "early_stopping"]  # fmt: skip
+                 "logging_steps", "early_stopping", "processes"]  # fmt: skip
+ALONE = ["torch_compile", "fsdp", "deepspeed"]  # arguments that change how a model is called or kept
 AT_LEAST = {
     "trainer.per_device_train_batch_size": 2,
     "trainer.num_train_epochs": 0,
@@ -68,6 +72,7 @@ AT_LEAST = {
     "trainer.eval_steps": 0,
     "trainer.logging_steps": 0,
     "trainer.early_stopping": 1,
+    "trainer.processes": 1,
     "limit": 3,
     "cache_size_gb": 0,
     "negatives.per_query": 1,
@@ -106,6 +111,12 @@ def _trainer_mistakes(trainer: Mapping[str, Any]) -> list[str]:
     problems = [f"trainer.{key} must be set: trainer.{key}=..." for key in TRAINER_NEEDS if key not in trainer]
     if trainer.get("early_stopping") and trainer.get("eval_strategy") in ("no", False):
         problems.append("trainer.early_stopping needs evaluations: set trainer.eval_strategy=steps or epoch")
+    several = isinstance(trainer.get("processes"), int) and trainer["processes"] > 1
+    problems += [
+        f"trainer.{key} can't be combined with trainer.processes={trainer['processes']}; leave one of them out"
+        for key in ALONE
+        if several and trainer.get(key)
+    ]
     return problems
 
 

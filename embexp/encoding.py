@@ -20,6 +20,7 @@ from embexp.models import EmbeddingModel
 from embexp.parts import can_be_cut, parts, tokens_at_once, workers
 from embexp.retrieval_set import RetrievalSet
 
+TOLD = 4096  # texts, to a process at a time: a million are never all on their way at once
 Embeddings = np.ndarray  # (texts, dimensions) float32, each row of length 1
 ROWS_AT_ONCE = 10_000  # that are looked at in one go, so that memory stays flat
 
@@ -96,7 +97,7 @@ class Encoder:
 
     def _encoded(self, texts: Sequence[str], prompt: str) -> Embeddings:
         def make() -> dict[str, Embeddings]:
-            return {"rows": _encode(self._model, texts, prompt, self._progress)}
+            return {"rows": _encoded_together(self._model, texts, prompt, self._progress)}
 
         if self.identity is None:
             return make()["rows"]
@@ -173,6 +174,35 @@ class Truncated(Encoder):
         part = rows[:, : self._dimensions]
         # zeros stay zeros: a model may leave its first dimensions empty
         return part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+
+
+def _encoded_together(model: EmbeddingModel, texts: Sequence[str], prompt: str, progress: str | None) -> Embeddings:
+    """What `_encode` gives, made by all processes of the run."""
+    if model.processes is None:
+        return _encode(model, texts, prompt, progress)
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]), reverse=True)
+    rows = np.empty((len(texts), model.model.get_embedding_dimension()), dtype=np.float32)
+    at_once = TOLD * model.processes.count
+    with tqdm(total=len(texts), desc=progress, unit="text", disable=None if progress else True, leave=False) as bar:
+        for start in range(0, len(order), at_once):
+            block = order[start : start + at_once]
+            told = [texts[index] for index in block]
+            model.processes.tell("encode", texts=told, prompt=prompt)
+            rows[block] = encode_share(model, texts=told, prompt=prompt)
+            bar.update(len(block))
+    return rows
+
+
+def encode_share(model: EmbeddingModel, *, texts: Sequence[str], prompt: str) -> Embeddings:
+    """The rows of all texts, of which this process embeds every n-th. What process 0 orders, all do."""
+    processes = model.processes
+    assert processes is not None
+    shares = [list(range(rank, len(texts), processes.count)) for rank in range(processes.count)]
+    own = _encode(model, [texts[index] for index in shares[processes.rank]], prompt, None)
+    rows = np.empty((len(texts), own.shape[1]), dtype=np.float32)
+    for share, part in zip(shares, processes.gathered(torch.from_numpy(own), list(map(len, shares))), strict=True):
+        rows[share] = part.numpy()
+    return rows
 
 
 def _encode(embedding_model: EmbeddingModel, texts: Sequence[str], prompt: str, progress: str | None) -> Embeddings:

@@ -6,9 +6,8 @@ Read this module first; every step is one call into the module that does it. Cal
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from embexp.losses import OWN_KEYS, refuse_unfit
 from embexp.models import EmbeddingModel, identified
 from embexp.negatives import DEFAULT, Drawn, draw_random, second_look
 from embexp.paraphrases import without_paraphrases
+from embexp.processes import Processes
 from embexp.retrieval_set import RetrievalSet, Splits
 from embexp.search import BM25, Arm, Dense
 from embexp.shapes import WITH_NEGATIVES, Rows, to_rows
@@ -32,12 +32,13 @@ from embexp.splits import Shares, limited, refuse_leaks, trainable
 from embexp.teachers import Judge, teacher_of
 from embexp.tracking import Tracker
 from embexp.trainer import Watch
-from embexp.training import LOOKS_SAY_WHEN, train
+from embexp.training import LOOKS_SAY_WHEN, OURS, train
 
 log = logging.getLogger(__name__)
 
 # the pairs that dev and test are measured on do not depend on what is trained with, so that runs compare
 EVALUATION_NEGATIVES: dict[str, Any] = {"negatives": partial(draw_random, per_query=1), "seed": 0}
+Config = Mapping[str, Any]
 HELPERS = ("guide", "teacher", "rescorer")  # keys of losses and negatives that name a model
 UNTRAINED = "the base model's vectors are random, so that being better than it says little; compare with BM25"
 UNMOVED = (
@@ -51,14 +52,19 @@ NO_TEACHER = (
 
 
 def measure(
-    config: Mapping[str, Any], result: dict[str, Any], folder: Path, tracker: Tracker, watch: Watch | None = None
+    config: Config,
+    result: dict[str, Any],
+    folder: Path,
+    tracker: Tracker,
+    watch: Watch | None,
+    processes: Processes | None,
 ) -> None:
     """Run the experiment that the config describes and fill in `result`, the content of result.json.
 
     folder: the run's, for the model, the checkpoints and the rankings; a checkpoint in it is gone on from. watch: the
-    study that a trial belongs to; a trial looks at dev alone, and its model is not kept.
+    study that a trial belongs to; a trial looks at dev alone, and its model is not kept. processes: see EmbeddingModel.
     """
-    allowed, stage = config["allowed_packages"], _timer(result["seconds"])
+    allowed, stage = config["allowed_packages"], results.timer(result["seconds"])
 
     with stage("model"):
         source, helpers = build(config["model"], allowed=allowed, without=["kind"]), _helpers(config)
@@ -66,10 +72,9 @@ def measure(
         splits = _splits(config, result)
         result["counts"] = results.counts(splits)
     with stage("loading"):
-        model = _loaded(config, source, splits, result)
+        model = _loaded(config, source, splits, result, processes)
         result["fingerprint"] = results.fingerprint(splits, model.origin, helpers)
         evaluators = [build(node, allowed=allowed) for node in config["evaluator"].values()]
-
     sides = _sides(splits, watch)
     arms: dict[str, dict[str, Evaluation]] = {}
 
@@ -90,16 +95,19 @@ def measure(
             dev_metrics = _dev_metrics(evaluators, arms["base"]["dev"], splits)
         with stage("training"):
             _train(config, model, train_set, rows, encoder, dev_metrics, result, folder, tracker, watch)
-            if "test" in sides:
-                model.model.save_pretrained(str(folder / "model"), create_model_card=False)
         with stage("tuned"):
             measured("tuned", Dense(Encoder(model, progress="tuned model")))
             _say_if_unmoved(result)
     if "test" in sides:
         with stage("comparison"):
-            on_test = {arm: by_side["test"] for arm, by_side in arms.items()}
-            result |= results.compared(on_test, splits, metric=config["metric"])
-        results.write_retrieval(on_test, splits, folder / "retrieval")
+            _compare(config, {arm: by_side["test"] for arm, by_side in arms.items()}, splits, result, folder)
+
+
+def _compare(
+    config: Config, on_test: Mapping[str, Evaluation], splits: Splits, result: dict[str, Any], folder: Path
+) -> None:
+    result |= results.compared(on_test, splits, metric=config["metric"])
+    results.write_retrieval(on_test, splits, folder / "retrieval")
 
 
 def _sides(splits: Splits, watch: Watch | None) -> dict[str, RetrievalSet]:
@@ -154,7 +162,9 @@ def _splits(config: Mapping[str, Any], result: dict[str, Any]) -> Splits:
     return splits
 
 
-def _loaded(config: Mapping[str, Any], source: Any, splits: Splits, result: dict[str, Any]) -> EmbeddingModel:
+def _loaded(
+    config: Mapping[str, Any], source: Any, splits: Splits, result: dict[str, Any], processes: Processes | None
+) -> EmbeddingModel:
     # a tokenizer may be trained on these; never on the questions that the model is tested on
     model: EmbeddingModel = source.load([*splits.train.corpus.values(), *splits.train.queries.values()])
     if config["trainer"] is not None:
@@ -163,7 +173,9 @@ def _loaded(config: Mapping[str, Any], source: Any, splits: Splits, result: dict
         _note(result, UNTRAINED)
     result["counts"]["dimensions"] = model.model.get_embedding_dimension()
     result["counts"]["truncated"] = count_truncated(model, splits.test)
-    return model
+    if processes is not None:
+        processes.tell("model", model=model)
+    return replace(model, processes=processes)
 
 
 def _say_if_unmoved(result: dict[str, Any]) -> None:
@@ -233,7 +245,7 @@ def _train(
     tracker: Tracker,
     watch: Watch | None,
 ) -> None:
-    """Train the model in place, from the run's last checkpoint where it has one."""
+    """Train the model in place, from the run's last checkpoint where it has one, and keep it but for a trial's."""
     # the rows too: negatives and teachers' scores come from models that may have changed
     made_from = digest([result["fingerprint"], model.bfloat16, rows.columns, rows.query_ids, rows.passage_ids])
     checkpoint = last_usable(folder, made_from=made_from)
@@ -242,25 +254,34 @@ def _train(
         tracker.log({f"dev/{name}": score for name, score in dev_metrics(Dense(encoder)).items()}, step=0)
     else:
         log.info("going on from step %d", checkpoint.step)
+    choices = {
+        "arguments": {key: value for key, value in config["trainer"].items() if key not in OURS}
+        | (LOOKS_SAY_WHEN if watch is not None else {}),
+        "early_stopping": config["trainer"]["early_stopping"],
+        "metric": config["metric"],
+        "seed": config["seed"],
+        "folder": folder,
+        "made_from": made_from,
+        "resume_from": checkpoint,
+    }
+    if model.processes is not None:
+        said = {key: config[key] for key in ("loss", "allowed_packages", "cache")}
+        looks = None if watch is None else watch.looks
+        model.processes.tell("train", rows=rows, data=train_set, choices=choices, looks=looks, **said)
     training = train(
         model,
         rows,
         train_set,
         loss=build(config["loss"], allowed=config["allowed_packages"], without=OWN_KEYS),
-        arguments={key: value for key, value in config["trainer"].items() if key != "early_stopping"}
-        | (LOOKS_SAY_WHEN if watch is not None else {}),
-        early_stopping=config["trainer"]["early_stopping"],
         dev_metrics=lambda: dev_metrics(Dense(Encoder(model))),
-        metric=config["metric"],
-        seed=config["seed"],
-        folder=folder,
         tracker=tracker,
-        made_from=made_from,
         watch=watch,
-        resume_from=checkpoint,
+        **choices,
     )
     result["counts"] |= {"train_rows": len(rows), "masked_conflicts": training.masked_rows}
     result["counts"] |= {"steps": training.steps, "best_step": training.best_step}
+    if watch is None or watch.scores_test:
+        model.model.save_pretrained(str(folder / "model"), create_model_card=False)
 
 
 def _dev_metrics(
@@ -274,17 +295,3 @@ def _dev_metrics(
         return {name: value for part in parts for name, value in part.metrics.items()}
 
     return score
-
-
-def _timer(seconds: dict[str, float]) -> Callable[[str], Any]:
-    @contextmanager
-    def stage(name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        log.info("%s ...", name)
-        try:
-            yield
-            log.info("%s done in %.1f s", name, time.perf_counter() - start)
-        finally:
-            seconds[name] = round(time.perf_counter() - start, 2)
-
-    return stage

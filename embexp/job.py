@@ -24,6 +24,7 @@ from embexp import console
 from embexp import report as reports
 from embexp.checks import plain
 from embexp.errors import BusyError, FullError, NotNowError, UserError, described, explained
+from embexp.machine import Launched
 from embexp.sweep.reference import TrialReference
 from embexp.tracking import to_upload
 
@@ -36,7 +37,8 @@ INTERRUPTED = 130  # exit code of a trial that could not be run to its end now, 
 @dataclass(frozen=True)
 class Job:
     """What a run needs: see `run.run`. group: its multirun, else its folder, which its attempts share. logging:
-    Hydra's job_logging, for a process that has not set it up. trial: what it is in a sweep."""
+    Hydra's job_logging, for a process that has not set it up. trial: what it is in a sweep. launched: what torchrun
+    said, where it has started this."""
 
     config: Mapping[str, Any]
     names: Mapping[str, str]
@@ -45,6 +47,7 @@ class Job:
     logging: Mapping[str, Any]
     resume: bool = False
     trial: TrialReference | None = None
+    launched: Launched | None = None
 
     @classmethod
     def current(cls, config: DictConfig) -> Job:
@@ -103,7 +106,14 @@ class Job:
 
         run.quiet_libraries()
         if self.trial is None:
-            return run.run(self.config, names=self.names, folder=self.folder, group=self.group, resume=self.resume)
+            return run.run(
+                self.config,
+                names=self.names,
+                folder=self.folder,
+                group=self.group,
+                resume=self.resume,
+                launched=self.launched,
+            )
         from embexp.sweep.trial import attached
 
         with attached(self.trial) as trial:

@@ -24,6 +24,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from embexp.errors import UserError
 from embexp.hub import snapshot
 from embexp.model_folder import refuse_unsafe, why_not_loaded
+from embexp.processes import Processes
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,8 @@ class EmbeddingModel:
     bfloat16: whether matrix products run in bfloat16 (weights stay float32). eager_training: whether attention is
     switched to plain matrix products while training. origin: path, commit and the SHA-256 of the weights, for the
     record, and `content`, the digest of all that decides an embedding, tokenizer and settings too. untrained: whether
-    its vectors are random, so that nearness says nothing yet.
+    its vectors are random, so that nearness says nothing yet. processes: those of the run, each of which holds a copy;
+    None where this one is alone.
     """
 
     model: SentenceTransformer
@@ -53,6 +55,7 @@ class EmbeddingModel:
     eager_training: bool
     origin: Mapping[str, str | None]
     untrained: bool = False
+    processes: Processes | None = None
 
 
 class Transformer:

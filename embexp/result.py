@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,8 @@ from embexp.evaluators import Evaluation
 from embexp.ranking import Ranking
 from embexp.retrieval_set import RetrievalSet, Splits
 from embexp.significance import Delta, Scores, compare
+
+log = logging.getLogger(__name__)
 
 PACKAGES = [
     "embexp",
@@ -218,3 +223,19 @@ def _peak_memory() -> int:
     """Peak resident memory of this process in MiB."""
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 2**20
+
+
+def timer(seconds: dict[str, float]) -> Callable[[str], Any]:
+    """Keeps how long each stage took, and says when one begins and ends."""
+
+    @contextmanager
+    def stage(name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        log.info("%s ...", name)
+        try:
+            yield
+            log.info("%s done in %.1f s", name, time.perf_counter() - start)
+        finally:
+            seconds[name] = round(time.perf_counter() - start, 2)
+
+    return stage

@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from embexp.checks import plain
 from embexp.errors import UserError, listed
 
-MAY_DIFFER = ("debug", "cache", "cache_size_gb")  # none of them changes what comes out
+# none of them changes what comes out; of the number of processes, beyond rounding and the draws of dropout
+MAY_DIFFER = ("debug", "cache", "cache_size_gb", "trainer.processes")
 WORD = "resume="
 MINING = "mine"  # the config of the other command
 

@@ -22,6 +22,8 @@ from embexp.cache import folder_of, kept_in, trim
 from embexp.components import build
 from embexp.errors import BusyError, FullError, NotNowError, Pruned, UserError, described, is_full
 from embexp.experiment import digests, measure
+from embexp.joining import joined
+from embexp.machine import Launched, number_of
 from embexp.tracking import Tracker, open_mirror
 from embexp.trainer import Watch
 
@@ -38,13 +40,15 @@ def run(
     group: str | None = None,
     resume: bool = False,
     watch: Watch | None = None,
+    launched: Launched | None = None,
 ) -> dict[str, Any]:
     """Run one experiment and return the content of its result.json.
 
     config: the composed and checked config, as plain values. names: the choices of model, loss and dataset. folder: the
     run's folder, which must exist. group: the multirun it belongs to. resume: go on with the killed or failed run in
     the folder; one that was completed, or given up by its study, is returned as it is. watch: the study of a trial.
-    Every error but an interruption from outside is recorded in result.json and raised again.
+    launched: what torchrun said, where it has started this and further processes. Every error but an interruption from
+    outside is recorded in result.json and raised again.
     """
     with _alone(folder, seconds=SECONDS_FOR_FORMER if watch is not None else 0), _kept(config):
         before = reports.read(folder)
@@ -56,16 +60,22 @@ def run(
         if (folder / "metrics.jsonl").exists() and not resume:
             raise UserError(f"{folder} holds another run; set hydra.run.dir to a new folder, or resume={folder}")
         (folder / "result.json").unlink(missing_ok=True)
-        return _attempt(config, names, folder, group, watch)
+        return _attempt(config, names, folder, group, watch, launched)
 
 
 def _attempt(
-    config: Mapping[str, Any], names: Mapping[str, str], folder: Path, group: str | None, watch: Watch | None
+    config: Mapping[str, Any],
+    names: Mapping[str, str],
+    folder: Path,
+    group: str | None,
+    watch: Watch | None,
+    launched: Launched | None,
 ) -> dict[str, Any]:
     result = results.empty(config)
     tracker = Tracker(folder, open_mirror(_mirror(config, names, folder, group)))
     try:
-        measure(config, result, folder, tracker, watch)
+        with joined(number_of(config, launched), launched) as processes:
+            measure(config, result, folder, tracker, watch, processes)
         result["status"] = "completed"
     except Pruned as reason:
         result |= {"status": "pruned", "error": str(reason)}

@@ -28,6 +28,8 @@ from embexp.batches import Conflicts, MaskedSimilarity
 from embexp.checkpoints import Checkpoint
 from embexp.errors import UserError
 from embexp.fast_steps import parts_of_like_length
+from embexp.processes import Processes
+from embexp.shares import add_gradients, shared
 from embexp.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -37,13 +39,24 @@ ROW = "row"  # a column that carries the row's number to the loss; never embedde
 
 
 class Trainer(SentenceTransformerTrainer):
-    """The library's trainer, with masked conflicts, checkpoints that are whole, and an end at the first NaN."""
+    """The library's trainer, with masked conflicts, checkpoints that are whole, and an end at the first NaN.
+
+    With several processes each has one, which reads the same batches; process 0's alone writes and complains.
+    """
 
     def __init__(
-        self, *, folder: Path, made_from: str, keep: int | None, conflicts: Conflicts | None, **arguments: Any
+        self,
+        *,
+        folder: Path,
+        made_from: str,
+        keep: int | None,
+        conflicts: Conflicts | None,
+        processes: Processes | None,
+        **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
         self._folder, self._made_from, self._keep = folder, made_from, keep
+        self._processes, self.leads = processes, processes is None or processes.leads
         self._conflicts = conflicts
         self._masked = MaskedSimilarity.put_into(self.loss) if conflicts is not None else []
         for callback in (ProgressCallback, PrinterCallback):  # replaced by the one line that Track shows
@@ -64,14 +77,18 @@ class Trainer(SentenceTransformerTrainer):
         with column_merging_disabled():
             loss = super().compute_loss(model, inputs, *args, **kwargs)
         value = loss[0] if isinstance(loss, tuple) else loss
-        if not torch.isfinite(value):
+        if self.leads and not torch.isfinite(value):
             raise diverged(f"the loss is {value.item()}", step=self.state.global_step + 1)
         return loss
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Forward and backward: a loss that caches gradients embeds its texts once more in the latter."""
-        with self._parts():
-            return super().training_step(*args, **kwargs)
+        guides = [guide for part in self.loss.modules() if (guide := getattr(part, "guide", None)) is not None]
+        with self._parts(), shared([self.model, *guides], self._processes):
+            loss = super().training_step(*args, **kwargs)
+        if self._processes is not None and self.accelerator.sync_gradients:
+            add_gradients(self.model, list(self._parameters_of_the_loss().values()), self._processes)
+        return loss
 
     def _parts(self) -> AbstractContextManager[None]:
         # a GPU would rather have one large pass
@@ -85,6 +102,8 @@ class Trainer(SentenceTransformerTrainer):
         save_file(own, Path(str(output_dir), LOSS_PARAMETERS))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if not self.leads:
+            return
         super()._save_checkpoint(model, trial)
         checkpoint = checkpoints.path_of(self._folder, self.state.global_step)
         checkpoints.seal(checkpoint, made_from=self._made_from, ended=self.control.should_training_stop)
@@ -108,11 +127,17 @@ class Trainer(SentenceTransformerTrainer):
         self._load_from_checkpoint(str(best))
 
     def train_from(self, checkpoint: Checkpoint | None) -> None:
-        """Train from the start, or go on from a checkpoint; one of a training that was over is only taken back."""
-        if checkpoint is not None and checkpoint.ended:
-            self._end_as(checkpoint)
-        else:
+        """Train from the start, or go on from a checkpoint; one of a training that was over is only taken back.
+
+        All processes end with the same weights: those of process 0, which alone knows the best checkpoint.
+        """
+        if checkpoint is None or not checkpoint.ended:
             self.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
+        elif self.leads:
+            self._end_as(checkpoint)
+        if self._processes is not None:
+            with torch.no_grad():
+                self._processes.copy_from_first([*self.model.parameters(), *self.model.buffers()])
 
     def _end_as(self, checkpoint: Checkpoint) -> None:
         self.state = TrainerState.load_from_json(str(checkpoint.folder / "trainer_state.json"))

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from embexp.checkpoints import Checkpoint
 from embexp.encoding import Encoder, token_lengths
 from embexp.errors import UserError, counted
 from embexp.models import EmbeddingModel
+from embexp.processes import Processes
 from embexp.retrieval_set import RetrievalSet
 from embexp.shapes import Rows
+from embexp.shares import generators
 from embexp.tracking import Tracker
 from embexp.trainer import ROW, Collator, Dev, Looks, Track, Trainer, Watch, diverged
 
@@ -33,6 +36,7 @@ log = logging.getLogger(__name__)
 
 NEVER = 10**9  # steps
 LOOKS_SAY_WHEN = {"eval_strategy": "steps", "eval_steps": NEVER}  # arguments of a training that is watched
+OURS = ("early_stopping", "processes")  # keys of a file in conf/trainer that are no arguments of the library's
 LOOKED_AT = 64  # texts that the trained model must still embed
 
 
@@ -57,7 +61,7 @@ def train(
     metric: str,
     seed: int,
     folder: Path,
-    tracker: Tracker,
+    tracker: Tracker | None,
     made_from: str,
     watch: Watch | None = None,
     resume_from: Checkpoint | None = None,
@@ -65,11 +69,11 @@ def train(
     """Train the model in place, ending with the weights of the checkpoint that is best on dev.
 
     With `resume_from` it goes on from there and ends with the same weights as if it had never stopped. made_from: the
-    digest of data and base weights that the checkpoints are sealed with.
-
-    data: the train set that `rows` come from. loss: takes the model. arguments: training arguments by name, without
-    those that the runner owns. dev_metrics: scores the model as it is now. early_stopping: evaluations without a better
-    `metric` after which to stop. watch: may end it with Pruned. Raises UserError when the loss becomes NaN.
+    digest of data and base weights that the checkpoints are sealed with. data: the train set that `rows` come from.
+    loss: takes the model. arguments: training arguments by name, without those that the runner owns. dev_metrics:
+    scores the model as it is now. early_stopping: evaluations without a better `metric` after which to stop. tracker:
+    None shows and logs nothing. watch: may end it with Pruned. Raises UserError when the loss becomes NaN. Several
+    processes do the same together, each with its own copy of the model.
     """
     sampler = _sampler(embedding_model, rows, data, arguments, seed=seed)
     set_seed(seed)  # a loss may have parameters of its own
@@ -79,27 +83,36 @@ def train(
         made_from=made_from,
         keep=arguments.get("save_total_limit"),
         conflicts=Conflicts.of(rows, data) if sampler.masked_rows else None,
+        processes=embedding_model.processes,
         model=embedding_model.model,
         args=_training_arguments(arguments, embedding_model, rows, sampler, metric=metric, seed=seed, folder=folder),
         train_dataset=Dataset.from_dict({**rows.columns, ROW: list(range(len(rows)))}),
-        evaluator=Dev(dev_metrics),
+        evaluator=Dev(partial(_scored, dev_metrics, embedding_model.processes)),
         data_collator=Collator(preprocess_fn=embedding_model.model.preprocess, prompts=_prompts(embedding_model, rows)),
         callbacks=_callbacks(watch, tracker, early_stopping),
     )
-    if sampler.masked_rows:
-        _tell_of_conflicts(sampler.masked_rows, masked=trainer.masks)
+    _tell_of_conflicts(sampler.masked_rows, masked=trainer.masks)
     with _training_attention(embedding_model):
         trainer.train_from(resume_from)
     embedding_model.model.eval()
-    if trainer.state.best_global_step is None:
-        _refuse_divergence(embedding_model, rows, step=trainer.state.global_step)
-    masked = sampler.masked_rows if trainer.masks else 0
-    return Training(trainer.state.global_step, masked, trainer.state.best_global_step)
+    state = trainer.state
+    if state.best_global_step is None and trainer.leads:
+        _refuse_divergence(embedding_model, rows, step=state.global_step)
+    return Training(state.global_step, sampler.masked_rows if trainer.masks else 0, state.best_global_step)
 
 
-def _callbacks(watch: Watch | None, tracker: Tracker, early_stopping: int | None) -> list[TrainerCallback]:
+def _scored(dev_metrics: Callable[[], Mapping[str, float]], processes: Processes | None) -> Mapping[str, float]:
+    """The dev metrics, told to the followers, who decide by them as process 0 does and go on from the same state."""
+    metrics = dev_metrics()
+    if processes is not None and processes.leads:
+        processes.tell("scored", metrics=metrics, states=generators())
+    return metrics
+
+
+def _callbacks(watch: Watch | None, tracker: Tracker | None, early_stopping: int | None) -> list[TrainerCallback]:
     looks = [Looks(watch)] if watch is not None else []  # first: Track logs wherever these ask for a checkpoint
-    return [*looks, Track(tracker), *([EarlyStoppingCallback(early_stopping)] if early_stopping else [])]
+    tracks = [Track(tracker)] if tracker is not None else []
+    return [*looks, *tracks, *([EarlyStoppingCallback(early_stopping)] if early_stopping else [])]
 
 
 def _sampler(
@@ -117,6 +130,8 @@ def _sampler(
 
 
 def _tell_of_conflicts(rows: int, *, masked: bool) -> None:
+    if not rows:
+        return
     left_in = "left in: this loss compares no other rows, or in a way that can't be masked"
     what = "masked in the loss" if masked else left_in
     log.warning("%s a batch with a conflicting row, which is %s", counted(rows, "row shares", "rows share"), what)

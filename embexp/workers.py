@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import shutil
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +20,7 @@ from typing import Any
 import psutil
 
 from embexp.job import Job
+from embexp.machine import cores, gpus
 
 PRELOADED = ["embexp.run", "embexp.sweep.trial"]  # imports only: a matrix product there hangs the children (OpenMP)
 SECONDS_TO_END = 30  # after Ctrl-C
@@ -112,19 +111,9 @@ def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def slots(number: int) -> list[Slot]:
     """That many slots, with the cores shared out among them and the GPUs in turn."""
-    threads = max(1, len(os.sched_getaffinity(0)) // number) if hasattr(os, "sched_getaffinity") else None
-    devices = _devices()
+    threads = max(1, cores() // number)
+    devices = gpus()
     return [Slot(threads, devices[place % len(devices)] if devices else None) for place in range(number)]
-
-
-def _devices() -> list[str]:
-    """The GPUs that may be used, found out without starting CUDA."""
-    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [device for device in named.split(",") if device]
-    if shutil.which("nvidia-smi") is None:
-        return []
-    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
-    return [str(place) for place, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU ")]
 
 
 def _carry_out(job: Job, slot: Slot, quiet: bool) -> None:

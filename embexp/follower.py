@@ -1,0 +1,165 @@
+"""A process of a run beside the one that leads it: carries out what process 0 orders, and writes nothing.
+
+Started by `joining` as `python -m embexp.follower`, or by torchrun as `python -m embexp`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed import FileStore  # type: ignore[attr-defined]
+
+from embexp import meeting
+from embexp.cache import folder_of, kept_in
+from embexp.components import build
+from embexp.encoding import encode_share
+from embexp.errors import UserError
+from embexp.losses import OWN_KEYS
+from embexp.machine import Launched, gpus, threads_of
+from embexp.models import EmbeddingModel
+from embexp.processes import LostError, Processes
+from embexp.retrieval_set import RetrievalSet
+from embexp.run import quiet_libraries
+from embexp.shapes import Rows
+from embexp.shares import set_generators
+from embexp.training import train
+
+
+@dataclass
+class Led:
+    """Stands in for what watches the run in process 0: this process looks at dev when that does."""
+
+    looks: int
+    scores_test: bool = False
+
+    def report(self, metrics: Mapping[str, float], look: int) -> None:
+        """Process 0 reports."""
+
+
+def main() -> None:
+    """`python -m embexp.follower FOLDER RANK COUNT PARENT`: a follower of the process PARENT."""
+    folder, rank, count, parent = sys.argv[1], *map(int, sys.argv[2:])
+    end_with(parent)
+    sys.exit(_followed(FileStore(str(Path(folder, "store")), count), rank, count))
+
+
+def follow_launched(launched: Launched) -> int:
+    """Follow process 0 as torchrun's process of another rank; returns the exit code."""
+    take_up(launched)
+    code = _followed(meeting.store_of(launched), launched.rank, launched.count)
+    return 0 if code == meeting.LOST else code  # torchrun is to name the process that ended first
+
+
+def _followed(store: Any, rank: int, count: int) -> int:
+    logging.disable(logging.WARNING)  # process 0 says the same
+    warnings.simplefilter("ignore")
+    quiet_libraries()
+    try:
+        processes = meeting.as_follower(store, rank, count)
+        if processes is not None:
+            follow(processes)
+    except LostError:
+        return meeting.LOST
+    except Exception as error:
+        meeting.write_down(store, rank, error)
+        if not isinstance(error, UserError):
+            traceback.print_exc()
+        return 1
+    return 0
+
+
+def follow(processes: Processes) -> None:
+    """Carry out the orders of process 0 until it gives the last one."""
+    model: EmbeddingModel | None = None
+    while (heard := processes.heard())[0] != "end":
+        order, given = heard
+        if order == "model":
+            model = replace(given["model"], processes=processes)
+        elif order == "encode":
+            assert model is not None
+            encode_share(model, **given)
+        elif order == "train":
+            assert model is not None
+            _train(model, processes, **given)
+        else:
+            raise AssertionError(order)
+
+
+def _train(
+    model: EmbeddingModel,
+    processes: Processes,
+    *,
+    rows: Rows,
+    data: RetrievalSet,
+    loss: Mapping[str, Any],
+    allowed_packages: Sequence[str],
+    cache: bool | str,
+    looks: int | None,
+    choices: Mapping[str, Any],
+) -> None:
+    """Train the model as process 0 does at the same time, with the scores that it finds."""
+
+    def scored() -> Mapping[str, float]:
+        while (heard := processes.heard())[0] == "encode":
+            encode_share(model, **heard[1])
+        order, given = heard
+        assert order == "scored", order
+        set_generators(given["states"])
+        return given["metrics"]
+
+    with kept_in(folder_of(cache)):  # texts that process 0 has counted the tokens of
+        train(
+            model,
+            rows,
+            data,
+            loss=build(loss, allowed=allowed_packages, without=OWN_KEYS),
+            dev_metrics=scored,
+            tracker=None,
+            watch=None if looks is None else Led(looks),
+            **choices,
+        )
+
+
+def take_up(launched: Launched) -> None:
+    """Keep this follower of torchrun's to its share of the machine, before anything starts CUDA."""
+    end_with(os.getppid())
+    for ending in (signal.SIGINT, signal.SIGTERM):  # process 0 hears them too, and ends the others
+        signal.signal(ending, signal.SIG_IGN)
+    devices = gpus() if torch.version.cuda is not None else []
+    if launched.rank < len(devices):  # else process 0 refuses
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices[launched.rank]
+    torch.set_num_threads(threads_of(launched.count, launched, now=torch.get_num_threads()))
+
+
+def end_with(parent: int) -> None:
+    """Let this process be killed when its parent ends, however that ends."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(meeting.LOST)
+
+    if os.getppid() != parent:
+        os._exit(meeting.LOST)
+    if sys.platform != "linux":
+        threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,390 @@
+"""Several processes do what one does: the same batches, losses, weights, embeddings, scores; and they end together."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from sentence_transformers.sentence_transformer.losses import AdaptiveLayerLoss, MultipleNegativesRankingLoss
+from torch.distributed import TCPStore
+
+from embexp import joining
+from embexp.components import build
+from embexp.config import mistakes_in
+from embexp.encoding import Encoder
+from embexp.errors import UserError
+from embexp.joining import joined
+from embexp.losses import OWN_KEYS
+from embexp.machine import Launched, agreed, launched
+from embexp.models import Static, Transformer
+from embexp.negatives import draw_random
+from embexp.shapes import to_rows
+from embexp.shares import _own_randomness, rows_by_process, shared
+from embexp.tracking import Tracker
+from embexp.training import train
+from tests.attempts import Ending, at_file_event, attempt, configured
+from tests.command import REPOSITORY, hear_interrupts
+from tests.conftest import toy_set
+from tests.test_resume import wait_for
+from tests.tiny import tiny_transformer
+
+LIBRARY = "sentence_transformers.sentence_transformer.losses"
+PROBED = ["the apple", "a query about the grape and its colour", "its size", "question 1 about the igloo"]
+
+
+def adaptive_layers(model):
+    return AdaptiveLayerLoss(model, MultipleNegativesRankingLoss(model))
+
+
+def embeds_by_itself(model):
+    """A loss that goes round the model's forward."""
+
+    class Loss(MultipleNegativesRankingLoss):
+        def forward(self, features, labels):
+            return sum(self.model[0](dict(each))["token_embeddings"].mean() for each in features)
+
+    return Loss(model)
+
+
+def node(target, **parameters):
+    return {"_target_": target, "_partial_": True, **parameters}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_transformer(tmp_path_factory.mktemp("tiny") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def two():
+    """Two processes that stay together for several trainings."""
+    with joined(2, None) as processes:
+        yield processes
+    assert followers() == []
+
+
+def followers(of=None):
+    """The followers that are at work for a process, this one unless another is named."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if words[1:3] == ["-m", "embexp.follower"] and words[-1] == str(of or os.getpid()):
+            found.append(process)
+    return found
+
+
+def trained(model, folder, processes, *, loss, shape="pair", data=None, **arguments):
+    """(loss of each step and dev's score, final weights) of a training on 20 questions in batches of 7."""
+    data = data or toy_set()
+    model.model.double()  # in float32 sums in another order differ by 1e-6 of a loss, and Adam enlarges that
+    if processes is not None:
+        processes.tell("model", model=model)
+    model = replace(model, processes=processes)
+    rows = to_rows(data, shape, negatives=partial(draw_random, per_query=1), seed=0)
+    folder.mkdir()
+    choices = {
+        "arguments": {
+            "per_device_train_batch_size": 7,
+            "num_train_epochs": 2,
+            "learning_rate": 1e-3,
+            "logging_steps": 1,
+        }
+        | {"eval_strategy": "steps", "eval_steps": 2, "save_total_limit": 1, **arguments},
+        "early_stopping": 2,
+        "metric": "probe@1",
+        "seed": 0,
+        "folder": folder,
+        "made_from": "test",
+        "resume_from": None,
+    }
+    said = {"loss": loss, "allowed_packages": ["tests"], "cache": False}
+    if processes is not None:
+        processes.tell("train", rows=rows, data=data, choices=choices, looks=None, **said)
+    train(
+        model,
+        rows,
+        data,
+        loss=build(loss, allowed=["tests"], without=OWN_KEYS),
+        dev_metrics=lambda: {"probe@1": float(Encoder(model).queries(PROBED)[:, 0].sum())},
+        tracker=Tracker(folder, None),
+        **choices,
+    )
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    values = [(line["step"], key, line[key]) for line in lines for key in line if key.startswith(("train/", "dev/"))]
+    return values, {name: weights.clone() for name, weights in model.model.state_dict().items()}
+
+
+PLAIN = node(f"{LIBRARY}.MultipleNegativesRankingLoss")
+CROWDED = toy_set(documents=3, questions=7)  # seven questions on a passage: conflicts that no batch of 7 can avoid
+CASES = {
+    "mnrl": {"loss": PLAIN},
+    "mnrl with negatives, gradients accumulated": {"loss": PLAIN, "shape": "triplet", "gradient_accumulation_steps": 2},
+    "masked conflicts": {"loss": PLAIN, "data": CROWDED},
+    # 7 rows in parts of 3 leave a part of one row, of which one process has none
+    "cached mnrl": {"loss": node(f"{LIBRARY}.CachedMultipleNegativesRankingLoss", mini_batch_size=3)},
+    "cached mnrl, masked": {
+        "loss": node(f"{LIBRARY}.CachedMultipleNegativesRankingLoss", mini_batch_size=3),
+        "data": CROWDED,
+    },
+    "triplet": {"loss": node(f"{LIBRARY}.TripletLoss", triplet_margin=2.0), "shape": "triplet"},
+    "online contrastive": {"loss": node(f"{LIBRARY}.OnlineContrastiveLoss"), "shape": "labelled_pair"},
+    "gist": {"loss": node("embexp.losses.gist", margin=0.1)},
+    "matryoshka, one dimension a step": {
+        "loss": node("embexp.losses.matryoshka", inner=PLAIN, dims=[16, 8], n_dims_per_step=1)
+    },
+    "adaptive layers": {"loss": node("tests.test_processes.adaptive_layers")},
+    "a parameter of the loss": {"loss": node("tests.test_resume.LearnedScale")},
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_every_loss_and_weight_is_that_of_one_process(case, folder, two, tmp_path):
+    alone, weights = trained(Transformer(path=str(folder), dropout=0).load([]), tmp_path / "one", None, **case)
+    found, together = trained(Transformer(path=str(folder), dropout=0).load([]), tmp_path / "two", two, **case)
+    assert [value[:2] for value in found] == [value[:2] for value in alone]
+    assert [key for _, key, _ in alone].count("train/loss") >= 3
+    for (step, key, value), (_, _, expected) in zip(found, alone, strict=True):
+        assert value == pytest.approx(expected, rel=1e-5 if key.startswith("dev/") else 1e-10), (step, key)
+    assert weights.keys() == together.keys()
+    for name, expected in weights.items():
+        torch.testing.assert_close(together[name], expected, rtol=0, atol=1e-10)
+
+
+def test_a_static_model_trains_together_too(two, tmp_path):
+    texts = [*toy_set().corpus.values(), *toy_set().queries.values()]
+    alone, weights = trained(Static(dimension=8).load(texts), tmp_path / "one", None, loss=PLAIN)
+    found, together = trained(Static(dimension=8).load(texts), tmp_path / "two", two, loss=PLAIN)
+    assert [value for *_, value in found] == pytest.approx([value for *_, value in alone], rel=1e-5)
+    for name, expected in weights.items():
+        torch.testing.assert_close(together[name], expected, rtol=0, atol=1e-10)
+
+
+def test_texts_are_embedded_in_the_batches_of_one_process_and_each_makes_its_share(folder, two):
+    model = Transformer(path=str(folder)).load([])
+    texts = [f"{'the size of ' * (number % 5)}{number}" for number in range(23)]
+    expected = Encoder(model).passages(texts)
+    two.tell("model", model=model)
+    shapes = []
+    hook = model.model[0].register_forward_pre_hook(lambda _, inputs: shapes.append(len(inputs[0]["input_ids"])))
+    found = Encoder(replace(model, processes=two)).passages(texts)
+    hook.remove()
+    np.testing.assert_array_equal(found, expected)
+    assert shapes == [4, 4, 4]  # of six batches, the last of three texts
+
+
+def test_a_few_texts_are_embedded_though_a_process_gets_none(folder, two):
+    model = Transformer(path=str(folder)).load([])
+    two.tell("model", model=model)
+    found = Encoder(replace(model, processes=two)).queries(["the apple", "the bread"])
+    np.testing.assert_array_equal(found, Encoder(model).queries(["the apple", "the bread"]))
+
+
+def test_rows_are_shared_out_by_tokens_and_everyone_has_one():
+    def features(*lengths):
+        mask = torch.zeros(len(lengths), 9, dtype=torch.int64)
+        for row, length in enumerate(lengths):
+            mask[row, :length] = 1
+        return {"input_ids": mask, "attention_mask": mask}
+
+    order, numbers = rows_by_process(features(8, 1, 2, 3, 2), 2)  # 8 of 16 tokens are in one row
+    assert (order.tolist(), numbers) == ([1, 2, 4, 3, 0], [4, 1])
+    assert rows_by_process(features(9, 1, 1), 3)[1] == [1, 1, 1]
+    assert rows_by_process(features(5, 5), 3)[1] == [1, 1, 0]
+    static = {"input_ids": torch.arange(10), "offsets": torch.tensor([0, 6, 7, 9])}  # 6, 1, 2 and 1 tokens, in place
+    assert rows_by_process(static, 2)[1] == [1, 3]
+    packed = {"input_ids": torch.arange(10)[None], "cu_seq_lens_q": torch.tensor([0, 2, 3, 5, 10])}
+    assert rows_by_process(packed, 2)[1] == [3, 1]
+
+
+def test_processes_draw_different_dropout_from_a_generator_that_moves_on_alike():
+    def draws(rank):
+        torch.manual_seed(7)
+        with _own_randomness(torch.device("cpu"), rank):
+            own = torch.rand(5).tolist()
+        return own, torch.rand(1).item()
+
+    (first, after_first), (second, after_second) = draws(0), draws(1)
+    assert first != second
+    assert after_first == after_second
+    assert draws(1) == (second, after_second)  # so a resumed run draws what it would have drawn
+
+
+def test_a_loss_that_goes_round_the_models_forward_is_refused(folder):
+    class Alone:
+        rank, count = 0, 2
+
+    model = Transformer(path=str(folder)).load([]).model
+    features = model.preprocess(["the apple", "the bread"])
+    with shared([model], Alone()), pytest.raises(UserError, match="its own way"):
+        embeds_by_itself(model)([features], None)
+    assert "forward" not in vars(model)
+
+
+def orphans():
+    """Followers whose process 0 has ended."""
+    found = [
+        process for process in psutil.process_iter(["cmdline"]) if "embexp.follower" in (process.info["cmdline"] or [])
+    ]
+    return [process for process in found if not psutil.pid_exists(int(process.info["cmdline"][-1]))]
+
+
+def gone(condition):
+    until = time.monotonic() + 20
+    while condition():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def own(pairs, folder, *more):
+    data = ["dataset=pairs", f"dataset.path={pairs}", "dataset.columns.group=group", "paraphrase=null"]
+    return [*data, "model=local", f"model.path={folder}", "trainer.processes=2", *more]
+
+
+def test_killed_and_resumed_together_it_ends_bit_equal(pairs, folder, tmp_path):
+    config = configured(*own(pairs, folder, "model.dropout=0.2", "trainer.per_device_train_batch_size=20"))
+    assert attempt(config, tmp_path / "whole") == 0
+    inside = partial(at_file_event, 5, where="/checkpoint-4")
+    assert attempt(config, tmp_path / "killed", before=inside) == -signal.SIGKILL
+    gone(orphans)
+    assert attempt(config, tmp_path / "killed") == 0
+    assert Ending.of(tmp_path / "killed") == Ending.of(tmp_path / "whole")
+    gone(orphans)
+
+
+@pytest.fixture
+def long_run(pairs, tmp_path):
+    """A run of two processes on the command line, once it has a checkpoint."""
+    command = ["dataset=pairs", "model=static", "trainer=smoke", "trainer.max_steps=3000", "trainer.eval_steps=50"]
+    command += [f"dataset.path={pairs}", "dataset.columns.group=group", "logger=none", "limit=null"]
+    started = subprocess.Popen(
+        [sys.executable, "-m", "embexp", *command, "trainer.processes=2", f"hydra.run.dir={tmp_path / 'run'}"],
+        cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=hear_interrupts,
+    )  # fmt: skip
+    wait_for(lambda: list(tmp_path.glob("run/checkpoints/*/complete.json")), started)
+    yield started
+    started.kill()
+    started.wait()
+
+
+def test_a_follower_that_is_killed_ends_the_run_which_can_be_resumed_by_one_process(long_run, embexp, tmp_path):
+    (follower,) = followers(long_run.pid)
+    follower.kill()
+    output, _ = long_run.communicate(timeout=60)
+    assert long_run.returncode == 1, output
+    assert "process 1 of 2 ended with SIGKILL" in output
+    assert f"resume={tmp_path / 'run'}" in output
+    assert "Traceback" not in output
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["status"] == "failed"
+    assert "SIGKILL" in result["error"]
+    assert list(tmp_path.glob("run/checkpoints/*/complete.json"))
+    gone(orphans)
+    resumed = embexp(f"resume={tmp_path / 'run'}", "trainer.processes=1")
+    assert resumed.code == 0, resumed.output
+    assert "going on from step" in resumed.output
+
+
+def test_ctrl_c_ends_all_quietly(long_run, tmp_path):
+    assert len(followers(long_run.pid)) == 1
+    long_run.send_signal(signal.SIGINT)
+    output, _ = long_run.communicate(timeout=60)
+    assert long_run.returncode == 1
+    assert f"interrupted; no result was written. To go on: python -m embexp resume={tmp_path / 'run'}" in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "run" / "result.json").exists()
+    gone(orphans)
+
+
+def torchrun(*arguments, **options):
+    call = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "embexp"]
+    return subprocess.run(
+        [*call, *arguments], capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, **options,
+    )  # fmt: skip
+
+
+def test_torchrun_makes_one_run_with_the_scores_of_one_process(embexp, pairs, folder, tmp_path):
+    words = list(own(pairs, folder, "model.dropout=0", "trainer=smoke", "limit=null", "trainer.max_steps=6"))
+    words.remove("trainer.processes=2")
+    ended = torchrun(*words, "hydra.run.dir=ranks", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["ranks"]
+    assert len(list((tmp_path / "ranks" / "wandb").glob("offline-run-*"))) == 1
+    together = json.loads((tmp_path / "ranks" / "result.json").read_text())
+    alone = embexp(*words, "logger=none").result
+    for key in ("base", "tuned", "delta", "verdict", "counts", "fingerprint"):
+        assert together[key] == alone[key], key
+    assert (together["config"]["trainer"]["processes"], alone["config"]["trainer"]["processes"]) == (2, 1)
+    assert ended.stdout.count("training done in") == 1
+
+
+TOLD = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+TOLD |= {"MASTER_PORT": "1", "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+
+
+def test_what_torchrun_said_is_taken_out_of_the_environment():
+    environment = {**TOLD, "PATH": "/bin"}
+    assert launched(environment) == Launched(rank=0, count=2, address="127.0.0.1", port=1, attempt=0)
+    assert environment == {"PATH": "/bin"}
+    assert launched(environment) is None
+    assert launched({**TOLD, "WORLD_SIZE": "1"}) is None
+
+
+def test_processes_on_several_machines_or_of_another_launcher_are_refused():
+    with pytest.raises(UserError, match="share one machine"):
+        launched({**TOLD, "WORLD_SIZE": "4"})
+    with pytest.raises(UserError, match="not by torchrun"):
+        launched({**TOLD, "TORCHELASTIC_USE_AGENT_STORE": "False"})
+
+
+def test_torchrun_takes_no_multirun_and_no_other_number(embexp, monkeypatch):
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for name, value in {**TOLD, "MASTER_PORT": str(store.port)}.items():
+        monkeypatch.setenv(name, value)
+    ended = embexp("-m", "loss=mnrl,triplet")
+    assert ended.code == 1
+    assert "leave torchrun out, and add trainer.processes=2" in ended.output
+    assert store.check(["embexp0/over"])  # so that the others end
+    for name, value in {**TOLD, "MASTER_PORT": str(store.port)}.items():
+        monkeypatch.setenv(name, value)
+    ended = embexp("trainer.processes=3", "logger=none")
+    assert (ended.code, "torchrun has started 2" in ended.output) == (1, True)
+
+
+def test_the_config_says_how_many_processes_torchrun_has_started():
+    started = Launched(rank=0, count=2, address="127.0.0.1", port=1, attempt=0)
+    config = configured("trainer.processes=1")
+    assert agreed(config, started)["trainer"]["processes"] == 2
+    assert agreed(config, None) is config
+    assert agreed({**config, "trainer": None}, started)["trainer"] is None
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(joining, "gpus", lambda: ["0", "5"])
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with pytest.raises(UserError, match=r"trainer.processes=3: there are 2 GPUs"), joined(3, None):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("trainer.processes=0", "trainer.processes=0 must be at least 1"),
+        ("trainer.processes=many", "must be a whole number"),
+        ("+trainer.torch_compile=true", "trainer.torch_compile can't be combined with trainer.processes=2"),
+    ],
+)
+def test_what_processes_can_be_is_checked_at_once(override, words):
+    found = mistakes_in(configured("trainer.processes=2", override))
+    assert len(found) == 1
+    assert words in found[0]
