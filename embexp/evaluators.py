@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from embexp.encoding import Embeddings, Encoder, Truncated
+from embexp.embedding import Embeddings
+from embexp.encoding import Encoder, Truncated
 from embexp.metrics import MEASURES, Graded
 from embexp.negatives import Negatives
 from embexp.ranking import Ranking, Relevant

@@ -25,7 +25,7 @@ from torch.distributed import FileStore  # type: ignore[attr-defined]
 from embexp import meeting
 from embexp.cache import folder_of, kept_in
 from embexp.components import build
-from embexp.encoding import encode_share
+from embexp.embedding import encode_share
 from embexp.errors import UserError
 from embexp.losses import OWN_KEYS
 from embexp.machine import Launched, gpus, threads_of

@@ -10,7 +10,8 @@ import logging
 
 import numpy as np
 
-from embexp.encoding import Embeddings, Encoder
+from embexp.embedding import Embeddings
+from embexp.encoding import Encoder
 from embexp.errors import UserError, counted
 from embexp.retrieval_set import RetrievalSet, Splits
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from embexp.cache import arrays_kept
-from embexp.encoding import Embeddings, Encoder
+from embexp.embedding import Embeddings
+from embexp.encoding import Encoder
 from embexp.ranking import GROUP, NEVER, First, Ranking
 from embexp.retrieval_set import RetrievalSet
 

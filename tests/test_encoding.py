@@ -81,16 +81,16 @@ def test_bfloat16_changes_embeddings_by_noise_only_and_leaves_unit_float32(load)
 
 
 def test_each_text_is_embedded_once_per_prompt(load, monkeypatch):
-    embedded = []
-    encode = encoding._encode
+    asked = []
+    embedded = encoding.embedded
     monkeypatch.setattr(
-        encoding, "_encode", lambda model, texts, *rest: embedded.append(texts) or encode(model, texts, *rest)
+        encoding, "embedded", lambda model, texts, *rest: asked.append(texts) or embedded(model, texts, *rest)
     )
     encoder = Encoder(load(prompts=PROMPTS))
     first = encoder.passages(["the apple", "bread", "the apple"])
     again = encoder.passages(["bread", "the chair", "the apple"])
     encoder.queries(["bread"])
-    assert embedded == [["the apple", "bread"], ["the chair"], ["bread"]]
+    assert asked == [["the apple", "bread"], ["the chair"], ["bread"]]
     assert np.array_equal(first[[1, 0]], again[[0, 2]])
 
 

@@ -169,7 +169,7 @@ def test_a_static_model_trains_together_too(two, tmp_path):
         torch.testing.assert_close(together[name], expected, rtol=0, atol=1e-10)
 
 
-def test_texts_are_embedded_in_the_batches_of_one_process_and_each_makes_its_share(folder, two):
+def test_texts_are_embedded_as_by_one_process_and_each_makes_its_share(folder, two):
     model = Transformer(path=str(folder)).load([])
     texts = [f"{'the size of ' * (number % 5)}{number}" for number in range(23)]
     expected = Encoder(model).passages(texts)
@@ -178,8 +178,8 @@ def test_texts_are_embedded_in_the_batches_of_one_process_and_each_makes_its_sha
     hook = model.model[0].register_forward_pre_hook(lambda _, inputs: shapes.append(len(inputs[0]["input_ids"])))
     found = Encoder(replace(model, processes=two)).passages(texts)
     hook.remove()
-    np.testing.assert_array_equal(found, expected)
-    assert shapes == [4, 4, 4]  # of six batches, the last of three texts
+    np.testing.assert_allclose(found, expected, atol=1e-6)  # in parts of other sizes
+    assert sum(shapes) == 12  # of 23 texts
 
 
 def test_a_few_texts_are_embedded_though_a_process_gets_none(folder, two):
