@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from embexp.cache import digest, json_kept
 from embexp.encoding import Encoder
 from embexp.errors import UserError
-from embexp.ranking import Ranking
+from embexp.ranking import Ranking, Relevant
 from embexp.retrieval_set import RetrievalSet
 from embexp.search import BM25, Dense
 from embexp.teachers import Cosines, CrossEncoderScores, Judge, Keywords
@@ -59,7 +60,7 @@ def draw_random(retrieval_set: RetrievalSet, *, per_query: int, seed: int, encod
     Raises UserError when a query leaves fewer passages than asked.
     """
     del encoder
-    by_query, _ = _filled(retrieval_set, {}, per_query=per_query, seed=seed)
+    by_query, _ = _filled(retrieval_set, {}, _known(retrieval_set), per_query=per_query, seed=seed)
     return Drawn(by_query, "random")  # none of them fills a gap
 
 
@@ -75,10 +76,10 @@ def draw_bm25(
     parts: dict[str, Any] = {"by": "bm25", "per_query": per_query, "ranks": [first, last], "seed": seed}
 
     def make() -> list[Any]:
-        ranking = BM25().search(retrieval_set, top=last + _most_known(retrieval_set))
-        found = {query: hits[first - 1 : last] for query, hits in _unknown(retrieval_set, ranking)}
-        candidates = {query: [passage for passage, _ in hits] for query, hits in found.items()}
-        return list(_filled(retrieval_set, candidates, per_query=per_query, seed=seed))
+        known = _known(retrieval_set)
+        ranking = BM25().search(retrieval_set, top=last + _most(known))
+        candidates = _passages(ranking, _unknown(ranking, known, first, last))
+        return list(_filled(retrieval_set, candidates, known, per_query=per_query, seed=seed))
 
     by_query, filled = json_kept("negatives", parts | _content(retrieval_set), make)
     return Drawn(by_query, "bm25", filled)
@@ -107,25 +108,31 @@ def draw_hard(
         if margin is not None and not 0 <= margin <= 1:
             raise UserError(f"negatives.{name}={margin}; it must be from 0 to 1, or null for none")
 
-    reranker = CrossEncoderScores(rescorer, setting="negatives.rescorer") if rescorer else None
-    judge: Judge = reranker or Cosines(encoder)
+    rescoring = CrossEncoderScores(rescorer, setting="negatives.rescorer") if rescorer else None
     limited = absolute_margin is not None or relative_margin is not None
 
+    def limit(positive: np.ndarray) -> np.ndarray:
+        return positive - np.maximum(absolute_margin or 0.0, (relative_margin or 0.0) * np.abs(positive))
+
     def make() -> list[Any]:
-        ranking = Dense(encoder).search(retrieval_set, top=last + _most_known(retrieval_set))
-        near = {query: hits[first - 1 : last] for query, hits in _unknown(retrieval_set, ranking)}
-        candidates = {query: [passage for passage, _ in hits] for query, hits in near.items()}
-        for query, positive, scores in _judged(retrieval_set, candidates, judge) if limited else ():
-            limit = positive - max(absolute_margin or 0.0, (relative_margin or 0.0) * abs(positive))
-            kept = [passage for passage, score in zip(candidates[query], scores, strict=True) if score <= limit]
-            candidates[query] = kept
-        return list(_filled(retrieval_set, candidates, per_query=per_query, seed=seed))
+        known = _known(retrieval_set)
+        ranking = Dense(encoder).search(retrieval_set, top=last + _most(known))
+        fit = _unknown(ranking, known, first, last)
+        if limited and rescoring is None:
+            lowest = ranking.lowest.astype(np.float64)
+            limits = np.where(np.isfinite(lowest), limit(np.where(np.isfinite(lowest), lowest, 0)), np.inf)
+            fit &= ranking.scores <= limits.astype(np.float32)[:, None]
+        candidates = _passages(ranking, fit)
+        for query, positive, scores in _judged(retrieval_set, candidates, rescoring) if limited and rescoring else ():
+            kept = zip(candidates[query], scores <= float(limit(np.asarray(positive))), strict=True)
+            candidates[query] = [passage for passage, fits in kept if fits]
+        return list(_filled(retrieval_set, candidates, known, per_query=per_query, seed=seed))
 
     if encoder.identity is None:  # of a model in training: nothing to know it by
         by_query, filled = make()
         return Drawn(by_query, "model", filled)
     parts = {"by": encoder.identity, "per_query": per_query, "ranks": [first, last], "seed": seed}
-    parts |= {"margins": [absolute_margin, relative_margin], "rescorer": reranker.identity if reranker else None}
+    parts |= {"margins": [absolute_margin, relative_margin], "rescorer": rescoring.identity if rescoring else None}
     by_query, filled = json_kept("negatives", parts | _content(retrieval_set), make)
     return Drawn(by_query, "model", filled)
 
@@ -180,15 +187,26 @@ def _known(retrieval_set: RetrievalSet) -> dict[str, set[str]]:
     return known
 
 
-def _most_known(retrieval_set: RetrievalSet) -> int:
-    return max(map(len, _known(retrieval_set).values()), default=0)
+def _most(known: Mapping[str, set[str]]) -> int:
+    return max(map(len, known.values()), default=0)
 
 
-def _unknown(retrieval_set: RetrievalSet, ranking: Ranking) -> Iterator[tuple[str, list[tuple[str, float]]]]:
-    """Each query with its ranking but for known positives."""
-    known = _known(retrieval_set)
-    for query, hits in ranking.items():
-        yield query, [hit for hit in hits if hit[0] not in known[query]]
+def _unknown(ranking: Ranking, known: Mapping[str, set[str]], first: int, last: int) -> np.ndarray:
+    """(queries, top): where the passages stand that rank first to last when known positives are not counted."""
+    positives = Relevant(
+        {query: dict.fromkeys(passages, 1) for query, passages in known.items()}, ranking.query_ids, ranking.passage_ids
+    )
+    rows, places = torch.arange(len(ranking))[:, None], torch.from_numpy(ranking.places)
+    unknown = ((positives.grades(rows, places) == 0) & (places >= 0)).numpy()
+    rank = unknown.cumsum(axis=1)
+    return np.asarray(unknown & (rank >= first) & (rank <= last))
+
+
+def _passages(ranking: Ranking, chosen: np.ndarray) -> dict[str, list[str]]:
+    """Query id -> the passages where `chosen`, (queries, top), is true, in their order."""
+    ids = ranking.passage_ids
+    rows = zip(ranking.query_ids, ranking.places, chosen, strict=True)
+    return {query: [ids[place] for place in places[fits].tolist()] for query, places, fits in rows}
 
 
 def _judged(
@@ -209,13 +227,18 @@ def _judged(
 
 
 def _filled(
-    retrieval_set: RetrievalSet, candidates: Mapping[str, Sequence[str]], *, per_query: int, seed: int
+    retrieval_set: RetrievalSet,
+    candidates: Mapping[str, Sequence[str]],
+    known: Mapping[str, set[str]],
+    *,
+    per_query: int,
+    seed: int,
 ) -> tuple[dict[str, list[str]], int]:
     """Judged passages, then candidates in their order, then random ones, `per_query` each; and how many are random."""
     if per_query < 1:
         raise UserError(f"negatives.per_query={per_query}; it must be at least 1")
     rng = random.Random(seed)
-    corpus, known = list(retrieval_set.corpus), _known(retrieval_set)
+    corpus = list(retrieval_set.corpus)
     drawn, filled = {}, 0
     for query in retrieval_set.queries:
         grades = retrieval_set.qrels[query]

@@ -33,12 +33,15 @@ class Ranking(Mapping[str, list[tuple[str, float]]]):
     | passage_ids | the corpus, in its order                                                               |
     | places      | (queries, top): where in passage_ids the passage is, -1 after the last one ranked      |
     | scores      | (queries, top) float32, -inf after the last one ranked                                 |
+    | lowest      | (queries,) float32: the score of the lowest-scored relevant passage in the corpus, be  |
+    |             | it among the first or not; inf without one                                             |
     """
 
     query_ids: Sequence[str]
     passage_ids: Sequence[str]
     places: np.ndarray
     scores: np.ndarray
+    lowest: np.ndarray
 
     @cached_property
     def _row(self) -> dict[str, int]:
@@ -91,6 +94,15 @@ class Relevant:
         at = torch.searchsorted(self._numbers, asked)
         return torch.where(self._numbers[at] == asked, self._grades[at], 0)
 
+    def inside(self, rows: range, places: range) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows and places of the relevant ones in this part of the matrix of queries and passages."""
+        ends = torch.tensor([rows.start, rows.stop], device=self._numbers.device) * self._passages
+        first, last = torch.searchsorted(self._numbers, ends).tolist()
+        numbers = self._numbers[first:last]
+        row, place = numbers // self._passages, numbers % self._passages
+        here = (place >= places.start) & (place < places.stop)
+        return row[here], place[here]
+
     def among(self, rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """The positions of the relevant ones in a list of pairs that is sorted by row, then place.
 
@@ -122,12 +134,16 @@ class First:
         self._id_rank = torch.empty_like(self._place_by_id)
         self._id_rank[self._place_by_id] = torch.arange(len(by_id), device=device)
         self._relevant = Relevant(retrieval_set.qrels, self._queries, self._ids, device=device)
+        self._lowest = torch.full((len(self._queries),), torch.inf, device=device)
         self._best = torch.full((len(self._queries), self._top), NOBODY, device=device)
 
     def add(self, scores: torch.Tensor, *, row: int, place: int) -> None:
         """scores: (some queries, some passages) float32, the first of them at `row` and `place`; none is NaN."""
         if not len(scores):
             return
+        rows, places = self._relevant.inside(range(row, row + len(scores)), range(place, place + scores.shape[1]))
+        lowest = scores[rows - row, places - place]
+        self._lowest.scatter_reduce_(0, rows, torch.where(lowest > NEVER, lowest, torch.inf), "amin")
         if missing := -scores.shape[1] % GROUP:
             scores = torch.nn.functional.pad(scores, (0, missing), value=NEVER)
         best = self._best[row : row + len(scores)]
@@ -153,7 +169,7 @@ class First:
         rank = torch.where(ranked, MOST_PASSAGES - (self._best & MOST_PASSAGES), 0)
         places = torch.where(ranked, self._place_by_id[rank], -1)
         scores = torch.where(ranked, _score(self._best >> 32), NEVER)
-        return Ranking(self._queries, self._ids, places.cpu().numpy(), scores.cpu().numpy())
+        return Ranking(self._queries, self._ids, places.cpu().numpy(), scores.cpu().numpy(), self._lowest.cpu().numpy())
 
     def _limits(self, scores: torch.Tensor, heads: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
         """For each row a score that at least `top` passages reach, here or before, or all that may be ranked do."""

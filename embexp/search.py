@@ -53,10 +53,10 @@ class BM25:
 
         def make() -> dict[str, np.ndarray]:
             found = ranked(retrieval_set, _sharing_words(keyword_scores(retrieval_set)), top=top)
-            return {"places": found.places, "scores": found.scores}
+            return {"places": found.places, "scores": found.scores, "lowest": found.lowest}
 
         found = arrays_kept("bm25", [retrieval_set.digest, top], make)
-        return Ranking(list(retrieval_set.queries), list(retrieval_set.corpus), found["places"], found["scores"])
+        return Ranking(list(retrieval_set.queries), list(retrieval_set.corpus), **found)
 
 
 def nearest(

@@ -17,4 +17,4 @@ def ranking_of(hits: Mapping[str, Sequence[str]], corpus: Sequence[str]) -> Rank
     for row, passages in enumerate(hits.values()):
         places[row, : len(passages)] = [list(corpus).index(passage) for passage in passages]
         scores[row, : len(passages)] = [1 / rank for rank in range(1, len(passages) + 1)]
-    return Ranking(list(hits), list(corpus), places, scores)
+    return Ranking(list(hits), list(corpus), places, scores, lowest=np.full(len(hits), np.inf, dtype=np.float32))

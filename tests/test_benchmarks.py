@@ -136,3 +136,20 @@ def test_the_gpu_benchmark_measures_tiny_models_anywhere():
     assert [line[0].strip() for line in lines] == ["tiny, mnrl, sdpa", "tiny, cached_mnrl, sdpa"]
     assert all(float(line[2].replace(",", "")) > 0 for line in lines)
     assert "373 rows trained" in ended.stdout
+
+
+def test_the_search_benchmark_finds_what_its_peers_find():
+    call = [sys.executable, "benchmarks/search.py", "--quick"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    ended = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    rows = [line.split("|")[1:-1] for line in ended.stdout.splitlines() if line.startswith("| ")][2:]
+    found = {row[0].strip(): row[1:] for row in rows}
+    assert all(float(row[0]) > 0 and int(row[2]) > 0 for row in found.values())
+    difference, _, metrics = found["scored by sentence-transformers' InformationRetrievalEvaluator"][3].partition(
+        " in "
+    )
+    assert float(difference) < 1e-6
+    assert metrics.strip() == "29 metrics"
+    assert float(found["hard negatives by sentence-transformers' mine_hard_negatives"][3]) == 1.0
+    assert "3,000 passages scored by embexp under a limit of 8 GiB" in found
