@@ -28,6 +28,7 @@ from embexp.processes import Processes
 from embexp.retrieval_set import RetrievalSet, Splits
 from embexp.search import BM25, Arm, Dense
 from embexp.shapes import WITH_NEGATIVES, Rows, to_rows
+from embexp.shares import same_weights
 from embexp.splits import Shares, limited, refuse_leaks, trainable
 from embexp.teachers import Judge, teacher_of
 from embexp.tracking import Tracker
@@ -165,16 +166,23 @@ def _splits(config: Mapping[str, Any], result: dict[str, Any]) -> Splits:
 def _loaded(
     config: Mapping[str, Any], source: Any, splits: Splits, result: dict[str, Any], processes: Processes | None
 ) -> EmbeddingModel:
-    # a tokenizer may be trained on these; never on the questions that the model is tested on
-    model: EmbeddingModel = source.load([*splits.train.corpus.values(), *splits.train.queries.values()])
+    read: list[str] = []  # stays empty where the model is as it was saved
+
+    def texts() -> Iterator[str]:
+        # a tokenizer may be trained on these; never on the questions that the model is tested on
+        read.extend([*splits.train.corpus.values(), *splits.train.queries.values()])
+        yield from read
+
+    model: EmbeddingModel = source.load(texts())
+    if processes is not None:
+        processes.tell("model", node=config["model"], allowed_packages=config["allowed_packages"], texts=read)
+        same_weights(model.model, processes)
     if config["trainer"] is not None:
         refuse_unfit(model, needs=config["loss"].get("needs"))
     if model.untrained:
         _note(result, UNTRAINED)
     result["counts"]["dimensions"] = model.model.get_embedding_dimension()
     result["counts"]["truncated"] = count_truncated(model, splits.test)
-    if processes is not None:
-        processes.tell("model", model=model)
     return replace(model, processes=processes)
 
 

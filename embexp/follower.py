@@ -34,7 +34,7 @@ from embexp.processes import LostError, Processes
 from embexp.retrieval_set import RetrievalSet
 from embexp.run import quiet_libraries
 from embexp.shapes import Rows
-from embexp.shares import set_generators
+from embexp.shares import same_weights, set_generators
 from embexp.training import train
 
 
@@ -87,7 +87,7 @@ def follow(processes: Processes) -> None:
     while (heard := processes.heard())[0] != "end":
         order, given = heard
         if order == "model":
-            model = replace(given["model"], processes=processes)
+            model = _loaded(processes, **given)
         elif order == "encode":
             assert model is not None
             encode_share(model, **given)
@@ -96,6 +96,15 @@ def follow(processes: Processes) -> None:
             _train(model, processes, **given)
         else:
             raise AssertionError(order)
+
+
+def _loaded(
+    processes: Processes, *, node: Mapping[str, Any], allowed_packages: Sequence[str], texts: Sequence[str]
+) -> EmbeddingModel:
+    # loaded as in process 0 and not sent: classes of transformers register what they can do when they are first made
+    model: EmbeddingModel = build(node, allowed=allowed_packages, without=["kind"]).load(texts)
+    same_weights(model.model, processes)
+    return replace(model, processes=processes)
 
 
 def _train(

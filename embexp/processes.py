@@ -105,10 +105,10 @@ class Processes:
     def copy_from_first(self, tensors: Sequence[torch.Tensor]) -> None:
         """Put into each tensor what process 0 has in it."""
         for tensor in tensors:
-            group, passed = self._group_of(tensor.contiguous())
+            group, passed = self._group_of(tensor.reshape(-1).contiguous().view(torch.uint8))
             with _connected():
                 group.broadcast([passed]).wait()
-            tensor.copy_(passed)
+            tensor.copy_(passed.view(tensor.dtype).view_as(tensor))
 
     def _from_first(self, tensor: torch.Tensor) -> None:
         with _connected():

@@ -64,6 +64,12 @@ def add_gradients(model: torch.nn.Module, of_loss: Sequence[torch.nn.Parameter],
     processes.add_up(gradients)
 
 
+def same_weights(model: torch.nn.Module, processes: Processes) -> None:
+    """Give every process's copy of a model the weights of process 0's."""
+    with torch.no_grad():
+        processes.copy_from_first([*model.parameters(), *model.buffers()])
+
+
 def generators() -> tuple[Any, Any, torch.Tensor]:
     """The states of the global generators that a loss or a library may draw from: Python's, numpy's, torch's."""
     return random.getstate(), np.random.get_state(), torch.get_rng_state()

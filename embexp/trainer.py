@@ -29,7 +29,7 @@ from embexp.checkpoints import Checkpoint
 from embexp.errors import UserError
 from embexp.fast_steps import parts_of_like_length
 from embexp.processes import Processes
-from embexp.shares import add_gradients, shared
+from embexp.shares import add_gradients, same_weights, shared
 from embexp.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -136,8 +136,7 @@ class Trainer(SentenceTransformerTrainer):
         elif self.leads:
             self._end_as(checkpoint)
         if self._processes is not None:
-            with torch.no_grad():
-                self._processes.copy_from_first([*self.model.parameters(), *self.model.buffers()])
+            same_weights(self.model, self._processes)
 
     def _end_as(self, checkpoint: Checkpoint) -> None:
         self.state = TrainerState.load_from_json(str(checkpoint.folder / "trainer_state.json"))

@@ -1,4 +1,4 @@
-"""Several processes do what one does: the same batches, losses, weights, embeddings, scores; and they end together."""
+"""Several processes do what one does: the same losses, weights, embeddings and scores; and they end together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from sentence_transformers.sentence_transformer.losses import AdaptiveLayerLoss, MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from torch.distributed import TCPStore
 
 from embexp import joining
@@ -26,10 +26,10 @@ from embexp.errors import UserError
 from embexp.joining import joined
 from embexp.losses import OWN_KEYS
 from embexp.machine import Launched, agreed, launched
-from embexp.models import Static, Transformer
+from embexp.models import Transformer
 from embexp.negatives import draw_random
 from embexp.shapes import to_rows
-from embexp.shares import _own_randomness, rows_by_process, shared
+from embexp.shares import _own_randomness, rows_by_process, same_weights, shared
 from embexp.tracking import Tracker
 from embexp.training import train
 from tests.attempts import Ending, at_file_event, attempt, configured
@@ -40,10 +40,6 @@ from tests.tiny import tiny_transformer
 
 LIBRARY = "sentence_transformers.sentence_transformer.losses"
 PROBED = ["the apple", "a query about the grape and its colour", "its size", "question 1 about the igloo"]
-
-
-def adaptive_layers(model):
-    return AdaptiveLayerLoss(model, MultipleNegativesRankingLoss(model))
 
 
 def embeds_by_itself(model):
@@ -83,23 +79,25 @@ def followers(of=None):
     return found
 
 
-def trained(model, folder, processes, *, loss, shape="pair", data=None, **arguments):
-    """(loss of each step and dev's score, final weights) of a training on 20 questions in batches of 7."""
-    data = data or toy_set()
-    model.model.double()  # in float32 sums in another order differ by 1e-6 of a loss, and Adam enlarges that
+def loaded(processes, target, **parameters):
+    """A model that all processes hold, as the experiment loads it, in float64."""
+    source = {"_target_": "tests.named.Doubled", "inner": {"_target_": f"embexp.models.{target}", **parameters}}
+    texts = [*toy_set().corpus.values(), *toy_set().queries.values()]
+    model = build(source, allowed=["tests"]).load(texts)
     if processes is not None:
-        processes.tell("model", model=model)
-    model = replace(model, processes=processes)
+        processes.tell("model", node=source, allowed_packages=["tests"], texts=texts)
+        same_weights(model.model, processes)
+    return replace(model, processes=processes)
+
+
+def trained(model, folder, *, loss, shape="pair", data=None, **arguments):
+    """(loss of each step and dev's scores, final weights) of a training on 20 questions in batches of 7."""
+    data = data or toy_set()
     rows = to_rows(data, shape, negatives=partial(draw_random, per_query=1), seed=0)
     folder.mkdir()
+    always = {"per_device_train_batch_size": 7, "num_train_epochs": 2, "learning_rate": 1e-3, "logging_steps": 1}
     choices = {
-        "arguments": {
-            "per_device_train_batch_size": 7,
-            "num_train_epochs": 2,
-            "learning_rate": 1e-3,
-            "logging_steps": 1,
-        }
-        | {"eval_strategy": "steps", "eval_steps": 2, "save_total_limit": 1, **arguments},
+        "arguments": {**always, "eval_strategy": "steps", "eval_steps": 2, "save_total_limit": 1, **arguments},
         "early_stopping": 2,
         "metric": "probe@1",
         "seed": 0,
@@ -107,9 +105,9 @@ def trained(model, folder, processes, *, loss, shape="pair", data=None, **argume
         "made_from": "test",
         "resume_from": None,
     }
-    said = {"loss": loss, "allowed_packages": ["tests"], "cache": False}
-    if processes is not None:
-        processes.tell("train", rows=rows, data=data, choices=choices, looks=None, **said)
+    if model.processes is not None:
+        said = {"loss": loss, "allowed_packages": ["tests"], "cache": False}
+        model.processes.tell("train", rows=rows, data=data, choices=choices, looks=None, **said)
     train(
         model,
         rows,
@@ -142,51 +140,48 @@ CASES = {
     "matryoshka, one dimension a step": {
         "loss": node("embexp.losses.matryoshka", inner=PLAIN, dims=[16, 8], n_dims_per_step=1)
     },
-    "adaptive layers": {"loss": node("tests.test_processes.adaptive_layers")},
-    "a parameter of the loss": {"loss": node("tests.test_resume.LearnedScale")},
+    "adaptive layers": {"loss": node("tests.named.adaptive_layers")},
+    "a parameter of the loss": {"loss": node("tests.named.LearnedScale")},
 }
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_every_loss_and_weight_is_that_of_one_process(case, folder, two, tmp_path):
-    alone, weights = trained(Transformer(path=str(folder), dropout=0).load([]), tmp_path / "one", None, **case)
-    found, together = trained(Transformer(path=str(folder), dropout=0).load([]), tmp_path / "two", two, **case)
+def compare(kind, two, tmp_path, parameters, **case):
+    alone, weights = trained(loaded(None, kind, **parameters), tmp_path / "one", **case)
+    found, together = trained(loaded(two, kind, **parameters), tmp_path / "two", **case)
     assert [value[:2] for value in found] == [value[:2] for value in alone]
     assert [key for _, key, _ in alone].count("train/loss") >= 3
-    for (step, key, value), (_, _, expected) in zip(found, alone, strict=True):
+    for (step, key, value), (_, _, expected) in zip(found, alone, strict=True):  # embeddings are float32
         assert value == pytest.approx(expected, rel=1e-5 if key.startswith("dev/") else 1e-10), (step, key)
     assert weights.keys() == together.keys()
     for name, expected in weights.items():
         torch.testing.assert_close(together[name], expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_every_loss_and_weight_is_that_of_one_process(case, folder, two, tmp_path):
+    compare("Transformer", two, tmp_path, {"path": str(folder), "dropout": 0}, **case)
+
+
 def test_a_static_model_trains_together_too(two, tmp_path):
-    texts = [*toy_set().corpus.values(), *toy_set().queries.values()]
-    alone, weights = trained(Static(dimension=8).load(texts), tmp_path / "one", None, loss=PLAIN)
-    found, together = trained(Static(dimension=8).load(texts), tmp_path / "two", two, loss=PLAIN)
-    assert [value for *_, value in found] == pytest.approx([value for *_, value in alone], rel=1e-5)
-    for name, expected in weights.items():
-        torch.testing.assert_close(together[name], expected, rtol=0, atol=1e-10)
+    compare("Static", two, tmp_path, {"dimension": 8}, loss=PLAIN)
 
 
 def test_texts_are_embedded_as_by_one_process_and_each_makes_its_share(folder, two):
-    model = Transformer(path=str(folder)).load([])
     texts = [f"{'the size of ' * (number % 5)}{number}" for number in range(23)]
-    expected = Encoder(model).passages(texts)
-    two.tell("model", model=model)
+    model = loaded(two, "Transformer", path=str(folder))
+    expected = Encoder(replace(model, processes=None)).passages(texts)
     shapes = []
     hook = model.model[0].register_forward_pre_hook(lambda _, inputs: shapes.append(len(inputs[0]["input_ids"])))
-    found = Encoder(replace(model, processes=two)).passages(texts)
+    found = Encoder(model).passages(texts)
     hook.remove()
     np.testing.assert_allclose(found, expected, atol=1e-6)  # in parts of other sizes
     assert sum(shapes) == 12  # of 23 texts
 
 
 def test_a_few_texts_are_embedded_though_a_process_gets_none(folder, two):
-    model = Transformer(path=str(folder)).load([])
-    two.tell("model", model=model)
-    found = Encoder(replace(model, processes=two)).queries(["the apple", "the bread"])
-    np.testing.assert_array_equal(found, Encoder(model).queries(["the apple", "the bread"]))
+    model = loaded(two, "Transformer", path=str(folder))
+    expected = Encoder(replace(model, processes=None)).queries(["the apple", "the bread"])
+    np.testing.assert_array_equal(Encoder(model).queries(["the apple", "the bread"]), expected)
 
 
 def test_rows_are_shared_out_by_tokens_and_everyone_has_one():
@@ -232,10 +227,9 @@ def test_a_loss_that_goes_round_the_models_forward_is_refused(folder):
 
 def orphans():
     """Followers whose process 0 has ended."""
-    found = [
-        process for process in psutil.process_iter(["cmdline"]) if "embexp.follower" in (process.info["cmdline"] or [])
-    ]
-    return [process for process in found if not psutil.pid_exists(int(process.info["cmdline"][-1]))]
+    found = {process: process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])}
+    parents = {process: int(words[-1]) for process, words in found.items() if words[1:3] == ["-m", "embexp.follower"]}
+    return [process for process, parent in parents.items() if not psutil.pid_exists(parent)]
 
 
 def gone(condition):
@@ -314,8 +308,8 @@ def torchrun(*arguments, **options):
 
 
 def test_torchrun_makes_one_run_with_the_scores_of_one_process(embexp, pairs, folder, tmp_path):
-    words = list(own(pairs, folder, "model.dropout=0", "trainer=smoke", "limit=null", "trainer.max_steps=6"))
-    words.remove("trainer.processes=2")
+    few = ["model.dropout=0", "trainer=smoke", "limit=null", "trainer.max_steps=6"]
+    words = [word for word in own(pairs, folder, *few) if word != "trainer.processes=2"]
     ended = torchrun(*words, "hydra.run.dir=ranks", cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["ranks"]

@@ -12,25 +12,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from embexp.resume import arguments_of, group_of
 from tests.attempts import QUICK, Ending, at_file_event, attempt, configured, counting_file_events
 from tests.command import REPOSITORY, hear_interrupts, separate
 from tests.tiny import tiny_transformer
-
-
-class LearnedScale(MultipleNegativesRankingLoss):
-    """A loss with a parameter of its own, as a learned temperature is."""
-
-    def __init__(self, model):
-        super().__init__(model)
-        self.offset = torch.nn.Linear(1, 1)
-
-    def forward(self, *args, **kwargs):
-        return super().forward(*args, **kwargs) * self.offset(torch.ones(1)).square().sum()
 
 
 def config_for(kind: str, pairs: Path, folder: Path) -> dict:
@@ -39,7 +26,7 @@ def config_for(kind: str, pairs: Path, folder: Path) -> dict:
         return configured(*data, "model=static", "model.dimension=16")
     if kind == "own parameters":
         config = configured(*data, "model=static", "model.dimension=16", "allowed_packages=[tests]")
-        target = {"_target_": "tests.test_resume.LearnedScale", "_partial_": True}
+        target = {"_target_": "tests.named.LearnedScale", "_partial_": True}
         return {**config, "loss": {**target, "shape": "pair", "accepts": ["pair"]}}
     if kind == "early stopping":
         more = ["trainer.early_stopping=1", "trainer.learning_rate=1e-12", "trainer.max_steps=40"]
