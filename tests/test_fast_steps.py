@@ -129,7 +129,7 @@ def test_several_parts_are_under_way_at_once(model, two_threads):
 
 def test_tables_of_words_get_plain_gradients_and_keep_their_setting(model):
     with parts_of_like_length(model, tokens=60):
-        _, gradients = step(model, MultipleNegativesRankingLoss(model))
+        step(model, MultipleNegativesRankingLoss(model))
     words = model[0].auto_model.embeddings.word_embeddings
     assert not words.weight.grad.is_sparse
     assert not words.sparse
