@@ -1,64 +1,118 @@
-"""Makes a training step on a CPU compute less padding, with the same result. Called by `training`.
+"""Makes a training step on a CPU compute less padding, and several parts at once, with the same result.
 
-Rows of a batch differ in length even when they were put together by length, and a query column differs from a passage
-column. An in-batch loss needs all embeddings of a batch at once, but not one forward pass for all of them.
+Called by `trainer`. Rows of a batch differ in length even when they were put together by length, and a query column
+differs from a passage column. An in-batch loss needs all embeddings of a batch at once, but not one pass for all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
 
-PART = 16  # rows to a forward pass; fewer save little more padding and make the matrices small
+from embexp.parts import Features, can_be_cut, even, how_many, parts, workers
 
-Features = dict[str, Any]
+Embed = Callable[[], torch.Tensor]  # embeds one part
+Gradients = Sequence[torch.Tensor | None]
 
 
 @contextmanager
-def parts_of_like_length(model: SentenceTransformer, part: int = PART) -> Iterator[None]:
+def parts_of_like_length(model: SentenceTransformer, *, tokens: int | None = None) -> Iterator[None]:
     """While this is open, the model embeds a batch in parts of like length, each padded to its own longest text.
 
-    Embeddings and gradients are those of one pass (without dropout: to rounding). The output holds the sentence
-    embeddings alone. A loss that has put its own forward into the transformer (AdaptiveLayerLoss) and features that are
-    not plain padded text get the usual single pass.
+    tokens: in a part at most; None gives each worker parts of the same size. Embeddings and gradients are those of one
+    pass (without dropout: to rounding). The output holds the sentence embeddings alone. A loss that has put its own
+    forward into the transformer (AdaptiveLayerLoss) and features that are not plain padded text get the usual single
+    pass. With dropout the parts come one after the other, so that their draws come in the same order each time.
     """
     usual = model.forward
     replaced = "forward" in vars(model)  # by accelerate, for mixed precision
 
-    def forward(features: Features, **arguments: Any) -> Features:
-        mask = features.get("attention_mask")
-        if mask is None or len(mask) <= part or not _is_padded_text(features, mask) or "forward" in vars(model[0]):
-            return usual(features, **arguments)
-        return _in_parts(usual, features, mask, part, arguments)
+    with workers(model.device) as pool:
 
-    model.forward = forward
+        def forward(features: Features, **arguments: Any) -> Features:
+            if not can_be_cut(features) or "forward" in vars(model[0]):
+                return usual(features, **arguments)
+            cut = list(parts(features, tokens=tokens or even(features, model.device)))
+            embed = [lambda part=part: usual(part, **arguments)["sentence_embedding"] for _, part in cut]
+            found = [one() for one in embed] if _draws(model) else _at_once(embed, model, pool)
+            order = torch.cat([rows for rows, _ in cut]).argsort()
+            return {**features, "sentence_embedding": torch.cat(list(found))[order]}
+
+        model.forward = forward
+        try:
+            yield
+        finally:
+            if replaced:
+                model.forward = usual
+            else:
+                del model.forward
+
+
+def _draws(model: SentenceTransformer) -> bool:
+    dropouts = [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    return any(dropout.p > 0 and dropout.training for dropout in dropouts)
+
+
+def _at_once(embed: Sequence[Embed], model: SentenceTransformer, pool: Executor) -> Sequence[torch.Tensor]:
+    trained = [weights for weights in model.parameters() if weights.requires_grad]
+    if torch.is_grad_enabled() and trained:
+        found: Sequence[torch.Tensor] = _AtOnce.apply(embed, model, pool, *trained)
+        return found
+    return list(pool.map(torch.no_grad()(lambda one: one()), embed))  # the mode holds for a thread
+
+
+class _AtOnce(torch.autograd.Function):
+    """Embeds parts in several threads, and takes their gradients there too; torch's own backward has one thread."""
+
+    @staticmethod
+    def forward(
+        context: Any, embed: Sequence[Embed], model: SentenceTransformer, pool: Executor, *trained: torch.Tensor
+    ) -> Any:
+        """The embeddings of each part, (its texts, dimensions)."""
+        with _sparse_gradients(model):
+            context.embeddings = list(pool.map(torch.enable_grad()(lambda one: one()), embed))
+        context.pool, context.count, context.trained = pool, how_many(model.device), trained
+        return tuple(embeddings.detach() for embeddings in context.embeddings)
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> Any:
+        """Of the trained weights: each thread sums over its parts, so that the order of a sum is always the same."""
+        pairs = list(zip(context.embeddings, gradients, strict=True))
+        context.embeddings = None  # so that a part's graph goes as soon as it is used
+
+        def work(share: list[tuple[torch.Tensor, torch.Tensor]]) -> Gradients:
+            found: Gradients = [None] * len(context.trained)
+            while share:
+                embeddings, gradient = share.pop()
+                part = torch.autograd.grad(embeddings, context.trained, gradient, allow_unused=True)
+                found = _summed(found, part)
+            return found
+
+        shares = [pairs[first :: context.count] for first in range(context.count)]
+        del pairs
+        total: Gradients = [None] * len(context.trained)
+        for found in context.pool.map(work, shares):
+            total = _summed(total, found)
+        return None, None, None, *(one.to_dense() if one is not None and one.is_sparse else one for one in total)
+
+
+@contextmanager
+def _sparse_gradients(model: SentenceTransformer) -> Iterator[None]:
+    """Of tables of vectors: each part would else fill a whole table with zeros for the few words that it has."""
+    tables = [module for module in model.modules() if isinstance(module, torch.nn.Embedding) and not module.sparse]
+    for table in tables:
+        table.sparse = True
     try:
         yield
     finally:
-        if replaced:
-            model.forward = usual
-        else:
-            del model.forward
+        for table in tables:
+            table.sparse = False
 
 
-def _is_padded_text(features: Features, mask: torch.Tensor) -> bool:
-    tensors = [value for value in features.values() if torch.is_tensor(value)]
-    return mask.dim() == 2 and all(value.shape == mask.shape for value in tensors)
-
-
-def _in_parts(
-    usual: Callable[..., Features], features: Features, mask: torch.Tensor, part: int, arguments: dict[str, Any]
-) -> Features:
-    # the last column that holds a token, so that padding on either side stays right
-    lengths = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1)
-    order = lengths.argsort(stable=True)
-    embeddings = []
-    for rows in torch.split(order, part):
-        width = int(lengths[rows].max())
-        cut = {name: value[rows, :width] if torch.is_tensor(value) else value for name, value in features.items()}
-        embeddings.append(usual(cut, **arguments)["sentence_embedding"])
-    return {**features, "sentence_embedding": torch.cat(embeddings)[order.argsort()]}
+def _summed(one: Gradients, other: Gradients) -> Gradients:
+    return [b if a is None else a if b is None else a.add_(b) for a, b in zip(one, other, strict=True)]

@@ -6,6 +6,7 @@ a CPU each part has one thread of torch, and as many are under way as there are 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,20 +26,33 @@ def tokens_at_once(device: torch.device) -> int:
     return TOKENS * _threads() if device.type == "cpu" else TOKENS_ON_A_GPU
 
 
+def even(features: Features, device: torch.device) -> int:
+    """The tokens at once with which every worker gets as much as the others, in one part or several.
+
+    Few long parts would hold more padding, many short ones more overhead.
+    """
+    real, count = int(features["attention_mask"].sum()), how_many(device)
+    wanted = max(1, math.ceil(real / tokens_at_once(device)), min(4, real // (tokens_at_once(device) // 4)))
+    return math.ceil(real / (math.ceil(wanted / count) * count))
+
+
+def how_many(device: torch.device) -> int:
+    """Workers for a device."""
+    return max(1, torch.get_num_threads() // _threads()) if device.type == "cpu" else 1
+
+
 @contextmanager
 def workers(device: torch.device) -> Iterator[ThreadPoolExecutor]:
     """Threads to compute parts in, each with its share of torch's; a GPU has one, so that it waits for no tokenizer."""
-    if device.type != "cpu":
-        with ThreadPoolExecutor(1) as pool:
-            yield pool
-        return
     before, share = torch.get_num_threads(), _threads()
+    if device.type != "cpu":
+        share = before
 
     def start() -> None:
         torch.get_num_threads()  # the first call in a thread sets the process's number, which would undo the next line
         torch.set_num_threads(share)
 
-    with ThreadPoolExecutor(max(1, before // share), initializer=start) as pool:
+    with ThreadPoolExecutor(how_many(device), initializer=start) as pool:
         try:
             yield pool
         finally:
