@@ -12,15 +12,16 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from embexp.durable import sync, write_whole
 from embexp.evaluators import Evaluation
 from embexp.retrieval_set import RetrievalSet, Splits
 from embexp.search import Ranking
 from embexp.significance import Delta, Scores, compare
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PACKAGES = [
     "embexp",
@@ -180,6 +181,8 @@ def _trec(ranking: Ranking, tag: str) -> str:
 
 
 def _per_query(arms: Mapping[str, Evaluation], test: RetrievalSet, slices: Mapping[str, Any]) -> pd.DataFrame:
+    import pandas as pd  # once the scores are there
+
     slice_of = {query: name for name, queries in slices.items() for query in queries}
     frame: dict[str, Any] = {
         "query_id": list(test.queries),

@@ -9,11 +9,13 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 # the flow of the design; a module imports only from those before it
 ORDER = [
-    "errors", "starting", "sweep", "durable", "cache", "targets", "value_types", "retrieval_set", "copies", "splits", "hub",
+    "errors", "starting", "stages", "libraries", "sweep", "durable", "cache", "targets", "value_types", "retrieval_set",
+    "copies", "splits", "hub",
     "datasets", "datasets.docstrings", "datasets.pubmedqa", "datasets.pairs", "datasets.beir",
     "datasets.mined", "datasets.as_published",
-    "model_folder", "models", "encoding", "paraphrases", "search", "teachers", "negatives", "shapes", "metrics",
-    "significance", "evaluators", "batches", "losses", "tracking", "checkpoints", "fast_steps", "trainer", "training",
+    "model_folder", "model_facts", "models", "encoding", "paraphrases", "search", "teachers", "negatives", "shapes",
+    "metrics", "significance", "evaluators", "batches", "losses", "tracking", "checkpoints", "fast_steps", "trainer",
+    "training",
     "result", "tables", "details", "report", "components", "experiment", "run",
     "checks", "choices", "config", "resume", "console", "exit_codes",
     "sweep.reference", "sweep.settings", "sweep.space", "overrides", "arguments",
