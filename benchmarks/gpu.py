@@ -96,7 +96,8 @@ def arm(folder: Path, size: Size, *, batch: int, loss: str, attention: str, step
     import torch
 
     from benchmarks.training import Measured
-    from embexp.run import quiet_libraries, run
+    from embexp import libraries
+    from embexp.run import run
 
     data, model = folder / f"{batch}.jsonl", folder / str(size.hidden)
     if not data.exists():
@@ -106,7 +107,8 @@ def arm(folder: Path, size: Size, *, batch: int, loss: str, attention: str, step
     words = [f"trainer.per_device_train_batch_size={batch}", f"loss={loss}", f"model.attention={attention}"]
     words += [f"+trainer.max_steps={steps}", "trainer.eval_strategy=no", "dataset.split.test=0.05", "cache=false"]
     config = composed([*words, "dataset=pairs", f"dataset.path={data}", "model=local", f"model.path={model}"])
-    quiet_libraries()
+    libraries.loaded()
+    libraries.quiet_keyword_search()
     logging.disable(logging.INFO)
     measured = Measured()
     if torch.cuda.is_available():

@@ -154,16 +154,17 @@ def train_embexp(rows: Any, train_set: Any, source: Any, folder: Path, *, steps:
 
 def one(arm: str, data: str, model: str, steps: int, evaluate: bool) -> dict[str, Any]:
     """Train one arm, then measure its weights on test with embexp's evaluator, in float32."""
+    from embexp import libraries
     from embexp.encoding import Encoder
     from embexp.evaluators import Retrieval
     from embexp.models import Transformer
     from embexp.negatives import draw_random
-    from embexp.run import quiet_libraries
     from embexp.search import Dense
     from embexp.shapes import to_rows
     from embexp.splits import trainable
 
-    quiet_libraries()
+    libraries.loaded()
+    libraries.quiet_keyword_search()
     logging.disable(logging.INFO)
     splits = splits_of(data)
     train_set, source = trainable(splits), source_of(model)

@@ -57,16 +57,16 @@ class Encoder:
             "bfloat16": model.bfloat16,
             "query_prompt": model.query_prompt,
             "passage_prompt": model.passage_prompt,
-            "max_seq_length": getattr(model.model, "max_seq_length", None),
-            "dimensions": model.model.get_embedding_dimension(),
-            "attention": getattr(getattr(model.model.transformers_model, "config", None), "_attn_implementation", None),
-            "device": model.model.device.type,
+            "max_seq_length": model.facts.max_seq_length,
+            "dimensions": model.facts.dimensions,
+            "attention": model.facts.attention,
+            "device": model.facts.device,
         }
 
     @property
     def dimensions(self) -> int:
         """How long an embedding is."""
-        return int(self._model.model.get_embedding_dimension())
+        return self._model.facts.dimensions
 
     @property
     def device(self) -> torch.device:
@@ -196,7 +196,7 @@ def _tokenizer_digest(tokenizer: Any) -> str:
 
 def count_truncated(embedding_model: EmbeddingModel, data: RetrievalSet) -> int:
     """How many passages are longer than what the model reads, and so are cut."""
-    longest = getattr(embedding_model.model, "max_seq_length", None)
+    longest = embedding_model.facts.max_seq_length
     if longest is None:
         return 0
     lengths = token_lengths(embedding_model, list(data.corpus.values()), embedding_model.passage_prompt)

@@ -5,35 +5,37 @@ Read this module first; every step is one call into the module that does it. Cal
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from embexp import report as reports
 from embexp import result as results
-from embexp.cache import digest
+from embexp.cache import digest, json_kept
 from embexp.checkpoints import last_usable
 from embexp.components import build
 from embexp.encoding import Encoder, count_truncated
 from embexp.errors import UserError, counted
 from embexp.evaluators import Evaluation, Evaluator, evaluate
-from embexp.losses import OWN_KEYS, refuse_unfit
-from embexp.models import EmbeddingModel, identified
+from embexp.models import EmbeddingModel, identified, refuse_unfit
 from embexp.negatives import DEFAULT, Drawn, draw_random, second_look
 from embexp.paraphrases import without_paraphrases
-from embexp.processes import Processes
 from embexp.retrieval_set import RetrievalSet, Splits
 from embexp.search import BM25, Arm, Dense
 from embexp.shapes import WITH_NEGATIVES, Rows, to_rows
-from embexp.shares import same_weights
 from embexp.splits import Shares, limited, refuse_leaks, trainable
+from embexp.stages import timer
+from embexp.starting import uncollected
 from embexp.teachers import Judge, teacher_of
 from embexp.tracking import Tracker
-from embexp.trainer import Watch
-from embexp.training import LOOKS_SAY_WHEN, OURS, train
+
+if TYPE_CHECKING:
+    from embexp.processes import Processes
+    from embexp.trainer import Watch
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +67,7 @@ def measure(
     folder: the run's, for the model, the checkpoints and the rankings; a checkpoint in it is gone on from. watch: the
     study that a trial belongs to; a trial looks at dev alone, and its model is not kept. processes: see EmbeddingModel.
     """
-    allowed, stage = config["allowed_packages"], results.timer(result["seconds"])
+    allowed, stage = config["allowed_packages"], timer(result["seconds"])
 
     with stage("model"):
         source, helpers = build(config["model"], allowed=allowed, without=["kind"]), _helpers(config)
@@ -94,6 +96,8 @@ def measure(
             train_set = _train_set(config, model, splits, encoder, result)
             rows = _rows(config, train_set, encoder, result)
             dev_metrics = _dev_metrics(evaluators, arms["base"]["dev"], splits)
+        with stage("libraries"):
+            _load_to_train(model)
         with stage("training"):
             _train(config, model, train_set, rows, encoder, dev_metrics, result, folder, tracker, watch)
         with stage("tuned"):
@@ -175,15 +179,26 @@ def _loaded(
 
     model: EmbeddingModel = source.load(texts())
     if processes is not None:
+        from embexp.shares import same_weights
+
         processes.tell("model", node=config["model"], allowed_packages=config["allowed_packages"], texts=read)
         same_weights(model.model, processes)
     if config["trainer"] is not None:
         refuse_unfit(model, needs=config["loss"].get("needs"))
     if model.untrained:
         _note(result, UNTRAINED)
-    result["counts"]["dimensions"] = model.model.get_embedding_dimension()
-    result["counts"]["truncated"] = count_truncated(model, splits.test)
+    result["counts"]["dimensions"] = model.facts.dimensions
+    parts = [model.origin["content"], model.facts.max_seq_length, model.passage_prompt, splits.test.digest]
+    result["counts"]["truncated"] = json_kept("truncated", parts, lambda: count_truncated(model, splits.test))
     return replace(model, processes=processes)
+
+
+def _load_to_train(model: EmbeddingModel) -> None:
+    """The model and the libraries that train it: seconds, which a run whose base is kept has not spent yet."""
+    model.loaded()
+    with uncollected():
+        for module in ("embexp.losses", "embexp.training"):
+            importlib.import_module(module)
 
 
 def _say_if_unmoved(result: dict[str, Any]) -> None:
@@ -254,6 +269,9 @@ def _train(
     watch: Watch | None,
 ) -> None:
     """Train the model in place, from the run's last checkpoint where it has one, and keep it but for a trial's."""
+    from embexp.losses import OWN_KEYS
+    from embexp.training import LOOKS_SAY_WHEN, OURS, train
+
     # the rows too: negatives and teachers' scores come from models that may have changed
     made_from = digest([result["fingerprint"], model.bfloat16, rows.columns, rows.query_ids, rows.passage_ids])
     checkpoint = last_usable(folder, made_from=made_from)

@@ -61,7 +61,7 @@ def _draws(model: SentenceTransformer) -> bool:
 def _at_once(embed: Sequence[Embed], model: SentenceTransformer, pool: Executor) -> Sequence[torch.Tensor]:
     trained = [weights for weights in model.parameters() if weights.requires_grad]
     if torch.is_grad_enabled() and trained:
-        found: Sequence[torch.Tensor] = _AtOnce.apply(embed, model, pool, *trained)
+        found: Sequence[torch.Tensor] = _AtOnce.apply(embed, model, pool, *trained)  # type: ignore[no-untyped-call]
         return found
     return list(pool.map(torch.no_grad()(lambda one: one()), embed))  # the mode holds for a thread
 

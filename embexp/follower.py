@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.distributed import FileStore  # type: ignore[attr-defined]
 
-from embexp import meeting
+from embexp import libraries, meeting
 from embexp.cache import folder_of, kept_in
 from embexp.components import build
 from embexp.embedding import encode_share
@@ -32,7 +32,6 @@ from embexp.machine import Launched, gpus, threads_of
 from embexp.models import EmbeddingModel
 from embexp.processes import LostError, Processes
 from embexp.retrieval_set import RetrievalSet
-from embexp.run import quiet_libraries
 from embexp.shapes import Rows
 from embexp.shares import same_weights, set_generators
 from embexp.training import train
@@ -66,7 +65,7 @@ def follow_launched(launched: Launched) -> int:
 def _followed(store: Any, rank: int, count: int) -> int:
     logging.disable(logging.WARNING)  # process 0 says the same
     warnings.simplefilter("ignore")
-    quiet_libraries()
+    libraries.loaded()
     try:
         processes = meeting.as_follower(store, rank, count)
         if processes is not None:

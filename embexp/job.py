@@ -20,11 +20,12 @@ from hydra.core.utils import configure_log
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from embexp import console
+from embexp import console, libraries
 from embexp import report as reports
 from embexp.checks import plain
 from embexp.errors import BusyError, FullError, NotNowError, UserError, described, explained
 from embexp.machine import Launched
+from embexp.starting import uncollected
 from embexp.sweep.reference import TrialReference
 from embexp.tracking import to_upload
 
@@ -102,9 +103,10 @@ class Job:
     def _measured(self) -> dict[str, Any]:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # unset, the library warns whenever a process forks
         log.info("%s: loading libraries ...", self.folder)
-        from embexp import run  # torch, transformers: seconds
+        with uncollected():
+            from embexp import run  # torch: seconds
 
-        run.quiet_libraries()
+        libraries.quiet_keyword_search()
         if self.trial is None:
             return run.run(
                 self.config,

@@ -20,18 +20,9 @@ from sentence_transformers.sentence_transformer.losses import (
 )
 
 from embexp.errors import UserError
-from embexp.models import EmbeddingModel, Transformer
+from embexp.models import Transformer
 
 OWN_KEYS = ("shape", "accepts", "teacher", "needs")  # of a file in conf/loss, beside the parameters of its target
-
-
-def refuse_unfit(model: EmbeddingModel, *, needs: str | None) -> None:
-    """Raise UserError when a loss `needs` a transformer and the model has none, as a saved static one."""
-    if needs == "transformer" and model.model.transformers_model is None:
-        raise UserError(
-            f"this loss needs a transformer, and the model {model.origin['path']} has none; choose another model "
-            "(model=minilm) or loss=mnrl"
-        )
 
 
 class Guide(Transformer):

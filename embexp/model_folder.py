@@ -6,6 +6,8 @@ Called by `models`; reads JSON and file names only.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +16,7 @@ from typing import Any
 
 from embexp.errors import UserError
 
+LOADED = ["*.json", "*.safetensors", "*.txt", "*.model"]  # the files that a model is made of
 MODULES = (  # the classes that a folder may name live in these
     "sentence_transformers.models", "sentence_transformers.base.modules",
     "sentence_transformers.sentence_transformer.modules",
@@ -143,3 +146,26 @@ def _content(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None  # whoever needs it will say so
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 digests of a model's folder: `weights`, of the safetensors; `content`, of all files that are loaded."""
+    weights, content = hashlib.sha256(), hashlib.sha256()
+    for file in sorted({file for pattern in LOADED for file in folder.rglob(pattern) if file.is_file()}):
+        found = sha256(file)
+        if file.suffix == ".safetensors":
+            weights.update(found)
+        content.update(hashlib.sha256(file.relative_to(folder).as_posix().encode()).digest() + found)
+    return {"weights": weights.hexdigest(), "content": content.hexdigest()}
+
+
+def sha256(file: Path) -> bytes:
+    """A file's digest, read once for as long as the system says that it is the same."""
+    stat = file.stat()
+    return _read_sha256(file, (stat.st_ino, stat.st_size, stat.st_mtime_ns))
+
+
+@functools.cache
+def _read_sha256(file: Path, state: tuple[int, ...]) -> bytes:
+    with file.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").digest()

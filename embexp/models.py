@@ -6,29 +6,34 @@ no code that comes with a model is run.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import logging
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from safetensors import SafetensorError
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
+from embexp import libraries
+from embexp.cache import json_kept
 from embexp.errors import UserError
 from embexp.hub import snapshot
-from embexp.model_folder import refuse_unsafe, why_not_loaded
-from embexp.processes import Processes
+from embexp.model_facts import Facts, facts_of, has_fast_bfloat16, machine
+from embexp.model_folder import LOADED, hashes, refuse_unsafe, sha256, why_not_loaded
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from embexp.processes import Processes
 
 log = logging.getLogger(__name__)
 
-HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 SAFETENSORS_ONLY = {"use_safetensors": True, "weights_only": True}  # a folder's own files could say otherwise
 # what the libraries raise for a folder that is damaged or of another version
 LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError)
@@ -40,6 +45,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 class EmbeddingModel:
     """A sentence-transformers model with all that its use depends on.
 
+    loaded: gives the model, which is loaded when it is first asked for. facts: what is known of it before.
     query_prompt and passage_prompt are put before every query and passage, in training and evaluation alike.
     bfloat16: whether matrix products run in bfloat16 (weights stay float32). eager_training: whether attention is
     switched to plain matrix products while training. origin: path, commit and the SHA-256 of the weights, for the
@@ -48,7 +54,8 @@ class EmbeddingModel:
     None where this one is alone.
     """
 
-    model: SentenceTransformer
+    loaded: Callable[[], SentenceTransformer]
+    facts: Facts
     query_prompt: str
     passage_prompt: str
     bfloat16: bool
@@ -56,6 +63,20 @@ class EmbeddingModel:
     origin: Mapping[str, str | None]
     untrained: bool = False
     processes: Processes | None = None
+
+    @property
+    def model(self) -> SentenceTransformer:
+        """The model, always the same one."""
+        return self.loaded()
+
+
+def refuse_unfit(model: EmbeddingModel, *, needs: str | None) -> None:
+    """Raise UserError when a loss `needs` a transformer and the model has none, as a saved static one."""
+    if needs == "transformer" and not model.facts.transformer:
+        raise UserError(
+            f"this loss needs a transformer, and the model {model.origin['path']} has none; choose another model "
+            "(model=minilm) or loss=mnrl"
+        )
 
 
 class Transformer:
@@ -104,11 +125,24 @@ class Transformer:
         return hashes(self._folder)["content"]
 
     def load(self, texts: Iterable[str]) -> EmbeddingModel:
-        """Load it; `texts` is not needed here."""
+        """Make it ready; it is loaded once it is needed, or now where nothing is kept of it. `texts` is not needed."""
         del texts
+        _refuse_unknown(self._prompts)
+        digests = hashes(self._folder)
+        loaded = functools.cache(functools.partial(self._loaded, digests))
+        parts = [digests["content"], self._prompts, self._max_seq_length, self._dropout, self._attention, machine()]
+        facts = Facts(**json_kept("model", parts, lambda: asdict(facts_of(loaded()))))
+        log.info("model %s, %s tokens at most", self._path, facts.max_seq_length)
+        on_cpu = facts.device == "cpu" and facts.transformer
+        slow_fused = facts.drops or _wants_bfloat16(self._dtype, facts)  # torch's fused attention, on a CPU
+        eager_training = on_cpu and self._attention == "auto" and slow_fused
+        origin = {"path": self._path, "commit": self._commit, **digests}
+        return _embedding_model(loaded, facts, self._dtype, origin, eager_training=eager_training)
+
+    def _loaded(self, digests: Mapping[str, str]) -> SentenceTransformer:
         chosen = {} if self._attention == "auto" else {"attn_implementation": self._attention}
         try:
-            model = SentenceTransformer(
+            model: SentenceTransformer = libraries.loaded().SentenceTransformer(
                 str(self._folder),
                 local_files_only=True,
                 model_kwargs={"dtype": torch.float32, **SAFETENSORS_ONLY, **chosen},
@@ -118,6 +152,10 @@ class Transformer:
                 f"{self.SETTING}={self._path}: {self._folder} can't be loaded as a model "
                 f"({why_not_loaded(self._folder, error)}). {_instead(self.SETTING)}"
             ) from error
+        if hashes(self._folder) != digests:
+            raise UserError(
+                f"{self.SETTING}={self._path}: {self._folder} was changed while the run was on; start again"
+            )
         if self._max_seq_length is not None:
             positions = getattr(getattr(model[0], "config", None), "max_position_embeddings", None)
             if positions is not None and self._max_seq_length > positions:
@@ -129,13 +167,10 @@ class Transformer:
             for module in model.modules():
                 if isinstance(module, torch.nn.Dropout):
                     module.p = self._dropout
-        log.info("model %s, %s tokens at most", self._path, getattr(model, "max_seq_length", None))
-        on_cpu = model.device.type == "cpu" and model.transformers_model is not None
-        origin = {"path": self._path, "commit": self._commit, **hashes(self._folder)}
-        drops = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
-        slow_fused = drops or _wants_bfloat16(self._dtype, model.device)  # torch's fused attention, on a CPU
-        eager_training = on_cpu and self._attention == "auto" and slow_fused
-        return _embedding_model(model, self._prompts, self._dtype, origin, eager_training=eager_training)
+        if self._prompts is not None:
+            # saved with the model, so that encode_query and encode_document use them without embexp
+            model.prompts = {"query": self._prompts.get("query", ""), "document": self._prompts.get("passage", "")}
+        return model
 
 
 class Static:
@@ -162,34 +197,36 @@ class Static:
         tokenizer.train_from_iterator(texts, trainer)
         generator = torch.Generator().manual_seed(self._seed)
         weights = torch.randn(tokenizer.get_vocab_size(), self._dimension, generator=generator) / self._dimension**0.5
-        model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=weights)])
+        library = libraries.loaded()
+        static = library.sentence_transformer.modules.StaticEmbedding(tokenizer, embedding_weights=weights)
+        model: SentenceTransformer = library.SentenceTransformer(modules=[static])
         digest = hashlib.sha256(weights.numpy().tobytes() + tokenizer.to_str().encode()).hexdigest()
         origin = {"path": "static", "commit": None, "weights": digest, "content": digest}
-        return replace(_embedding_model(model, None, "float32", origin), untrained=True)
+        return replace(_embedding_model(lambda: model, facts_of(model), "float32", origin), untrained=True)
+
+
+def _refuse_unknown(prompts: Mapping[str, str] | None) -> None:
+    unknown = set(prompts or {}) - {"query", "passage"}
+    if unknown:
+        raise UserError(f"model.prompts has {', '.join(sorted(unknown))}; it takes query and passage")
 
 
 def _embedding_model(
-    model: SentenceTransformer,
-    prompts: Mapping[str, str] | None,
+    loaded: Callable[[], SentenceTransformer],
+    facts: Facts,
     dtype: Precision,
     origin: Mapping[str, str | None],
     *,
     eager_training: bool = False,
 ) -> EmbeddingModel:
-    if prompts is not None:
-        unknown = set(prompts) - {"query", "passage"}
-        if unknown:
-            raise UserError(f"model.prompts has {', '.join(sorted(unknown))}; it takes query and passage")
-        # saved with the model, so that encode_query and encode_document use them without embexp
-        model.prompts = {"query": prompts.get("query", ""), "document": prompts.get("passage", "")}
-    own = model.prompts
+    own = facts.prompts
     passage_prompt = own.get("document") or own.get("passage") or own.get("corpus") or ""
-    bfloat16 = _wants_bfloat16(dtype, model.device)
-    return EmbeddingModel(model, own.get("query") or "", passage_prompt, bfloat16, eager_training, origin)
+    bfloat16 = _wants_bfloat16(dtype, facts)
+    return EmbeddingModel(loaded, facts, own.get("query") or "", passage_prompt, bfloat16, eager_training, origin)
 
 
-def _wants_bfloat16(dtype: Precision, device: torch.device) -> bool:
-    return _has_fast_bfloat16(device) if dtype == "auto" else dtype == "bfloat16"
+def _wants_bfloat16(dtype: Precision, facts: Facts) -> bool:
+    return has_fast_bfloat16(torch.device(facts.device)) if dtype == "auto" else dtype == "bfloat16"
 
 
 def model_folder(
@@ -233,7 +270,7 @@ def _find(path: str, revision: str | None, packaged: Mapping[str, str] | None, s
         installed = _installed(packaged)
         if installed is not None:
             return installed, revision
-    return snapshot(path, revision=revision, kind="model", files=HUB_FILES, instead=_instead(setting))
+    return snapshot(path, revision=revision, kind="model", files=LOADED, instead=_instead(setting))
 
 
 def _instead(setting: str) -> str:
@@ -247,31 +284,10 @@ def _installed(packaged: Mapping[str, str]) -> Path | None:
     if spec is None or not spec.submodule_search_locations:
         return None
     folder = Path(spec.submodule_search_locations[0], "model")
-    found = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    found = sha256(folder / "model.safetensors").hex()
     if found != packaged["sha256"]:
         raise UserError(
             f"the package {packaged['module']} holds other weights than {packaged['path']} (SHA-256 {found}, expected "
             f"{packaged['sha256']}); reinstall it, or set model.packaged=null to use the Hub"
         )
     return folder
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 digests of a model's folder: `weights`, of the safetensors; `content`, of all files that are loaded."""
-    weights, content = hashlib.sha256(), hashlib.sha256()
-    for file in sorted({file for pattern in HUB_FILES for file in folder.rglob(pattern) if file.is_file()}):
-        with file.open("rb") as data:
-            found = hashlib.file_digest(data, "sha256").digest()
-        if file.suffix == ".safetensors":
-            weights.update(found)
-        content.update(hashlib.sha256(file.relative_to(folder).as_posix().encode()).digest() + found)
-    return {"weights": weights.hexdigest(), "content": content.hexdigest()}
-
-
-def _has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware multiplies in bfloat16 itself; emulation is slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":  # avx512_bf16 alone took 1.5 to 2 times as long as float32 on a Xeon whose AMX is hidden
-        return bool(torch.cpu.get_capabilities().get("amx_bf16"))
-    return False

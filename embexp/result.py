@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import logging
 import platform
 import resource
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from embexp.cache import digest
 from embexp.durable import sync, write_whole
@@ -25,7 +20,8 @@ from embexp.ranking import Ranking
 from embexp.retrieval_set import RetrievalSet, Splits
 from embexp.significance import Delta, Scores, compare
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    import pandas as pd
 
 PACKAGES = [
     "embexp",
@@ -185,6 +181,8 @@ def _trec(ranking: Ranking, tag: str) -> str:
 
 
 def _per_query(arms: Mapping[str, Evaluation], test: RetrievalSet, slices: Mapping[str, Any]) -> pd.DataFrame:
+    import pandas as pd  # once the scores are there
+
     slice_of = {query: name for name, queries in slices.items() for query in queries}
     frame: dict[str, Any] = {
         "query_id": list(test.queries),
@@ -223,19 +221,3 @@ def _peak_memory() -> int:
     """Peak resident memory of this process in MiB."""
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 2**20
-
-
-def timer(seconds: dict[str, float]) -> Callable[[str], Any]:
-    """Keeps how long each stage took, and says when one begins and ends."""
-
-    @contextmanager
-    def stage(name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        log.info("%s ...", name)
-        try:
-            yield
-            log.info("%s done in %.1f s", name, time.perf_counter() - start)
-        finally:
-            seconds[name] = round(time.perf_counter() - start, 2)
-
-    return stage

@@ -10,10 +10,8 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
-import transformers
 from filelock import FileLock, Timeout
 
 from embexp import report as reports
@@ -25,7 +23,9 @@ from embexp.experiment import digests, measure
 from embexp.joining import joined
 from embexp.machine import Launched, number_of
 from embexp.tracking import Tracker, open_mirror
-from embexp.trainer import Watch
+
+if TYPE_CHECKING:
+    from embexp.trainer import Watch
 
 log = logging.getLogger(__name__)
 
@@ -165,11 +165,3 @@ def _summary(result: Mapping[str, Any]) -> dict[str, Any]:
         primary = result["delta"][result["metric"]]
         flat |= {f"test/delta/{key}": primary[key] for key in ("ci_low", "ci_high", "p_value")}
     return flat
-
-
-def quiet_libraries() -> None:
-    """Keep the libraries' own progress bars and notices out of a run's output; warnings stay."""
-    logging.getLogger("bm25s").setLevel(logging.WARNING)
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import stats
 
 from embexp.errors import UserError
 from embexp.metrics import FEWEST_DOCUMENTS
@@ -122,6 +121,8 @@ def _by_items(scores: Mapping[str, Scores]) -> dict[tuple[str, ...], list[str]]:
 
 
 def _delta(base: Scores, tuned: Scores, draws: np.ndarray, cluster_of: np.ndarray) -> Delta:
+    from scipy import stats  # slow to import; needed only where two models are compared
+
     before, after = base.score, tuned.score
     if not np.isfinite([before, after]).all():
         raise UserError(f"a metric is {before} for the base and {after} for the tuned model; it can't be compared")

@@ -12,13 +12,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from sentence_transformers import CrossEncoder
 
+from embexp import libraries
 from embexp.cache import arrays_kept, digest
 from embexp.encoding import Encoder
 from embexp.errors import UserError
-from embexp.model_folder import why_not_loaded
-from embexp.models import LOADING_ERRORS, SAFETENSORS_ONLY, hashes, model_folder
+from embexp.model_folder import hashes, why_not_loaded
+from embexp.models import LOADING_ERRORS, SAFETENSORS_ONLY, model_folder
 from embexp.retrieval_set import RetrievalSet
 from embexp.search import keyword_scores
 
@@ -85,7 +85,7 @@ class CrossEncoderScores:
         """path: a local folder or a Hub id (id@revision). Raises UserError, naming `setting`, when it can't be had."""
         folder, commit = model_folder(path, setting=setting)
         try:
-            self._model = CrossEncoder(
+            self._model = libraries.loaded().CrossEncoder(
                 str(folder),
                 local_files_only=True,
                 activation_fn=torch.nn.Sigmoid(),  # not the one that the folder names

@@ -22,7 +22,8 @@ import psutil
 from embexp.job import Job
 from embexp.machine import cores, gpus
 
-PRELOADED = ["embexp.run", "embexp.sweep.trial"]  # imports only: a matrix product there hangs the children (OpenMP)
+# imports only: a matrix product there hangs the children (OpenMP)
+PRELOADED = ["embexp.run", "embexp.sweep.trial", "embexp.training", "embexp.losses"]
 SECONDS_TO_END = 30  # after Ctrl-C
 UNKNOWN = 255  # what multiprocessing gives for an exit code that nobody was left to tell
 

@@ -9,21 +9,22 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 # the flow of the design; a module imports only from those before it
 ORDER = [
-    "errors", "machine", "processes", "meeting", "starting", "sweep", "durable", "cache", "targets", "value_types",
-    "retrieval_set", "copies", "splits", "hub", "datasets", "datasets.docstrings", "datasets.pubmedqa",
-    "datasets.pairs", "datasets.beir", "datasets.mined", "datasets.as_published", "model_folder", "models", "parts",
-    "embedding", "encoding", "paraphrases", "ranking", "search", "teachers", "negatives", "shapes", "metrics",
-    "significance", "evaluators", "batches", "losses", "tracking", "checkpoints", "fast_steps", "shares", "trainer",
-    "training", "result", "tables", "details", "report", "components", "experiment", "joining", "run", "follower",
-    "checks", "choices", "config", "resume", "console", "exit_codes", "sweep.reference", "sweep.settings",
-    "sweep.space", "overrides", "arguments", "sweep.lease", "sweep.storage", "sweep.trial", "job", "workers",
-    "launcher", "sweep.study", "sweep.composing", "sweep.crew", "sweep.submitted", "sweep.summary", "sweep.running",
-    "sweep.sweeper", "help", "cli", "__main__", "mine", "mine.pace", "mine.passages", "mine.sections",
-    "mine.restructured", "mine.formats", "mine.documents", "mine.repeated", "mine.packing", "mine.chunker",
-    "mine.sides", "mine.journal", "mine.budget", "mine.request", "mine.server", "mine.protocol", "mine.call",
-    "mine.progress", "mine.client", "mine.loose_json", "mine.answers", "mine.prompts", "mine.llm",
-    "mine.standalone", "mine.sentences", "mine.written", "mine.duplicates", "mine.round_trip", "mine.funnel",
-    "mine.real", "mine.knowledge", "mine.summary", "mine.mining", "mine.config", "mine.cli", "mine.__main__",
+    "errors", "machine", "processes", "meeting", "starting", "stages", "libraries", "sweep", "durable", "cache",
+    "targets", "value_types", "retrieval_set", "copies", "splits", "hub", "datasets", "datasets.docstrings",
+    "datasets.pubmedqa", "datasets.pairs", "datasets.beir", "datasets.mined", "datasets.as_published",
+    "model_folder", "model_facts", "models", "parts", "embedding", "encoding", "paraphrases", "ranking", "search",
+    "teachers", "negatives", "shapes", "metrics", "significance", "evaluators", "batches", "losses", "tracking",
+    "checkpoints", "fast_steps", "shares", "trainer", "training", "result", "tables", "details", "report",
+    "components", "experiment", "joining", "run", "follower", "checks", "choices", "config", "resume", "console",
+    "exit_codes", "sweep.reference", "sweep.settings", "sweep.space", "overrides", "arguments", "sweep.lease",
+    "sweep.storage", "sweep.trial", "job", "workers", "launcher", "sweep.study", "sweep.composing", "sweep.crew",
+    "sweep.submitted", "sweep.summary", "sweep.running", "sweep.sweeper", "help", "cli", "__main__", "mine",
+    "mine.pace", "mine.passages", "mine.sections", "mine.restructured", "mine.formats", "mine.documents",
+    "mine.repeated", "mine.packing", "mine.chunker", "mine.sides", "mine.journal", "mine.budget", "mine.request",
+    "mine.server", "mine.protocol", "mine.call", "mine.progress", "mine.client", "mine.loose_json", "mine.answers",
+    "mine.prompts", "mine.llm", "mine.standalone", "mine.sentences", "mine.written", "mine.duplicates",
+    "mine.round_trip", "mine.funnel", "mine.real", "mine.knowledge", "mine.summary", "mine.mining", "mine.config",
+    "mine.cli", "mine.__main__",
 ]  # fmt: skip
 
 

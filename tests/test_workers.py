@@ -163,7 +163,7 @@ def test_a_worker_keeps_to_its_slot(tmp_path):
 
 
 def loaded():
-    return "embexp.run" in sys.modules
+    return {"embexp.run", "embexp.training", "sentence_transformers"} <= sys.modules.keys()
 
 
 def test_what_is_imported_beforehand_is_there_and_in_the_children(tmp_path):

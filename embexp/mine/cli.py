@@ -13,10 +13,11 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from embexp import cache, cli, resume
+from embexp import cache, cli, libraries, resume
 from embexp.checks import CONFIG_FOLDER, plain
 from embexp.errors import UserError, described, explained
 from embexp.mine.config import MINE, STARTING
+from embexp.starting import uncollected
 
 log = logging.getLogger("embexp")
 
@@ -49,10 +50,10 @@ def _run_hydra(words: Sequence[str]) -> list[int]:
 def _run(config: DictConfig, folder: Path, words: Sequence[str]) -> int:
     values = plain(config)
     log.info("%s: loading libraries ...", folder)
-    from embexp.mine.mining import mine  # torch, transformers: seconds
-    from embexp.run import quiet_libraries
+    with uncollected():
+        from embexp.mine.mining import mine  # torch: seconds
 
-    quiet_libraries()
+    libraries.quiet_keyword_search()
     try:
         with cache.kept_in(cache.folder_of(values["cache"])):
             outcome = mine(values, folder)
