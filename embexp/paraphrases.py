@@ -49,7 +49,8 @@ def centred(left: Embeddings, right: Embeddings) -> tuple[Embeddings, Embeddings
 
     Models differ in how near they put any two texts (E5 0.7 and more); without the mean one threshold fits them.
     """
-    mean = np.concatenate([left, right]).mean(axis=0)
+    total = left.sum(axis=0, dtype=np.float64) + right.sum(axis=0, dtype=np.float64)
+    mean = (total / (len(left) + len(right))).astype(np.float32)
     sides = [side - mean for side in (left, right)]
     sides = [side / np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-12) for side in sides]
     return sides[0], sides[1]

@@ -24,6 +24,8 @@ from embexp.search import keyword_scores
 
 log = logging.getLogger(__name__)
 
+PAIRS_AT_ONCE = 10_000  # whose vectors are side by side in memory
+
 
 class Judge(Protocol):
     """Something that scores pairs."""
@@ -49,8 +51,10 @@ class Cosines:
             return np.zeros(0, dtype=np.float32)
         asked, shown = _places(queries), _places(passages)  # a row per different text, not per pair
         left, right = self._encoder.queries(list(asked)), self._encoder.passages(list(shown))
-        found = (left[asked[query]] @ right[shown[passage]] for query, passage in zip(queries, passages, strict=True))
-        return np.fromiter(found, dtype=np.float32, count=len(queries))
+        rows, columns = np.array([asked[text] for text in queries]), np.array([shown[text] for text in passages])
+        parts = (slice(start, start + PAIRS_AT_ONCE) for start in range(0, len(queries), PAIRS_AT_ONCE))
+        found = [np.einsum("pd,pd->p", left[rows[part]], right[columns[part]]) for part in parts]
+        return np.concatenate(found)
 
 
 class Keywords:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import multiprocessing
 import os
 import time
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -56,6 +59,62 @@ def test_arrays_come_back_bit_equal_and_objects_are_refused(tmp_path):
             }
         with pytest.raises(ValueError, match="pickle"):
             cache.arrays_kept("embeddings", "other", lambda: {"a": np.array([{}], dtype=object)})
+
+
+def test_large_arrays_are_maps_of_the_file_that_nothing_written_to_them_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "MAPPED_FROM", 40)
+    arrays = {"large": np.arange(12.0).reshape(3, 4), "small": np.arange(3), "turned": np.arange(12.0).reshape(3, 4).T}
+    with cache.kept_in(tmp_path):
+        first = cache.arrays_kept("embeddings", "k", lambda: arrays)
+        assert {name: isinstance(array, np.memmap) for name, array in first.items()} == {
+            "large": True,
+            "small": False,
+            "turned": True,
+        }
+        assert all(array.ctypes.data % 64 == 0 for name, array in first.items() if name != "small")
+        first["large"][0, 0] = 99
+        again = cache.arrays_kept("embeddings", "k", None)
+        (entry,) = entries(tmp_path)
+        entry.unlink()  # what is mapped stays readable
+        assert {name: array.tolist() for name, array in again.items()} == {
+            name: array.tolist() for name, array in arrays.items()
+        }
+
+
+def test_a_torn_array_is_made_anew(tmp_path, caplog):
+    make = Counted({"rows": np.arange(1000.0)})
+    with cache.kept_in(tmp_path):
+        cache.arrays_kept("embeddings", "k", make)
+        (entry,) = entries(tmp_path)
+        whole = entry.read_bytes()
+        for damaged in (whole[:-1], whole[:3000] + b"xyz" + whole[3003:], whole + b"more"):
+            entry.write_bytes(damaged)
+            assert cache.arrays_kept("embeddings", "k", make)["rows"].tolist() == list(range(1000))
+            assert entry.read_bytes() == whole
+    assert make.times == 4
+    assert "is torn and is made anew" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        "é",
+        [],
+        {},
+        [1, "a", None, True, 1.5],
+        {"b": {"d": 1, "c": [2]}, "a": ()},
+        {3: "three", 1: "one"},
+        [{"z": MappingProxyType({"y": 1, "x": 2})}],
+        [[f"p{number}", "text"] for number in range(2500)],
+        {f"q{number}": MappingProxyType({"p2": 1, "p1": number}) for number in range(2500, 0, -1)},
+        [[("p", "t")] * 1001, [["a", {"c": 1, "b": 2}]] * 17],
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_a_digest_is_that_of_json_with_sorted_keys(value):
+    text = json.dumps(value, sort_keys=True, default=dict)
+    assert cache.digest(value) == hashlib.sha256(text.encode()).hexdigest()
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b"", lambda b: b[:-3] + b"xyz", lambda b: b"junk"])

@@ -94,6 +94,30 @@ def test_each_text_is_embedded_once_per_prompt(load, monkeypatch):
     assert np.array_equal(first[[1, 0]], again[[0, 2]])
 
 
+def test_what_is_remembered_is_given_out_and_not_copied(load):
+    encoder = Encoder(load())
+    rows = encoder.passages(TEXTS)
+    assert np.shares_memory(encoder.passages(TEXTS), rows)
+    assert np.shares_memory(encoder.passages(TEXTS[1:3]), rows[1:3])
+    assert np.array_equal(encoder.passages(TEXTS[1:3]), rows[1:3])
+    more = encoder.passages(["the horse", *TEXTS[::-1], "the chair", "the horse"])
+    assert np.array_equal(more[1:6], rows[::-1])
+    assert np.array_equal(more[[0, 6, 7]], encoder.passages(["the horse", "the chair", "the horse"]))
+    assert np.array_equal(encoder.passages(["the chair"]), more[[6]])
+    assert encoder.passages([]).shape == (0, 32)
+
+
+def test_nan_and_collapse_are_seen_in_every_part_of_many_rows(monkeypatch):
+    monkeypatch.setattr(encoding, "ROWS_AT_ONCE", 2)
+    rows = np.eye(5, dtype=np.float32)
+    encoding._refuse_unusable(np.vstack([rows[[0, 0]], rows]), beside=rows[0])  # only the first part is all equal
+    with pytest.raises(UserError, match="all 5 texts the same"):
+        encoding._refuse_unusable(np.tile(rows[0], (5, 1)), beside=rows[0])
+    rows[4, 0] = np.nan
+    with pytest.raises(UserError, match="NaN or infinite embeddings for 1 of 5 texts"):
+        encoding._refuse_unusable(rows, beside=rows[0])
+
+
 def test_embeddings_kept_are_not_those_of_a_model_whose_pooling_alone_changed(folder, tmp_path):
     other = shutil.copytree(folder, tmp_path / "other")
     pooling = other / "1_Pooling" / "config.json"

@@ -199,6 +199,32 @@ def test_the_second_look_counts_negatives_that_score_at_least_as_the_positive():
     assert second_look(drawn, judged, encoder=Fixed(), seed=0)["doubtful"] == pytest.approx(1 / 2)
 
 
+class Twins(Fixed):
+    """Passages that the model can't tell from the answer, though their texts differ."""
+
+    COSINES: ClassVar = {"answer": 0.9, "Answer": 0.9, "ANSWER": 0.9, "far": 0.3}
+
+
+@pytest.mark.parametrize(("margin", "expected"), [(0.0, ["ANSWER", "Answer", "far"]), (1e-6, ["far"])])
+def test_a_passage_that_scores_just_as_the_positive_is_within_a_margin_of_zero_alone(margin, expected):
+    data = passages("Answer", "far", "answer", "ANSWER")
+    drawn = hard(data, per_query=len(expected), absolute_margin=margin, encoder=Twins())
+    assert drawn["q"] == expected
+
+
+def test_the_positives_score_counts_where_it_is_far_below_the_ranks_looked_at():
+    data = passages("weak answer", "almost", "edge", "near", "far", relevant=("weak answer",))
+    drawn = hard(data, rank_range=[1, 4], relative_margin=0.1)
+    assert drawn["q"] == ["far"]  # at most 0.45
+    drawn = hard(data, rank_range=[1, 1], relative_margin=0.1)
+    assert drawn.filled_at_random == 1
+
+
+def test_without_its_positive_in_the_corpus_a_query_has_no_margin():
+    drawn = hard(passages("almost", "far", relevant=("elsewhere",)), absolute_margin=0.5, relative_margin=0.5)
+    assert drawn["q"] == ["almost"]
+
+
 def test_what_the_model_found_is_looked_at_by_keywords():
     data = RetrievalSet(
         {"q": "red apple"}, {"a": "a red apple", "b": "one red apple", "c": "green pear"}, {"q": {"a": 1}}, {}

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embexp import search
+from embexp.cache import kept_in
 from embexp.encoding import Encoder
 from embexp.errors import UserError
 from embexp.models import Static
 from embexp.retrieval_set import RetrievalSet
-from embexp.search import BM25, Dense, ranked
+from embexp.search import BM25, Dense, nearest, ranked
 
 
 def set_of(passages, queries, relevant):
@@ -83,6 +84,43 @@ def test_dense_search_finds_the_nearest_by_angle_in_blocks_of_any_size(monkeypat
     ranking = Dense(Planted()).search(data, top=2)
     assert ids(ranking) == {"q1": ["east", "north"], "q2": ["north", "west"], "q3": ["west", "north"]}
     assert ranking["q1"][0][1] == pytest.approx(np.cos(np.radians(10)))
+
+
+@pytest.mark.parametrize("at_once", [32, 50, 64, 1000])
+def test_nearest_reads_passages_in_blocks_and_ranks_each_once(monkeypatch, at_once):
+    monkeypatch.setattr(search, "PASSAGES_AT_ONCE", at_once)
+    monkeypatch.setattr(search, "CELLS_AT_ONCE", 700)
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(150, 8)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    rows[[3, 70, 149]] = rows[20]  # equal passages, far apart
+    data = set_of(
+        {f"p{place:03}": "a text" for place in range(150)},
+        {f"q{row}": "a question" for row in range(20)},
+        {"q0": {"p003"}},
+    )
+    found = nearest(data, np.concatenate([rows[[20]], rows[:19]]), rows, top=5)
+    products = np.concatenate([rows[[20]], rows[:19]]) @ rows.T
+    assert [passage for passage, _ in found["q0"][:4]] == ["p020", "p070", "p149", "p003"]
+    assert len({score for _, score in found["q0"][:4]}) == 1
+    assert found.lowest[0] == found["q0"][0][1]
+    for row, hits in enumerate(found.values()):
+        assert len({passage for passage, _ in hits}) == 5
+        assert [score for _, score in hits] == pytest.approx(sorted(products[row], reverse=True)[:5], abs=1e-6)
+
+
+def test_passages_may_be_a_memory_map(tmp_path):
+    np.save(tmp_path / "rows.npy", np.eye(4, dtype=np.float32))
+    data = set_of(dict.fromkeys("abcd", "a text"), {"q": "a question"}, {})
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="c")
+    assert ids(nearest(data, np.array([[0, 0.2, 0.9, 0]], dtype=np.float32), mapped, top=2)) == {"q": ["c", "b"]}
+
+
+def test_a_keyword_ranking_is_kept_between_runs(toy, tmp_path, monkeypatch):
+    with kept_in(tmp_path):
+        first = BM25().search(toy, top=3)
+        monkeypatch.setattr(search, "keyword_scores", None)  # asked again it would fail
+        assert BM25().search(toy, top=3) == first
 
 
 def test_bm25_finds_keywords_in_any_case_and_leaves_out_passages_without_one():
