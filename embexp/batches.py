@@ -6,13 +6,13 @@ rows it can't place. Called by `training`.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import combinations, product
+from itertools import chain, combinations, pairwise, product
 from typing import Any
 
+import numpy as np
 import torch
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.losses import (
@@ -21,73 +21,32 @@ from sentence_transformers.sentence_transformer.losses import (
     MultipleNegativesRankingLoss,
 )
 
-from embexp.retrieval_set import RetrievalSet
+from embexp.conflicts import Conflicts
 from embexp.shapes import Rows
 
 OPEN_BATCHES = 64  # how many unfilled batches a row is tried in
 LENGTH_JITTER = 0.15  # rows within about this share of each other's length meet in other batches each epoch
 
 
-@dataclass(frozen=True)
-class Conflicts:
-    """Which rows may not share a batch: one shows a passage that is relevant to the other's query."""
-
-    shown: Sequence[frozenset[str]]
-    relevant: Sequence[frozenset[str]]
-
-    @classmethod
-    def of(cls, rows: Rows, retrieval_set: RetrievalSet) -> Conflicts:
-        """Read them from the qrels, by passage id; rows with labels of their own have none."""
-        if rows.labelled:
-            return cls([frozenset()] * len(rows), [frozenset()] * len(rows))
-        relevant = {query: frozenset(retrieval_set.relevant(query)) for query in set(rows.query_ids)}
-        return cls([frozenset(ids) for ids in rows.passage_ids], [relevant[query] for query in rows.query_ids])
-
-    def between(self, left: int, right: int) -> bool:
-        """Whether two rows conflict."""
-        return not (
-            self.shown[left].isdisjoint(self.relevant[right]) and self.shown[right].isdisjoint(self.relevant[left])
-        )
-
-    def mask(self, rows: Sequence[int]) -> torch.Tensor | None:
-        """(rows, rows) bool, true where two different rows of a batch conflict; None where none do."""
-        pairs = [(a, b) for a in range(len(rows)) for b in range(a) if self.between(rows[a], rows[b])]
-        if not pairs:
-            return None
-        mask = torch.zeros(len(rows), len(rows), dtype=torch.bool)
-        for a, b in pairs:
-            mask[a, b] = mask[b, a] = True
-        return mask
-
-    def count(self, batches: Sequence[Sequence[int]]) -> int:
-        """How many rows share a batch with a conflicting row."""
-        conflicting = 0
-        for rows in batches:
-            showing: dict[str, set[int]] = {}
-            for row in rows:
-                for passage in self.shown[row]:
-                    showing.setdefault(passage, set()).add(row)
-            found: set[int] = set()
-            for row in rows:
-                others = {other for passage in self.relevant[row] for other in showing.get(passage, ())} - {row}
-                found |= others | {row} if others else others
-            conflicting += len(found)
-        return conflicting
-
-
-@dataclass
+@dataclass(eq=False)
 class _Batch:
+    since: int  # the place of its first row
     rows: list[int] = field(default_factory=list)
-    shown: set[str] = field(default_factory=set)
-    relevant: set[str] = field(default_factory=set)
+    _shown: set[int] = field(default_factory=set)
+    _relevant: set[int] = field(default_factory=set)
+    _known: int = 0  # how many of the rows those are of
 
     def fits(self, row: int, conflicts: Conflicts) -> bool:
-        return self.relevant.isdisjoint(conflicts.shown[row]) and self.shown.isdisjoint(conflicts.relevant[row])
+        for own in self.rows[self._known :]:
+            self._shown.update(conflicts.shown.of_row(own))
+            self._relevant.update(conflicts.relevant.of_row(own))
+        self._known = len(self.rows)
+        shown, relevant = conflicts.shown.of_row(row), conflicts.relevant.of_row(row)
+        return self._relevant.isdisjoint(shown) and self._shown.isdisjoint(relevant)
 
-    def add(self, row: int, conflicts: Conflicts) -> None:
-        self.rows.append(row)
-        self.shown |= conflicts.shown[row]
-        self.relevant |= conflicts.relevant[row]
+    def give(self, row: int) -> None:
+        self._known -= row in self.rows[: self._known]  # what it showed stays: too strict is safe
+        self.rows.remove(row)
 
 
 def plan(lengths: Sequence[int], conflicts: Conflicts, *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -97,35 +56,49 @@ def plan(lengths: Sequence[int], conflicts: Conflicts, *, batch_size: int, seed:
     all data is one row: with no other row in its batch it would train nothing. A row that can be placed in no other
     way shares a batch with a conflict, to be masked in the loss.
     """
-    rng = random.Random(f"{seed}:{epoch}")
-    key = {row: length * rng.uniform(1 - LENGTH_JITTER, 1 + LENGTH_JITTER) for row, length in enumerate(lengths)}
+    rng = np.random.default_rng([seed, epoch])
+    order = np.argsort(np.asarray(lengths) * rng.uniform(1 - LENGTH_JITTER, 1 + LENGTH_JITTER, len(lengths)))
+    batches = _filled(order, conflicts, batch_size=batch_size)
+    _place_single_rows(batches, conflicts)
+    batches = [batch for batch in batches if batch.rows]
+    return [batches[place].rows for place in rng.permutation(len(batches))]
+
+
+def _filled(order: np.ndarray, conflicts: Conflicts, *, batch_size: int) -> list[_Batch]:
+    """Each row, in this order, in the first unfilled batch without a conflict."""
     done: list[_Batch] = []
     unfilled: list[_Batch] = []
-    for row in sorted(key, key=key.__getitem__):
-        batch = next((batch for batch in unfilled if batch.fits(row, conflicts)), None)
-        if batch is None:
-            batch = _Batch()
+    previous, rows = conflicts.previous(order), order.tolist()
+    place = 0
+    while place < len(rows):
+        end = place + 1
+        if len(unfilled) <= 1:  # as nearly always: then all rows up to the next conflict go into one batch
+            batch = unfilled[0] if unfilled else _Batch(place)
+            conflicting = np.flatnonzero(previous[place : place + batch_size - len(batch.rows)] >= batch.since)
+            end = place + (int(conflicting[0]) if len(conflicting) else batch_size - len(batch.rows))
+        if len(unfilled) > 1 or end == place:
+            fitting = (batch for batch in unfilled if batch.fits(rows[place], conflicts))
+            batch, end = next(fitting, None) or _Batch(place), place + 1
+        batch.rows += rows[place:end]
+        place = end
+        if batch not in unfilled:
             unfilled.append(batch)
-        batch.add(row, conflicts)
         if len(batch.rows) >= batch_size:
             unfilled.remove(batch)
             done.append(batch)
         elif len(unfilled) > OPEN_BATCHES:
             done.append(unfilled.pop(0))
-    batches = done + unfilled
-    _place_single_rows(batches, conflicts)
-    batches = [batch for batch in batches if batch.rows]
-    rng.shuffle(batches)
-    return [batch.rows for batch in batches]
+    return done + unfilled
 
 
-def _place_single_rows(batches: list[_Batch], conflicts: Conflicts) -> None:
-    """Give each batch of one a second row, or move its row, beside a conflict where there is no other way."""
-    for single in [batch for batch in batches if len(batch.rows) == 1]:
-        if len(single.rows) != 1:  # an earlier single row has joined it
+def _place_single_rows(batches: Sequence[_Batch], conflicts: Conflicts) -> None:
+    """Give each batch of one a second row, or move its row, beside a conflict where no batch near it helps."""
+    for place, single in enumerate(batches):
+        if len(single.rows) != 1:  # as nearly always; or an earlier single row has joined it
             continue
         row = single.rows[0]
-        others = [batch for batch in batches if batch is not single and batch.rows]
+        near = [*batches[max(0, place - OPEN_BATCHES) : place], *batches[place + 1 : place + 1 + OPEN_BATCHES]]
+        others = [batch for batch in near if batch.rows] or [one for one in batches if one.rows and one is not single]
         donor, gift = next(
             (
                 (batch, other)
@@ -137,12 +110,12 @@ def _place_single_rows(batches: list[_Batch], conflicts: Conflicts) -> None:
             (None, -1),
         )
         if donor is not None:
-            donor.rows.remove(gift)  # its shown and relevant stay: too strict is safe
-            single.add(gift, conflicts)
+            donor.give(gift)
+            single.rows.append(gift)
         elif others:
             smallest = min(others, key=lambda batch: len(batch.rows))
             home = next((batch for batch in others if batch.fits(row, conflicts)), smallest)
-            home.add(row, conflicts)
+            home.rows.append(row)
             single.rows.clear()
 
 
@@ -165,29 +138,52 @@ def _divided(batches: Sequence[Sequence[int]], count: int, conflicts: Conflicts)
 
 
 class ConflictFreeBatchSampler(DefaultBatchSampler):
-    """Yields the batches of `plan` for the epoch that the trainer sets; the same number in every epoch."""
+    """Yields the batches of `plan` for the epoch that the trainer sets; the same number in every epoch.
+
+    All epochs are planned at once and kept as numbers of four bytes: a million rows take 4 MB an epoch.
+    """
 
     def __init__(
         self, rows: Rows, conflicts: Conflicts, lengths: Sequence[int], *, batch_size: int, seed: int, epochs: int
     ) -> None:
         super().__init__(range(len(rows)), batch_size=batch_size, drop_last=False, seed=seed)
         self._plan = partial(plan, lengths, conflicts, batch_size=batch_size, seed=seed)
-        self._conflicts = conflicts
-        plans = [self._plan(epoch=epoch) for epoch in range(max(1, epochs))]
+        self.conflicts = conflicts
+        plans = [_Epoch.of(self._plan(epoch=epoch)) for epoch in range(max(1, epochs))]
         # the trainer counts steps once, so every epoch must have as many batches as the one with the most
         self._count = max(map(len, plans))
-        self._epochs = [_divided(batches, self._count, conflicts) for batches in plans]
-        self.masked_rows = max(map(conflicts.count, self._epochs))  # of the epoch with the most
+        self._epochs = [
+            one if len(one) == self._count else _Epoch.of(_divided(list(one), self._count, conflicts)) for one in plans
+        ]
+        self.masked_rows = max(conflicts.count(list(one)) for one in self._epochs)  # of the epoch with the most
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[list[int]]:
         if self.epoch < len(self._epochs):
-            batches = self._epochs[self.epoch]
+            yield from self._epochs[self.epoch]
         else:
-            batches = _divided(self._plan(epoch=self.epoch), self._count, self._conflicts)
-        yield from (list(batch) for batch in batches)
+            yield from _divided(self._plan(epoch=self.epoch), self._count, self.conflicts)
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """An epoch's batches one after the other, and where each ends."""
+
+    rows: np.ndarray
+    ends: np.ndarray
+
+    @classmethod
+    def of(cls, batches: Sequence[Sequence[int]]) -> _Epoch:
+        return cls(np.fromiter(chain.from_iterable(batches), np.int32), np.cumsum([len(batch) for batch in batches]))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start, end in pairwise([0, *self.ends.tolist()]):
+            yield self.rows[start:end].tolist()
 
 
 # losses whose similarity function scores every query against every passage of the batch, as logits: minus infinity

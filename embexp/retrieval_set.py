@@ -45,7 +45,8 @@ class RetrievalSet:
 
     def documents_of(self, query_id: str) -> set[str]:
         """The documents that a query's relevant passages come from."""
-        return {self.documents[passage] for passage in self.relevant(query_id) if passage in self.documents}
+        grades, documents = self.qrels.get(query_id, {}), self.documents
+        return {documents[passage] for passage, grade in grades.items() if grade > 0 and passage in documents}
 
     def document_of(self, query_id: str) -> str:
         """One document per query, the unit that the bootstrap resamples: the first of `documents_of`."""
@@ -69,6 +70,14 @@ class RetrievalSet:
 
 
 @dataclass(frozen=True)
+class Parted:
+    """Train, dev and test as they were cut, and from which similarity on the queries of one were left out of others."""
+
+    sides: tuple[RetrievalSet, RetrievalSet, RetrievalSet]
+    near_duplicate: float
+
+
+@dataclass(frozen=True)
 class Splits:
     """Train, dev and test over one corpus; `slices` names parts of test by query ids.
 
@@ -87,6 +96,13 @@ class Splits:
     notes: Mapping[str, int] = field(default_factory=dict)  # what the source dropped or merged, with counts
     origin: Mapping[str, str | None] = field(default_factory=dict)  # where it came from, such as a Hub commit
     caveat: str | None = None  # of a source that leaks by design: not held against leaks, and said beside every verdict
+    parted: Parted | None = field(default=None, compare=False)  # by whom the sides were cleared of near copies
+
+    def parted_at(self, near_duplicate: float) -> bool:
+        """Whether these very sides were cut so that no query of one is this near to one of another."""
+        if self.parted is None or self.parted.near_duplicate > near_duplicate:
+            return False
+        return all(own is cut for own, cut in zip((self.train, self.dev, self.test), self.parted.sides, strict=True))
 
     @property
     def judged(self) -> list[str]:
@@ -102,6 +118,7 @@ def validated(retrieval_set: RetrievalSet) -> RetrievalSet:
     files are split at it), queries without a relevant passage, qrels that name ids which do not exist.
     """
     queries, corpus, qrels = retrieval_set.queries, retrieval_set.corpus, retrieval_set.qrels
+    white_space = re.compile(r"\s").search
     problems = []
 
     def found(what: str, ids: Iterable[str], fix: str) -> None:
@@ -112,11 +129,11 @@ def validated(retrieval_set: RetrievalSet) -> RetrievalSet:
     if not queries or not corpus:
         problems.append(f"the data set has {len(queries)} queries and {len(corpus)} passages; both are needed")
     for name, texts in (("queries", queries), ("passages", corpus)):
-        empty = (key for key, text in texts.items() if not text.strip())
+        empty = (key for key, text in texts.items() if not text or text.isspace())
         found(f"{name} with an empty text", empty, "Remove them or give them a text.")
         broken = (key for key, text in texts.items() if not _is_unicode(text) or not _is_unicode(key))
         found(f"{name} with broken characters (half of a surrogate pair)", broken, "Save the data as valid UTF-8.")
-        spaced = (repr(key) for key in texts if not key or re.search(r"\s", key))
+        spaced = (repr(key) for key in texts if not key or white_space(key))
         found(f"ids of {name} that are empty or hold white space", spaced, "Use ids without white space.")
     judged = {passage for grades in qrels.values() for passage in grades}
     found(
@@ -131,6 +148,8 @@ def validated(retrieval_set: RetrievalSet) -> RetrievalSet:
 
 
 def _is_unicode(text: str) -> bool:
+    if text.isascii():
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:

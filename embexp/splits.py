@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from embexp.cache import json_kept
 from embexp.copies import near_duplicates
 from embexp.errors import UserError, counted, listed
-from embexp.retrieval_set import RetrievalSet, Splits, validated
+from embexp.retrieval_set import Parted, RetrievalSet, Splits, validated
 
 NEAR_COPIES = "queries dropped as near copies of test or dev"  # the note that counts them
 
@@ -52,7 +52,9 @@ def cut(retrieval_set: RetrievalSet, shares: Shares, *, notes: Mapping[str, int]
     whole = unified(validated(retrieval_set))
     sides = json_kept("splits", [whole.digest, asdict(shares)], lambda: _cut(whole, shares))
     train, dev, test = (whole.with_queries(sides[name]) for name in ("train", "dev", "test"))
-    return Splits(train, dev, test, slices_of(train, test), {**(notes or {}), NEAR_COPIES: sides["near copies"]})
+    notes = {**(notes or {}), NEAR_COPIES: sides["near copies"]}
+    parted = Parted((train, dev, test), shares.near_duplicate)
+    return Splits(train, dev, test, slices_of(train, test), notes, parted=parted)
 
 
 def _cut(whole: RetrievalSet, shares: Shares) -> dict[str, Any]:
@@ -147,27 +149,39 @@ def unified(retrieval_set: RetrievalSet) -> RetrievalSet:
         grades = qrels.setdefault(first.setdefault(" ".join(text.casefold().split()).rstrip(" .?!"), query), {})
         for passage, grade in retrieval_set.qrels.get(query, {}).items():
             grades[passage] = max(grade, grades.get(passage, grade))
-    copies: dict[str, list[str]] = defaultdict(list)
-    for passage, text in retrieval_set.corpus.items():
-        copies[text.strip()].append(passage)
-    for grades in qrels.values():
+    copies = _copies(retrieval_set.corpus)
+    for grades in qrels.values() if copies else ():
         for passage, grade in list(grades.items()):
-            for copy in copies.get(retrieval_set.corpus.get(passage, "").strip(), ()):
+            for copy in copies.get(passage, ()):
                 grades[copy] = max(grade, grades.get(copy, grade))
     queries = {query: retrieval_set.queries[query] for query in first.values()}
     return replace(retrieval_set, queries=queries, qrels=qrels)
 
 
+def _copies(corpus: Mapping[str, str]) -> dict[str, list[str]]:
+    """Of each passage whose text stands there more than once, all that have it."""
+    first: dict[str, str] = {}
+    copies: dict[str, list[str]] = {}
+    for passage, text in corpus.items():
+        known = first.setdefault(text.strip(), passage)
+        if known != passage:
+            copies.setdefault(known, [known]).append(passage)
+            copies[passage] = copies[known]
+    return copies
+
+
 def refuse_leaks(splits: Splits, *, near_duplicate: float) -> None:
     """Raise UserError, with ids, when a query stands nearly the same on two sides or an `unseen` one's document is in
     train."""
-    parts = [splits.train.digest, splits.dev.digest, splits.test.digest, splits.slices, near_duplicate]
-    problems = json_kept("leaks", parts, lambda: _leaks(splits, near_duplicate))
+    problems = _shared_documents(splits)
+    if not splits.parted_at(near_duplicate):
+        parts = [splits.train.digest, splits.dev.digest, splits.test.digest, splits.slices, near_duplicate]
+        problems = json_kept("leaks", parts, lambda: _near_copies(splits, near_duplicate)) + problems
     if problems:
         raise UserError(*problems)
 
 
-def _leaks(splits: Splits, near_duplicate: float) -> list[str]:
+def _near_copies(splits: Splits, near_duplicate: float) -> list[str]:
     problems = []
     sides = {"train": splits.train, "dev": splits.dev, "test": splits.test.with_queries(splits.judged)}
     for left, right in (("train", "test"), ("dev", "test"), ("train", "dev")):
@@ -179,34 +193,44 @@ def _leaks(splits: Splits, near_duplicate: float) -> list[str]:
                 f"leak: {found}, exactly or nearly, in {left} and in {right}: {shown}. "
                 f"Remove what stands in {left}, or leave out the split column so that embexp cuts by document"
             )
+    return problems
+
+
+def _shared_documents(splits: Splits) -> list[str]:
     trained = {document for query in splits.train.queries for document in splits.train.documents_of(query)}
     unseen = splits.slices.get("unseen", ())
     shared = [query for query in unseen if splits.test.documents_of(query) & trained]
-    if shared:
-        found = counted(len(shared), "test query", "test queries")
-        problems.append(
-            f"leak: {found} called unseen, on documents that training saw: {listed(shared)}. "
-            "Move them to the slice seen, or hold their documents out"
-        )
-    return problems
+    if not shared:
+        return []
+    found = counted(len(shared), "test query", "test queries")
+    return [
+        f"leak: {found} called unseen, on documents that training saw: {listed(shared)}. "
+        "Move them to the slice seen, or hold their documents out"
+    ]
 
 
 def _groups_of_queries(retrieval_set: RetrievalSet) -> list[list[str]]:
     """Queries that must stay together since their documents are joined."""
-    parent: dict[Hashable, Hashable] = {}
+    places: dict[str, int] = {}  # of documents
+    parent: list[int] = []
 
-    def root(item: Hashable) -> Hashable:
-        while parent.setdefault(item, item) != item:
+    def root(item: int) -> int:
+        while parent[item] != item:
             parent[item] = parent[parent[item]]
             item = parent[item]
         return item
 
+    own: list[int] = []  # of each query one of its documents, or a place of its own where it has none
     for query in retrieval_set.queries:
-        for document in retrieval_set.documents_of(query):
-            parent[root(("document", document))] = root(("query", query))
-    groups: dict[Hashable, list[str]] = defaultdict(list)
-    for query in retrieval_set.queries:
-        groups[root(("query", query))].append(query)
+        documents = retrieval_set.documents_of(query)
+        found = [places.setdefault(document, len(parent) + new) for new, document in enumerate(documents)]
+        parent.extend(range(len(parent), len(parent) + max(1, len(documents))))
+        own.append(found[0] if found else len(parent) - 1)
+        for document in found[1:]:
+            parent[root(document)] = root(found[0])
+    groups: dict[int, list[str]] = defaultdict(list)
+    for query, place in zip(retrieval_set.queries, own, strict=True):
+        groups[root(place)].append(query)
     return list(groups.values())
 
 
@@ -216,11 +240,16 @@ def _deal(groups: Sequence[list[str]], shares: Sequence[float], rng: random.Rand
     rng.shuffle(groups)
     total = sum(map(len, groups))
     sides: list[list[list[str]]] = [[] for _ in shares]
+    dealt = [0] * len(shares)  # queries
     rest: list[list[str]] = []
     for group in groups:
-        open_sides = (s for s, share in enumerate(shares) if len(group) + sum(map(len, sides[s])) <= share * total)
+        open_sides = (s for s, share in enumerate(shares) if len(group) + dealt[s] <= share * total)
         side = next(open_sides, None)
-        (rest if side is None else sides[side]).append(group)
+        if side is None:
+            rest.append(group)
+        else:
+            sides[side].append(group)
+            dealt[side] += len(group)
     for side_groups in sides:
         if not side_groups:  # no group was small enough: the smallest left, never the last of a side
             giver = rest if len(rest) > 1 else max(sides, key=len)
@@ -258,8 +287,8 @@ def _without_near_copies(whole: RetrievalSet, kept: Sequence[str], others: Itera
 def slices_of(train: RetrievalSet, test: RetrievalSet) -> dict[str, tuple[str, ...]]:
     """Test's queries as seen and unseen, by whether train has a query on one of their documents."""
     trained = {document for query in train.queries for document in train.documents_of(query)}
-    seen = tuple(query for query in test.queries if test.documents_of(query) & trained)
-    unseen = tuple(query for query in test.queries if not test.documents_of(query) & trained)
+    is_unseen = {query: trained.isdisjoint(test.documents_of(query)) for query in test.queries}
+    seen, unseen = (tuple(query for query, new in is_unseen.items() if new is side) for side in (False, True))
     return {name: queries for name, queries in (("seen", seen), ("unseen", unseen)) if queries}
 
 

@@ -24,8 +24,9 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
 from embexp import checkpoints
-from embexp.batches import Conflicts, MaskedSimilarity
+from embexp.batches import MaskedSimilarity
 from embexp.checkpoints import Checkpoint
+from embexp.conflicts import Conflicts
 from embexp.errors import UserError
 from embexp.fast_steps import parts_of_like_length
 from embexp.processes import Processes

@@ -20,8 +20,9 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainingArguments
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 
-from embexp.batches import ConflictFreeBatchSampler, Conflicts
+from embexp.batches import ConflictFreeBatchSampler
 from embexp.checkpoints import Checkpoint
+from embexp.conflicts import Conflicts
 from embexp.encoding import Encoder, token_lengths
 from embexp.errors import UserError, counted
 from embexp.models import EmbeddingModel
@@ -82,7 +83,7 @@ def train(
         folder=folder,
         made_from=made_from,
         keep=arguments.get("save_total_limit"),
-        conflicts=Conflicts.of(rows, data) if sampler.masked_rows else None,
+        conflicts=sampler.conflicts if sampler.masked_rows else None,
         processes=embedding_model.processes,
         model=embedding_model.model,
         args=_training_arguments(arguments, embedding_model, rows, sampler, metric=metric, seed=seed, folder=folder),

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from embexp.errors import UserError
 from embexp.retrieval_set import RetrievalSet, Splits
@@ -59,14 +59,17 @@ def load(*, path: str, columns: Columns, split: Shares) -> Splits:
     sides: dict[str, _Side] = {}
     corpus: dict[str, str] = {}
     documents: dict[str, str] = {}
+    named = {name: column for name, column in asdict(columns).items() if isinstance(column, str)}
     for where, row in reader(file):
-        pair = _pair(where, row, columns)
+        pair = _pair(where, row, columns, named)
         _put(corpus, pair.passage_id, pair.passage, where, "passage")
         group = pair.group or pair.passage_id
         if documents.setdefault(pair.passage_id, group) != group:
             known = documents[pair.passage_id]
             raise UserError(f"{where}: passage id {pair.passage_id!r} stands in two groups: {known!r} and {group!r}")
-        sides.setdefault(pair.side, _Side({}, {})).add(pair, where)
+        if pair.side not in sides:
+            sides[pair.side] = _Side({}, {})
+        sides[pair.side].add(pair, where)
     if not corpus:
         raise UserError(f"{path} is empty: it has no rows")
 
@@ -80,8 +83,7 @@ def load(*, path: str, columns: Columns, split: Shares) -> Splits:
     return given(sets["train"], sets["dev"], sets["test"])
 
 
-@dataclass(frozen=True)
-class _Pair:
+class _Pair(NamedTuple):
     query_id: str
     query: str
     passage_id: str
@@ -107,15 +109,17 @@ class _Side:
         return RetrievalSet(answered, corpus, {query: self.qrels[query] for query in answered}, documents)
 
 
-def _pair(where: str, row: dict[str, Any], columns: Columns) -> _Pair:
-    named = {name: column for name, column in asdict(columns).items() if isinstance(column, str)}
+def _pair(where: str, row: dict[str, Any], columns: Columns, named: dict[str, str]) -> _Pair:
+    """named: of the fields that have a column, which."""
     missing = [column for column in named.values() if column not in row]
     if missing:
         raise UserError(
             f"{where}: no column {', '.join(missing)}; it has {', '.join(map(str, row))}. "
             "Name yours with dataset.columns.query=, dataset.columns.passage= and so on"
         )
-    for name in {"group", "split", "label"} & row.keys() - {*named.values(), *columns.unread}:
+    for name in ("group", "split", "label"):
+        if name not in row or name in named.values() or name in columns.unread:
+            continue
         raise UserError(
             f"{where}: the column {name} is not read, and it may change what the rows mean. Read it with "
             f"dataset.columns.{name}={name}, or leave it out with dataset.columns.unread=[{name}]"
@@ -207,11 +211,16 @@ def _read_parquet(file: Path) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
+    number = 0
     try:
-        rows = pyarrow.parquet.read_table(file).to_pylist()
+        with pyarrow.parquet.ParquetFile(file) as table:
+            for batch in table.iter_batches(batch_size=10_000):  # never all rows as objects at once
+                values = [column.to_pylist() for column in batch.columns]
+                for row in zip(*values, strict=True):
+                    number += 1
+                    yield f"{file}, row {number}", dict(zip(batch.schema.names, row, strict=True))
     except pyarrow.ArrowInvalid as error:
         raise UserError(f"{file} is not a Parquet file: {error}") from error
-    yield from ((f"{file}, row {number}", row) for number, row in enumerate(rows, start=1))
 
 
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
