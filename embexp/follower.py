@@ -52,7 +52,9 @@ def main() -> None:
     """`python -m embexp.follower FOLDER RANK COUNT PARENT`: a follower of the process PARENT."""
     folder, rank, count, parent = sys.argv[1], *map(int, sys.argv[2:])
     end_with(parent)
-    sys.exit(_followed(FileStore(str(Path(folder, "store")), count), rank, count))
+    code = _followed(FileStore(str(Path(folder, "store")), count), rank, count)
+    sys.stderr.flush()
+    os._exit(code)  # it owns nothing, and the interpreter would take a second to take itself down
 
 
 def follow_launched(launched: Launched) -> int:

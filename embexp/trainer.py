@@ -118,6 +118,8 @@ class Trainer(SentenceTransformerTrainer):
                 own[name].copy_(value)
 
     def _load_best_model(self) -> None:
+        if not self.leads:  # they get it from process 0
+            return
         # the library's logs a failure and keeps the last weights
         best = checkpoints.path_of(self._folder, self.state.best_global_step)
         if not checkpoints.is_whole(best):

@@ -16,9 +16,10 @@ import psutil
 import pytest
 import torch
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-from torch.distributed import TCPStore
+from torch.distributed import FileStore, TCPStore
 
 from embexp import joining
+from embexp.checkpoints import Checkpoint
 from embexp.components import build
 from embexp.config import mistakes_in
 from embexp.encoding import Encoder
@@ -32,7 +33,7 @@ from embexp.shapes import to_rows
 from embexp.shares import _own_randomness, rows_by_process, same_weights, shared
 from embexp.tracking import Tracker
 from embexp.training import train
-from tests.attempts import Ending, at_file_event, attempt, configured
+from tests.attempts import configured
 from tests.command import REPOSITORY, hear_interrupts
 from tests.conftest import toy_set
 from tests.test_resume import wait_for
@@ -90,7 +91,7 @@ def loaded(processes, target, **parameters):
     return replace(model, processes=processes)
 
 
-def trained(model, folder, *, loss, shape="pair", data=None, **arguments):
+def trained(model, folder, *, loss, shape="pair", data=None, resume_from=None, **arguments):
     """(loss of each step and dev's scores, final weights) of a training on 20 questions in batches of 7."""
     data = data or toy_set()
     rows = to_rows(data, shape, negatives=partial(draw_random, per_query=1), seed=0)
@@ -103,7 +104,7 @@ def trained(model, folder, *, loss, shape="pair", data=None, **arguments):
         "seed": 0,
         "folder": folder,
         "made_from": "test",
-        "resume_from": None,
+        "resume_from": resume_from,
     }
     if model.processes is not None:
         said = {"loss": loss, "allowed_packages": ["tests"], "cache": False}
@@ -233,7 +234,7 @@ def orphans():
 
 
 def gone(condition):
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while condition():
         assert time.monotonic() < until
         time.sleep(0.1)
@@ -244,21 +245,39 @@ def own(pairs, folder, *more):
     return [*data, "model=local", f"model.path={folder}", "trainer.processes=2", *more]
 
 
-def test_killed_and_resumed_together_it_ends_bit_equal(pairs, folder, tmp_path):
-    config = configured(*own(pairs, folder, "model.dropout=0.2", "trainer.per_device_train_batch_size=20"))
-    assert attempt(config, tmp_path / "whole") == 0
-    inside = partial(at_file_event, 5, where="/checkpoint-4")
-    assert attempt(config, tmp_path / "killed", before=inside) == -signal.SIGKILL
-    gone(orphans)
-    assert attempt(config, tmp_path / "killed") == 0
-    assert Ending.of(tmp_path / "killed") == Ending.of(tmp_path / "whole")
-    gone(orphans)
+def test_going_on_from_a_checkpoint_they_end_bit_equal_dropout_included(folder, two, tmp_path):
+    def ending(name, **options):
+        model = loaded(two, "Transformer", path=str(folder), dropout=0.3)
+        return trained(model, tmp_path / name, loss=PLAIN, save_total_limit=9, **options)
+
+    values, weights = ending("whole")
+    second = Checkpoint(tmp_path / "whole" / "checkpoints" / "checkpoint-2", ended=False)
+    again, other = ending("again", resume_from=second)
+    assert again == [value for value in values if value[0] > 2]
+    assert all(torch.equal(other[name], expected) for name, expected in weights.items())
+
+
+PARENT = """
+import os, subprocess, sys, time
+subprocess.Popen([sys.executable, "-m", "embexp.follower", sys.argv[1], "1", "2", str(os.getpid())])
+time.sleep(100)
+"""
+
+
+def test_a_follower_ends_soon_when_process_0_is_killed(tmp_path):
+    store = FileStore(str(tmp_path / "store"), 2)
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], cwd=REPOSITORY)
+    gone(lambda: not store.check(["here/1"]))
+    (follower,) = followers(parent.pid)
+    parent.kill()
+    parent.wait()
+    gone(lambda: psutil.pid_exists(follower.pid))
 
 
 @pytest.fixture
 def long_run(pairs, tmp_path):
     """A run of two processes on the command line, once it has a checkpoint."""
-    command = ["dataset=pairs", "model=static", "trainer=smoke", "trainer.max_steps=3000", "trainer.eval_steps=50"]
+    command = ["dataset=pairs", "model=static", "trainer=smoke", "trainer.max_steps=600", "trainer.eval_steps=100"]
     command += [f"dataset.path={pairs}", "dataset.columns.group=group", "logger=none", "limit=null"]
     started = subprocess.Popen(
         [sys.executable, "-m", "embexp", *command, "trainer.processes=2", f"hydra.run.dir={tmp_path / 'run'}"],
