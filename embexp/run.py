@@ -20,7 +20,7 @@ from embexp.cache import folder_of, kept_in, trim
 from embexp.components import build
 from embexp.errors import BusyError, FullError, NotNowError, Pruned, UserError, described, is_full
 from embexp.experiment import digests, measure
-from embexp.tracking import Tracker, open_mirror
+from embexp.tracking import Tracker, open_beside
 
 if TYPE_CHECKING:
     from embexp.trainer import Watch
@@ -63,7 +63,7 @@ def _attempt(
     config: Mapping[str, Any], names: Mapping[str, str], folder: Path, group: str | None, watch: Watch | None
 ) -> dict[str, Any]:
     result = results.empty(config)
-    tracker = Tracker(folder, open_mirror(_mirror(config, names, folder, group)))
+    tracker = Tracker(folder, open_beside(_mirror(config, names, folder, group)))
     try:
         measure(config, result, folder, tracker, watch)
         result["status"] = "completed"
