@@ -78,8 +78,8 @@ def measure(
         model = _loaded(config, source, splits, result, processes)
         result["fingerprint"] = results.fingerprint(splits, model.origin, helpers)
         evaluators = [build(node, allowed=allowed) for node in config["evaluator"].values()]
-    sides = _sides(splits, watch)
-    arms: dict[str, dict[str, Evaluation]] = {}
+
+    sides, arms = _sides(splits, watch), dict[str, dict[str, Evaluation]]()
 
     def measured(name: str, arm: Arm) -> None:
         arms[name] = {side: evaluate(evaluators, arm, data, **EVALUATION_NEGATIVES) for side, data in sides.items()}
@@ -93,8 +93,7 @@ def measure(
 
     if config["trainer"] is not None:
         with stage("rows"):
-            train_set = _train_set(config, model, splits, encoder, result)
-            rows = _rows(config, train_set, encoder, result)
+            train_set, rows = _rows(config, model, splits, encoder, result)
             dev_metrics = _dev_metrics(evaluators, arms["base"]["dev"], splits)
         with stage("libraries"):
             _load_to_train(model)
@@ -222,8 +221,12 @@ def _train_set(
     return train_set
 
 
-def _rows(config: Mapping[str, Any], train_set: RetrievalSet, encoder: Encoder, result: dict[str, Any]) -> Rows:
-    """Train in the shape that the loss reads; what there is to say of its negatives goes into the result."""
+def _rows(
+    config: Mapping[str, Any], model: EmbeddingModel, splits: Splits, encoder: Encoder, result: dict[str, Any]
+) -> tuple[RetrievalSet, Rows]:
+    """What to train on, and its rows in the shape that the loss reads; what there is to say of its negatives goes into
+    the result."""
+    train_set = _train_set(config, model, splits, encoder, result)
     rows = to_rows(
         train_set,
         config["loss"]["shape"],
@@ -239,7 +242,7 @@ def _rows(config: Mapping[str, Any], train_set: RetrievalSet, encoder: Encoder, 
         fix = f"loss.shape={using[0]} uses them" if using else "loss=triplet would use them"
         shape = config["loss"]["shape"]
         _note(result, f"the negatives asked for are not used: the loss reads rows of shape {shape}, without any; {fix}")
-    return rows
+    return train_set, rows
 
 
 def _negatives(config: Mapping[str, Any], encoder: Encoder) -> Callable[..., Drawn] | None:

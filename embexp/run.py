@@ -22,7 +22,7 @@ from embexp.errors import BusyError, FullError, NotNowError, Pruned, UserError, 
 from embexp.experiment import digests, measure
 from embexp.joining import joined
 from embexp.machine import Launched, number_of
-from embexp.tracking import Tracker, open_mirror
+from embexp.tracking import Tracker, open_beside
 
 if TYPE_CHECKING:
     from embexp.trainer import Watch
@@ -72,7 +72,7 @@ def _attempt(
     launched: Launched | None,
 ) -> dict[str, Any]:
     result = results.empty(config)
-    tracker = Tracker(folder, open_mirror(_mirror(config, names, folder, group)))
+    tracker = Tracker(folder, open_beside(_mirror(config, names, folder, group)))
     try:
         with joined(number_of(config, launched), launched) as processes:
             measure(config, result, folder, tracker, watch, processes)

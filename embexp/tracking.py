@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -159,6 +160,35 @@ def open_mirror(make: Callable[[], Mirror] | None) -> Mirror | None:
     except Exception as error:  # a missing package, a full disk, a wrong key: the run matters more
         log.warning("tracking is off, the run goes on: %s", _first_line(error))
         return None
+
+
+class _Beside:
+    """A mirror that starts in a thread; whoever has something to log waits for it."""
+
+    def __init__(self, make: Callable[[], Mirror]) -> None:
+        self._mirror: Mirror | None = None
+        self._starting = threading.Thread(target=self._start, args=(make,), daemon=True)
+        self._starting.start()
+
+    def _start(self, make: Callable[[], Mirror]) -> None:
+        self._mirror = open_mirror(make)
+
+    def log(self, values: Mapping[str, float], *, step: int) -> None:
+        """Log, once it has started, if it could."""
+        self._starting.join()
+        if self._mirror is not None:
+            self._mirror.log(values, step=step)
+
+    def finish(self, summary: Mapping[str, Any], *, exit_code: int) -> None:
+        """Finish, once it has started, if it could."""
+        self._starting.join()
+        if self._mirror is not None:
+            self._mirror.finish(summary, exit_code=exit_code)
+
+
+def open_beside(make: Callable[[], Mirror] | None) -> Mirror | None:
+    """The same, at once: it starts while the run reads its data, and is waited for when there is something to log."""
+    return None if make is None else _Beside(make)
 
 
 def _finite(value: float) -> float | None:

@@ -153,3 +153,17 @@ def test_the_search_benchmark_finds_what_its_peers_find():
     assert metrics.strip() == "29 metrics"
     assert float(found["hard negatives by sentence-transformers' mine_hard_negatives"][3]) == 1.0
     assert "3,000 passages scored by embexp under a limit of 8 GiB" in found
+
+
+def test_the_startup_benchmark_has_a_line_for_each_command_and_run():
+    call = [sys.executable, "benchmarks/startup.py", "--quick"]
+    ended = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    lines = [line.split(" | ") for line in ended.stdout.splitlines() if line.startswith("| ")][2:]
+    assert [line[0].removeprefix("| ") for line in lines] == [
+        "`import hydra`", "`import embexp`", "`--help`", "`--cfg job`", "a mistyped override",
+        "first run", "second run", "second run, `logger=wandb`",
+    ]  # fmt: skip
+    assert lines[0][4].startswith("1.00 (1.00 to 1.00)")
+    assert all(float(line[1].split()[0]) > 0 for line in lines)
+    assert [bool(line[2]) for line in lines] == [False] * 5 + [True] * 3

@@ -7,10 +7,11 @@ import os
 import struct
 import subprocess
 import sys
+import threading
 
 import pytest
 
-from embexp.tracking import Tracker, WandbMirror, open_mirror, to_upload
+from embexp.tracking import Tracker, WandbMirror, open_beside, open_mirror, to_upload
 from tests.command import REPOSITORY
 
 KEY = "0123456789abcdef" * 3
@@ -101,6 +102,35 @@ def test_a_mirror_that_cannot_start_is_said_and_done_without(caplog):
     assert open_mirror(fail) is None
     assert "tracking is off, the run goes on: ImportError: No module named 'wandb'" in caplog.text
     assert open_mirror(None) is None
+
+
+def test_a_mirror_that_starts_slowly_holds_nothing_up_until_there_is_something_to_log(tmp_path):
+    may_start, mirror = threading.Event(), Recorder()
+
+    def make():
+        may_start.wait(10)
+        return mirror
+
+    tracker = Tracker(tmp_path, open_beside(make))  # returns though the mirror has not started
+    threading.Timer(0.2, may_start.set).start()
+    assert not may_start.is_set()
+    tracker.log({"loss": 1.5}, step=10)
+    assert may_start.is_set()
+    tracker.finish({"verdict": "better"}, exit_code=0)
+    assert mirror.calls == [("log", {"loss": 1.5}, 10), ("finish", {"verdict": "better"}, 0)]
+
+
+def test_a_mirror_beside_that_cannot_start_is_said_once_and_done_without(tmp_path, caplog):
+    def fail():
+        raise ImportError("No module named 'wandb'")
+
+    tracker = Tracker(tmp_path, open_beside(fail))
+    tracker.log({"loss": 1.5}, step=10)
+    tracker.finish({}, exit_code=0)
+    assert [record.getMessage() for record in caplog.records] == [
+        "tracking is off, the run goes on: ImportError: No module named 'wandb'"
+    ]
+    assert open_beside(None) is None
 
 
 def records(file):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
+import os
 import re
 import sysconfig
 from collections.abc import Iterator, Sequence
@@ -111,11 +112,17 @@ def _source_files(root: Path, *, private: bool) -> Iterator[Path]:
     if root.is_file():
         yield root
         return
-    for path in sorted(root.rglob("*.py")):
-        folders = path.relative_to(root).parts[:-1]
-        hidden = any(folder in SKIPPED_FOLDERS or re.match(r"\.|config-", folder) for folder in folders)
-        if not hidden and (private or not any(map(_is_private, [*folders, path.stem]))):
-            yield path
+    found: list[Path] = []
+    for folder, inside, files in os.walk(root):
+        # not walked into: what is installed beside the standard library is many times as large
+        inside[:] = [name for name in inside if not _is_skipped(name) and (private or not _is_private(name))]
+        names = (name for name in files if name.endswith(".py"))
+        found += [Path(folder, name) for name in names if private or not _is_private(Path(name).stem)]
+    yield from sorted(found)
+
+
+def _is_skipped(folder: str) -> bool:
+    return folder in SKIPPED_FOLDERS or re.match(r"\.|config-", folder) is not None
 
 
 def _module_name(path: Path, root: Path, prefix: str) -> str:
