@@ -123,10 +123,10 @@ def train_plain(rows: Any, source: Any, folder: Path, *, bf16: bool, steps: int)
 def train_embexp(rows: Any, train_set: Any, source: Any, folder: Path, *, steps: int) -> Any:
     from embexp.components import build
     from embexp.tracking import Tracker
-    from embexp.training import train
+    from embexp.training import OURS, train
 
     embedding_model = source.load([])
-    arguments = {key: value for key, value in conf("trainer", "default").items() if key != "early_stopping"}
+    arguments = {key: value for key, value in conf("trainer", "default").items() if key not in OURS}
     train(
         embedding_model,
         rows,
@@ -142,6 +142,7 @@ def train_embexp(rows: Any, train_set: Any, source: Any, folder: Path, *, steps:
             "eval_strategy": "no",
         },
         early_stopping=None,
+        looks=None,
         dev_metrics=dict,
         metric="recall@10",
         seed=SEED,

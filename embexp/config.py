@@ -56,11 +56,14 @@ OWN_KEYS: dict[str, dict[str, Types]] = {
         "needs": ((str, type(None)), "transformer, or null for any model"),
     },
     "model": {"kind": ((str,), "a word for what it is, such as static")},
-    "trainer": {"early_stopping": ((int, type(None)), "a whole number or null")},
+    "trainer": {
+        "early_stopping": ((int, type(None)), "a whole number or null"),
+        "evaluation_share": ((int, float, type(None)), "a share of the training's time such as 0.05, or null"),
+    },
 }
 # what the runner reads of the trainer, so that a file of the user's own must have it too
 TRAINER_NEEDS = ["num_train_epochs", "per_device_train_batch_size", "learning_rate", "eval_strategy", "eval_steps",
-                 "logging_steps", "early_stopping"]  # fmt: skip
+                 "logging_steps", "early_stopping", "evaluation_share"]  # fmt: skip
 AT_LEAST = {
     "trainer.per_device_train_batch_size": 2,
     "trainer.num_train_epochs": 0,
@@ -68,6 +71,7 @@ AT_LEAST = {
     "trainer.eval_steps": 0,
     "trainer.logging_steps": 0,
     "trainer.early_stopping": 1,
+    "trainer.evaluation_share": 0,
     "limit": 3,
     "cache_size_gb": 0,
     "negatives.per_query": 1,
