@@ -142,6 +142,7 @@ def train_embexp(rows: Any, train_set: Any, source: Any, folder: Path, *, steps:
             "eval_strategy": "no",
         },
         early_stopping=None,
+        looks=None,
         dev_metrics=dict,
         metric="recall@10",
         seed=SEED,

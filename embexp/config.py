@@ -59,11 +59,12 @@ OWN_KEYS: dict[str, dict[str, Types]] = {
     "trainer": {
         "early_stopping": ((int, type(None)), "a whole number or null"),
         "processes": ((int,), "a whole number"),
+        "evaluation_share": ((int, float, type(None)), "a share of the training's time such as 0.05, or null"),
     },
 }
 # what the runner reads of the trainer, so that a file of the user's own must have it too
 TRAINER_NEEDS = ["num_train_epochs", "per_device_train_batch_size", "learning_rate", "eval_strategy", "eval_steps",
-                 "logging_steps", "early_stopping", "processes"]  # fmt: skip
+                 "logging_steps", "early_stopping", "evaluation_share", "processes"]  # fmt: skip
 ALONE = ["torch_compile", "fsdp", "deepspeed"]  # arguments that change how a model is called or kept
 AT_LEAST = {
     "trainer.per_device_train_batch_size": 2,
@@ -73,6 +74,7 @@ AT_LEAST = {
     "trainer.logging_steps": 0,
     "trainer.early_stopping": 1,
     "trainer.processes": 1,
+    "trainer.evaluation_share": 0,
     "limit": 3,
     "cache_size_gb": 0,
     "negatives.per_query": 1,

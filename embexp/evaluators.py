@@ -54,16 +54,22 @@ class Evaluator(Protocol):
     def __call__(self, arm: Arm, data: RetrievalSet, *, negatives: Negatives, seed: int) -> Evaluation:
         """Measure one arm on one split."""
 
-    def during_training(self, base: Evaluation, data: RetrievalSet) -> RetrievalSet:
-        """What to measure dev on while training; `base` is the base model's evaluation on all of dev."""
+    def during_training(self, base: Evaluation, data: RetrievalSet, *, at_most: int | None = None) -> RetrievalSet:
+        """What to measure dev, or a part of its queries, on while training.
+
+        base: the base model's evaluation on all of dev. at_most: hard distractors per query; None for as configured.
+        """
+
+    def texts(self, data: RetrievalSet, *, negatives: Negatives, seed: int) -> tuple[list[str], list[str]]:
+        """The queries and the passages that measuring `data` embeds."""
 
 
 @dataclass(frozen=True)
 class Retrieval:
     """Recall, precision, accuracy, MRR, MAP and nDCG at each k, per query, by exact search over the whole corpus.
 
-    training_distractors: during training dev is searched in its relevant passages and this many more per query, the
-    base model's nearest, instead of the whole corpus, which would be encoded at every evaluation; null searches all.
+    training_distractors: during training dev is searched in its relevant passages and at most this many more per query,
+    the base model's nearest, instead of the whole corpus, which would be encoded at every look; null searches all.
     dimensions: the same once more with embeddings cut to each of these, under names such as `dim64.recall@10`.
     """
 
@@ -94,16 +100,22 @@ class Retrieval:
         }
         return Evaluation(scores, ranking)
 
-    def during_training(self, base: Evaluation, data: RetrievalSet) -> RetrievalSet:
+    def texts(self, data: RetrievalSet, *, negatives: Negatives, seed: int) -> tuple[list[str], list[str]]:
+        """All of the set's."""
+        del negatives, seed
+        return list(data.queries.values()), list(data.corpus.values())
+
+    def during_training(self, base: Evaluation, data: RetrievalSet, *, at_most: int | None = None) -> RetrievalSet:
         """Dev with the relevant passages and the base model's nearest others as its corpus."""
         if self.training_distractors is None:
             return data
+        distractors = self.training_distractors if at_most is None else min(at_most, self.training_distractors)
         assert base.ranking is not None
         kept = {passage for query in data.queries for passage in data.relevant(query)}
         for query in data.queries:
             relevant = set(data.relevant(query))
             others = [passage for passage, _ in base.ranking[query] if passage not in relevant]
-            kept.update(others[: self.training_distractors])
+            kept.update(others[:distractors])
         return data.with_passages(kept)
 
 
@@ -158,9 +170,15 @@ class Pairs:
             {f"{self.name}.{metric}": Scores(rows.query_ids, statistic=statistic(metric)) for metric in self.metrics}
         )
 
-    def during_training(self, base: Evaluation, data: RetrievalSet) -> RetrievalSet:
-        """All of dev."""
-        del base
+    def texts(self, data: RetrievalSet, *, negatives: Negatives, seed: int) -> tuple[list[str], list[str]]:
+        """The rows' first column and the others."""
+        rows = to_rows(data, self.shape, negatives=negatives, seed=seed)
+        queries, *passages = rows.text_columns
+        return list(rows.columns[queries]), [text for column in passages for text in rows.columns[column]]
+
+    def during_training(self, base: Evaluation, data: RetrievalSet, *, at_most: int | None = None) -> RetrievalSet:
+        """All of it."""
+        del base, at_most
         return data
 
 

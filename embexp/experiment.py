@@ -21,6 +21,7 @@ from embexp.components import build
 from embexp.encoding import Encoder, count_truncated
 from embexp.errors import UserError, counted
 from embexp.evaluators import Evaluation, Evaluator, evaluate
+from embexp.looks import Plan, asked_of, planned
 from embexp.models import EmbeddingModel, identified, refuse_unfit
 from embexp.negatives import DEFAULT, Drawn, draw_random, second_look
 from embexp.paraphrases import without_paraphrases
@@ -94,13 +95,13 @@ def measure(
     if config["trainer"] is not None:
         with stage("rows"):
             train_set, rows = _rows(config, model, splits, encoder, result)
-            dev_metrics = _dev_metrics(evaluators, arms["base"]["dev"], splits)
+            plan = _plan(config, evaluators, arms["base"]["dev"], splits.dev, train_set, rows, model, watch)
         with stage("libraries"):
             _load_to_train(model)
         with stage("training"):
-            _train(config, model, train_set, rows, encoder, dev_metrics, result, folder, tracker, watch)
+            tuned = _train(config, model, train_set, rows, encoder, plan, result, folder, tracker, watch)
         with stage("tuned"):
-            measured("tuned", Dense(Encoder(model, progress="tuned model")))
+            measured("tuned", Dense(tuned))
             _say_if_unmoved(result)
     if "test" in sides:
         with stage("comparison"):
@@ -259,19 +260,33 @@ def _teacher(loss: Mapping[str, Any], encoder: Encoder, result: dict[str, Any]) 
     return teacher_of(loss["teacher"], encoder, setting="loss.teacher")
 
 
+def _plan(
+    config: Mapping[str, Any], evaluators: Sequence[Evaluator], base: Evaluation, dev: RetrievalSet,
+    train_set: RetrievalSet, rows: Rows, model: EmbeddingModel, watch: Watch | None,
+) -> Plan:  # fmt: skip
+    """What dev is measured on while training."""
+    per_epoch = watch.looks if watch is not None else None
+    asked = asked_of(config["trainer"], train_set, len(rows), model=model, per_epoch=per_epoch)
+    share, negatives = config["trainer"]["evaluation_share"], EVALUATION_NEGATIVES
+    return planned(evaluators, base, dev, model=model, asked=asked, share=share, negatives=negatives)
+
+
 def _train(
     config: Mapping[str, Any],
     model: EmbeddingModel,
     train_set: RetrievalSet,
     rows: Rows,
     encoder: Encoder,
-    dev_metrics: Callable[[Arm], dict[str, float]],
+    plan: Plan,
     result: dict[str, Any],
     folder: Path,
     tracker: Tracker,
     watch: Watch | None,
-) -> None:
-    """Train the model in place, from the run's last checkpoint where it has one, and keep it but for a trial's."""
+) -> Encoder:
+    """Train the model in place, from the run's last checkpoint where it has one, and keep it but for a trial's.
+
+    Returns an encoder of its weights.
+    """
     from embexp.losses import OWN_KEYS
     from embexp.training import LOOKS_SAY_WHEN, OURS, train
 
@@ -280,13 +295,14 @@ def _train(
     checkpoint = last_usable(folder, made_from=made_from)
     tracker.cut_back(to_step=checkpoint.step if checkpoint else None)
     if checkpoint is None:
-        tracker.log({f"dev/{name}": score for name, score in dev_metrics(Dense(encoder)).items()}, step=0)
+        tracker.log({f"dev/{name}": score for name, score in plan.score(Dense(encoder)).items()}, step=0)
     else:
         log.info("going on from step %d", checkpoint.step)
     choices = {
         "arguments": {key: value for key, value in config["trainer"].items() if key not in OURS}
         | (LOOKS_SAY_WHEN if watch is not None else {}),
         "early_stopping": config["trainer"]["early_stopping"],
+        "looks": plan.most if watch is None else None,
         "metric": config["metric"],
         "seed": config["seed"],
         "folder": folder,
@@ -295,14 +311,20 @@ def _train(
     }
     if model.processes is not None:
         said = {key: config[key] for key in ("loss", "allowed_packages", "cache")}
-        looks = None if watch is None else watch.looks
-        model.processes.tell("train", rows=rows, data=train_set, choices=choices, looks=looks, **said)
+        watched = None if watch is None else watch.looks
+        model.processes.tell("train", rows=rows, data=train_set, choices=choices, watched=watched, **said)
+    encoders: list[Encoder] = []  # of the last look
+
+    def look() -> dict[str, float]:
+        encoders[:] = [Encoder(model, progress="tuned model")]
+        return plan.score(Dense(encoders[0]))
+
     training = train(
         model,
         rows,
         train_set,
         loss=build(config["loss"], allowed=config["allowed_packages"], without=OWN_KEYS),
-        dev_metrics=lambda: dev_metrics(Dense(Encoder(model))),
+        dev_metrics=look,
         tracker=tracker,
         watch=watch,
         **choices,
@@ -311,16 +333,5 @@ def _train(
     result["counts"] |= {"steps": training.steps, "best_step": training.best_step}
     if watch is None or watch.scores_test:
         model.model.save_pretrained(str(folder / "model"), create_model_card=False)
-
-
-def _dev_metrics(
-    evaluators: Sequence[Evaluator], base: Evaluation, splits: Splits
-) -> Callable[[Arm], dict[str, float]]:
-    """Scores an arm on what is measured of dev while training."""
-    sets = [(evaluator, evaluator.during_training(base, splits.dev)) for evaluator in evaluators]
-
-    def score(arm: Arm) -> dict[str, float]:
-        parts = [evaluate([evaluator], arm, data, **EVALUATION_NEGATIVES) for evaluator, data in sets]
-        return {name: value for part in parts for name, value in part.metrics.items()}
-
-    return score
+    # the weights are those of the last look where the last step is the best: what it embedded stands
+    return encoders[0] if encoders and training.best_step == training.steps else Encoder(model, progress="tuned model")

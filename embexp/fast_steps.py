@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def parts_of_like_length(model: SentenceTransformer, *, tokens: int | None = Non
             if not can_be_cut(features) or "forward" in vars(model[0]):
                 return usual(features, **arguments)
             cut = list(parts(features, tokens=tokens or even(features, model.device)))
-            embed = [lambda part=part: usual(part, **arguments)["sentence_embedding"] for _, part in cut]
+            embed = [partial(_embedded, usual, part, arguments) for _, part in cut]
             found = [one() for one in embed] if _draws(model) else _at_once(embed, model, pool)
             order = torch.cat([rows for rows, _ in cut]).argsort()
             return {**features, "sentence_embedding": torch.cat(list(found))[order]}
@@ -51,6 +52,11 @@ def parts_of_like_length(model: SentenceTransformer, *, tokens: int | None = Non
                 model.forward = usual
             else:
                 del model.forward
+
+
+def _embedded(usual: Callable[..., Features], part: Features, arguments: dict[str, Any]) -> torch.Tensor:
+    embeddings: torch.Tensor = usual(part, **arguments)["sentence_embedding"]
+    return embeddings
 
 
 def _draws(model: SentenceTransformer) -> bool:

@@ -117,7 +117,7 @@ def _train(
     loss: Mapping[str, Any],
     allowed_packages: Sequence[str],
     cache: bool | str,
-    looks: int | None,
+    watched: int | None,
     choices: Mapping[str, Any],
 ) -> None:
     """Train the model as process 0 does at the same time, with the scores that it finds."""
@@ -138,7 +138,7 @@ def _train(
             loss=build(loss, allowed=allowed_packages, without=OWN_KEYS),
             dev_metrics=scored,
             tracker=None,
-            watch=None if looks is None else Led(looks),
+            watch=None if watched is None else Led(watched),
             **choices,
         )
 

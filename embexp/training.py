@@ -23,8 +23,9 @@ from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from embexp.batches import ConflictFreeBatchSampler
 from embexp.checkpoints import Checkpoint
 from embexp.conflicts import Conflicts
-from embexp.encoding import Encoder, token_lengths
+from embexp.encoding import Encoder
 from embexp.errors import UserError, counted
+from embexp.looks import NEVER, at_least_every, every_look, lengths, steps_in
 from embexp.models import EmbeddingModel
 from embexp.processes import Processes
 from embexp.retrieval_set import RetrievalSet
@@ -35,9 +36,8 @@ from embexp.trainer import ROW, Collator, Dev, Looks, Track, Trainer, Watch, div
 
 log = logging.getLogger(__name__)
 
-NEVER = 10**9  # steps
 LOOKS_SAY_WHEN = {"eval_strategy": "steps", "eval_steps": NEVER}  # arguments of a training that is watched
-OURS = ("early_stopping", "processes")  # keys of a file in conf/trainer that are no arguments of the library's
+OURS = ("early_stopping", "evaluation_share", "processes")  # keys of conf/trainer that are no training arguments
 LOOKED_AT = 64  # texts that the trained model must still embed
 
 
@@ -58,6 +58,7 @@ def train(
     loss: Callable[..., torch.nn.Module],
     arguments: Mapping[str, Any],
     early_stopping: int | None,
+    looks: int | None,
     dev_metrics: Callable[[], Mapping[str, float]],
     metric: str,
     seed: int,
@@ -70,13 +71,14 @@ def train(
     """Train the model in place, ending with the weights of the checkpoint that is best on dev.
 
     With `resume_from` it goes on from there and ends with the same weights as if it had never stopped. made_from: the
-    digest of data and base weights that the checkpoints are sealed with. data: the train set that `rows` come from.
-    loss: takes the model. arguments: training arguments by name, without those that the runner owns. dev_metrics:
-    scores the model as it is now. early_stopping: evaluations without a better `metric` after which to stop. tracker:
-    None shows and logs nothing. watch: may end it with Pruned. Raises UserError when the loss becomes NaN. Several
-    processes do the same together, each with its own copy of the model.
+    digest of data and base weights that the checkpoints are sealed with. data: the train set of `rows`. loss: takes the
+    model. arguments: training arguments by name, without those that the runner owns. looks: at dev, at most.
+    dev_metrics: scores the model as it is now. early_stopping: looks without a better `metric` after which to stop.
+    tracker: None shows and logs nothing. watch: may end it with Pruned. Raises UserError when the loss becomes NaN.
+    Several processes do the same together, each with its own copy of the model.
     """
     sampler = _sampler(embedding_model, rows, data, arguments, seed=seed)
+    chosen = _training_arguments(arguments, embedding_model, rows, sampler, looks, metric, seed=seed, folder=folder)
     set_seed(seed)  # a loss may have parameters of its own
     trainer = Trainer(
         loss=_make_loss(loss, embedding_model),
@@ -86,7 +88,7 @@ def train(
         conflicts=sampler.conflicts if sampler.masked_rows else None,
         processes=embedding_model.processes,
         model=embedding_model.model,
-        args=_training_arguments(arguments, embedding_model, rows, sampler, metric=metric, seed=seed, folder=folder),
+        args=chosen,
         train_dataset=Dataset.from_dict({**rows.columns, ROW: list(range(len(rows)))}),
         evaluator=Dev(partial(_scored, dev_metrics, embedding_model.processes)),
         data_collator=Collator(preprocess_fn=embedding_model.model.preprocess, prompts=_prompts(embedding_model, rows)),
@@ -96,8 +98,7 @@ def train(
     with _training_attention(embedding_model):
         trainer.train_from(resume_from)
     embedding_model.model.eval()
-    state = trainer.state
-    if state.best_global_step is None and trainer.leads:
+    if (state := trainer.state).best_global_step is None and trainer.leads:
         _refuse_divergence(embedding_model, rows, step=state.global_step)
     return Training(state.global_step, sampler.masked_rows if trainer.masks else 0, state.best_global_step)
 
@@ -171,10 +172,9 @@ def _epochs(arguments: Mapping[str, Any], rows: int, batch_size: int) -> int:
 
 def _lengths(embedding_model: EmbeddingModel, rows: Rows) -> list[int]:
     """The longest text of each row in tokens, as it will be after truncation."""
-    longest = getattr(embedding_model.model, "max_seq_length", None) or math.inf
     prompts = _prompts(embedding_model, rows)
-    columns = [token_lengths(embedding_model, rows.columns[name], prompts[name]) for name in rows.text_columns]
-    return [int(min(longest, max(row))) for row in zip(*columns, strict=True)]
+    columns = [lengths(embedding_model, rows.columns[name], prompts[name]) for name in rows.text_columns]
+    return [max(row) for row in zip(*columns, strict=True)]
 
 
 def _prompts(embedding_model: EmbeddingModel, rows: Rows) -> dict[str, str]:
@@ -194,26 +194,27 @@ def _training_arguments(
     embedding_model: EmbeddingModel,
     rows: Rows,
     sampler: ConflictFreeBatchSampler,
-    *,
+    looks: int | None,
     metric: str,
+    *,
     seed: int,
     folder: Path,
 ) -> SentenceTransformerTrainingArguments:
     """The user's arguments with those that the runner owns.
 
-    On small data the model is evaluated (and saved) at least twice an epoch and the loss logged ten times.
+    On small data the model is evaluated (and saved) at least twice an epoch, but `looks` times at most in all, and the
+    loss logged ten times.
     """
-    steps = math.ceil(len(sampler) / arguments.get("gradient_accumulation_steps", 1))  # per epoch, of the optimiser
-    total = arguments["max_steps"] if arguments.get("max_steps", -1) > 0 else steps * arguments["num_train_epochs"]
+    steps, total = steps_in(arguments, len(sampler))
     on_cpu = embedding_model.model.device.type == "cpu"
     chosen = {"use_cpu": on_cpu, "dataloader_pin_memory": not on_cpu, **arguments}
     chosen.pop("save_total_limit", None)
     evaluates = chosen["eval_strategy"] != "no"
     if chosen["eval_strategy"] == "steps":
-        chosen["eval_steps"] = _at_least_every(chosen["eval_steps"], min(total, steps), 2)
+        chosen["eval_steps"] = every_look(chosen, steps, total, most=looks)
         chosen["save_steps"] = chosen["eval_steps"]
     if chosen.get("logging_strategy", "steps") == "steps":
-        chosen["logging_steps"] = _at_least_every(chosen["logging_steps"], total, 10)
+        chosen["logging_steps"] = at_least_every(chosen["logging_steps"], total, 10)
     try:
         return SentenceTransformerTrainingArguments(
             **chosen,
@@ -234,7 +235,3 @@ def _training_arguments(
         )
     except (TypeError, ValueError) as error:
         raise UserError(f"trainer: {error}") from error
-
-
-def _at_least_every(every: float, total: float, times: int) -> float:
-    return every if every < 1 or every == NEVER else min(int(every), max(1, math.ceil(total / times)))

@@ -176,6 +176,7 @@ def train_once(folder, tmp_path, *, loss, dropout=None):
             arguments={"per_device_train_batch_size": 24, "max_steps": 1, "eval_strategy": "no", "logging_steps": 1}
             | {"use_cpu": True, "num_train_epochs": 1},
             early_stopping=None,
+            looks=None,
             dev_metrics=dict,
             metric="recall@10",
             seed=0,
