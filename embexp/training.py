@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainingArguments
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 NEVER = 10**9  # steps
 LOOKS_SAY_WHEN = {"eval_strategy": "steps", "eval_steps": NEVER}  # arguments of a training that is watched
+TEXTS_AT_ONCE = 20_000  # looked at for their lengths: fewer are soon tokenised whole, more would fill the memory
 LOOKED_AT = 64  # texts that the trained model must still embed
 
 
@@ -154,12 +156,37 @@ def _epochs(arguments: Mapping[str, Any], rows: int, batch_size: int) -> int:
     return max(1, math.ceil(arguments.get("num_train_epochs", 3)))
 
 
-def _lengths(embedding_model: EmbeddingModel, rows: Rows) -> list[int]:
-    """The longest text of each row in tokens, as it will be after truncation."""
+def _lengths(embedding_model: EmbeddingModel, rows: Rows) -> np.ndarray:
+    """(rows) the longest text of each row in tokens, as it will be after truncation; of many rows nearly."""
     longest = getattr(embedding_model.model, "max_seq_length", None) or math.inf
     prompts = _prompts(embedding_model, rows)
-    columns = [token_lengths(embedding_model, rows.columns[name], prompts[name]) for name in rows.text_columns]
-    return [int(min(longest, max(row))) for row in zip(*columns, strict=True)]
+    known: dict[str, int] = {}
+    columns = [_tokens(embedding_model, rows.columns[name], prompts[name], known) for name in rows.text_columns]
+    return np.minimum(longest, np.maximum.reduce(columns))
+
+
+def _tokens(embedding_model: EmbeddingModel, texts: Sequence[str], prompt: str, known: dict[str, int]) -> np.ndarray:
+    """(texts) their tokens; of many texts the sum of their words' tokens, each different word looked at only once.
+
+    known: word -> tokens, which grows. For WordPiece the sum is exact, for others near enough to sort by.
+    """
+    if len(texts) <= TEXTS_AT_ONCE:
+        return np.array(token_lengths(embedding_model, texts, prompt))
+    import pyarrow
+    import pyarrow.compute
+
+    alone, around = token_lengths(embedding_model, ["", prompt], "")
+    counts = []
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        lists = pyarrow.compute.utf8_split_whitespace(pyarrow.array(texts[start : start + TEXTS_AT_ONCE]))
+        found = lists.flatten().dictionary_encode()
+        words = found.dictionary.to_pylist()
+        new = [word for word in words if word not in known]
+        known.update(zip(new, token_lengths(embedding_model, new, ""), strict=True))
+        tokens = np.array([known[word] - alone for word in words], np.int64)[np.asarray(found.indices)]
+        sums = np.concatenate([[0], np.cumsum(tokens)])
+        counts.append(around + np.diff(sums[np.asarray(lists.offsets)]))
+    return np.concatenate(counts)
 
 
 def _prompts(embedding_model: EmbeddingModel, rows: Rows) -> dict[str, str]:
