@@ -26,8 +26,9 @@ class _Entries:
     @classmethod
     def of(cls, keys: np.ndarray, *, rows: int, passages: int) -> _Entries:
         """From row * passages + passage, each once and sorted."""
-        found = np.divmod(keys, max(1, passages))
-        return cls(*(part.astype(np.int32) for part in found), np.searchsorted(found[0], np.arange(rows + 1)))
+        found_rows, found = np.divmod(keys, max(1, passages))
+        starts = np.searchsorted(found_rows, np.arange(rows + 1))
+        return cls(found_rows.astype(np.int32), found.astype(np.int32), starts)
 
     def of_row(self, row: int) -> list[int]:
         """Its passages."""

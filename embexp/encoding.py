@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 
 from embexp.cache import arrays_kept, digest
 from embexp.embedding import Embeddings, embedded
 from embexp.errors import UserError
 from embexp.models import EmbeddingModel
-from embexp.retrieval_set import RetrievalSet
 
 ROWS_AT_ONCE = 10_000  # that are looked at in one go, so that memory stays flat
 
@@ -164,43 +161,6 @@ class Truncated(Encoder):
         part = rows[:, : self._dimensions]
         # zeros stay zeros: a model may leave its first dimensions empty
         return part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-
-
-def token_lengths(embedding_model: EmbeddingModel, texts: Sequence[str], prompt: str) -> list[int]:
-    """The length of each text in tokens, prompt and special tokens included, before truncation."""
-    tokenizer = embedding_model.model.tokenizer
-    prompted = [prompt + text for text in texts]
-    kept = arrays_kept(
-        "token_lengths",
-        [_tokenizer_digest(tokenizer), digest(prompted)],
-        lambda: {"lengths": _counted(tokenizer, prompted)},
-    )
-    return kept["lengths"].tolist()
-
-
-def _counted(tokenizer: Any, texts: Sequence[str]) -> np.ndarray:
-    if isinstance(tokenizer, Tokenizer):
-        counts = [len(encoding.ids) for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
-    else:
-        counts = [len(ids) for ids in tokenizer(texts, truncation=False, verbose=False)["input_ids"]] if texts else []
-    return np.asarray(counts, dtype=np.int32)
-
-
-def _tokenizer_digest(tokenizer: Any) -> str:
-    rust = tokenizer if isinstance(tokenizer, Tokenizer) else getattr(tokenizer, "backend_tokenizer", None)
-    if rust is None:  # one written in Python
-        return digest([type(tokenizer).__name__, tokenizer.get_vocab(), tokenizer.init_kwargs])
-    settings = json.loads(rust.to_str())
-    return digest({key: value for key, value in settings.items() if key not in ("truncation", "padding")})
-
-
-def count_truncated(embedding_model: EmbeddingModel, data: RetrievalSet) -> int:
-    """How many passages are longer than what the model reads, and so are cut."""
-    longest = embedding_model.facts.max_seq_length
-    if longest is None:
-        return 0
-    lengths = token_lengths(embedding_model, list(data.corpus.values()), embedding_model.passage_prompt)
-    return sum(length > longest for length in lengths)
 
 
 def _refuse_unusable(rows: Embeddings, *, beside: np.ndarray) -> None:

@@ -18,7 +18,7 @@ from embexp import result as results
 from embexp.cache import digest, json_kept
 from embexp.checkpoints import last_usable
 from embexp.components import build
-from embexp.encoding import Encoder, count_truncated
+from embexp.encoding import Encoder
 from embexp.errors import UserError, counted
 from embexp.evaluators import Evaluation, Evaluator, evaluate
 from embexp.looks import Plan, asked_of, planned
@@ -32,6 +32,7 @@ from embexp.splits import Shares, limited, refuse_leaks, trainable
 from embexp.stages import timer
 from embexp.starting import uncollected
 from embexp.teachers import Judge, teacher_of
+from embexp.tokens import count_truncated
 from embexp.tracking import Tracker
 
 if TYPE_CHECKING:

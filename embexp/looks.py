@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from embexp.encoding import token_lengths
 from embexp.errors import counted
 from embexp.evaluators import Evaluation, Evaluator, evaluate
 from embexp.models import EmbeddingModel
 from embexp.retrieval_set import RetrievalSet
 from embexp.search import Arm
+from embexp.tokens import lengths
 
 log = logging.getLogger(__name__)
 
@@ -131,15 +131,9 @@ class _Cost:
             needed |= {(self._model.passage_prompt, text) for text in passages}
         for prompt in {prompt for prompt, _ in needed}:
             new = sorted(text for put, text in needed if put == prompt and (put, text) not in self._lengths)
-            counted_now = zip(new, lengths(self._model, new, prompt), strict=True)
+            counted_now = zip(new, lengths(self._model, new, prompt).tolist(), strict=True)
             self._lengths |= {(prompt, text): length for text, length in counted_now}
         return sum(self._lengths[one] for one in needed)
-
-
-def lengths(model: EmbeddingModel, texts: Sequence[str], prompt: str) -> list[int]:
-    """In tokens, as the model reads them: cut to its longest."""
-    longest = getattr(model.model, "max_seq_length", None) or math.inf
-    return [int(min(longest, length)) for length in token_lengths(model, texts, prompt)]
 
 
 def asked_of(

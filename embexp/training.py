@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainingArguments
@@ -25,12 +26,13 @@ from embexp.checkpoints import Checkpoint
 from embexp.conflicts import Conflicts
 from embexp.encoding import Encoder
 from embexp.errors import UserError, counted
-from embexp.looks import NEVER, at_least_every, every_look, lengths, steps_in
+from embexp.looks import NEVER, at_least_every, every_look, steps_in
 from embexp.models import EmbeddingModel
 from embexp.processes import Processes
 from embexp.retrieval_set import RetrievalSet
 from embexp.shapes import Rows
 from embexp.shares import generators
+from embexp.tokens import lengths
 from embexp.tracking import Tracker
 from embexp.trainer import ROW, Collator, Dev, Looks, Track, Trainer, Watch, diverged
 
@@ -170,11 +172,12 @@ def _epochs(arguments: Mapping[str, Any], rows: int, batch_size: int) -> int:
     return max(1, math.ceil(arguments.get("num_train_epochs", 3)))
 
 
-def _lengths(embedding_model: EmbeddingModel, rows: Rows) -> list[int]:
-    """The longest text of each row in tokens, as it will be after truncation."""
+def _lengths(embedding_model: EmbeddingModel, rows: Rows) -> np.ndarray:
+    """(rows) the longest text of each row in tokens, as the model reads it."""
     prompts = _prompts(embedding_model, rows)
-    columns = [lengths(embedding_model, rows.columns[name], prompts[name]) for name in rows.text_columns]
-    return [max(row) for row in zip(*columns, strict=True)]
+    return np.maximum.reduce(
+        [lengths(embedding_model, rows.columns[name], prompts[name]) for name in rows.text_columns]
+    )
 
 
 def _prompts(embedding_model: EmbeddingModel, rows: Rows) -> dict[str, str]:

@@ -3,6 +3,7 @@ import random
 from functools import partial
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import losses
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
+from embexp import batches as batches_module
 from embexp.batches import ConflictFreeBatchSampler, MaskedSimilarity, plan
 from embexp.conflicts import Conflicts
 from embexp.losses import gist
@@ -257,3 +259,31 @@ def test_scores_of_another_shape_than_the_batch_are_never_masked_by_guess():
     similarity.mask = on_passages(0, 0).mask([0, 1])
     with pytest.raises(RuntimeError, match=r"can't mask scores of shape \(3, 3\) in a batch of 2 rows"):
         similarity(torch.eye(3), torch.eye(3))
+
+
+def first_fit(order, conflicts, batch_size):
+    """Each row in the first of all unfilled batches without a conflict, tried row by row."""
+    done, unfilled = [], []
+    for row in order:
+        batch = next((b for b in unfilled if not any(conflicts.between(row, other) for other in b)), None)
+        if batch is None:
+            unfilled.append(batch := [])
+        batch.append(row)
+        if len(batch) == batch_size:
+            done.append(unfilled.pop(next(place for place, other in enumerate(unfilled) if other is batch)))
+    return done + unfilled
+
+
+@settings(deadline=None, max_examples=150)
+@given(data=data_sets(), batch_size=st.integers(2, 6), seed=st.integers(0, 99))
+def test_rows_are_placed_as_if_each_were_tried_in_every_unfilled_batch(data, batch_size, seed):
+    conflicts, lengths = data
+    order = np.random.default_rng(seed).permutation(len(lengths))
+    batches = [batch.rows for batch in batches_module._filled(order, conflicts, batch_size=batch_size)]
+    assert batches == first_fit(order.tolist(), conflicts, batch_size)
+
+
+def test_ten_thousand_questions_on_one_passage_are_planned_in_pairs():
+    sampler = sampler_of(on_passages(*[0] * 10_000), [5] * 10_000, batch_size=64)
+    assert {len(batch) for batch in sampler} == {2}
+    assert sampler.masked_rows == 10_000

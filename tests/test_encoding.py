@@ -12,9 +12,10 @@ from sentence_transformers import SentenceTransformer
 
 from embexp import embedding, encoding
 from embexp.cache import kept_in
-from embexp.encoding import Encoder, count_truncated, token_lengths
+from embexp.encoding import Encoder
 from embexp.errors import UserError
 from embexp.models import Static, Transformer
+from embexp.tokens import count_truncated, token_lengths
 from tests.tiny import tiny_transformer
 
 PROMPTS = {"query": "query : ", "passage": "passage : "}

@@ -2,6 +2,7 @@ import re
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from sklearn.feature_extraction.text import HashingVectorizer
 
+from embexp import copies
 from embexp.copies import near_duplicates
 from embexp.errors import UserError
 from embexp.negatives import draw_random
@@ -83,7 +85,7 @@ def test_planted_copies_never_stand_on_two_sides_of_a_cut(questions, copies, see
     assert sum(any("whale" in text for text in side.queries.values()) for side in sides(splits)) == 1
     assert all(side.queries for side in sides(splits))
     assert not documents(splits.test, splits.slices["unseen"]) & documents(splits.train)
-    refuse_leaks(splits, near_duplicate=0.9)
+    refuse_leaks(replace(splits, parted=None), near_duplicate=0.9)  # looked through anew
 
 
 def test_near_copies_are_dropped_from_train_and_dev_and_counted():
@@ -153,6 +155,57 @@ def test_given_splits_with_a_leak_are_refused_with_both_ids(left, right):
         refuse_leaks(given(*leaking), near_duplicate=0.9)
     assert f"in {names[left]} and in {names[right]}: q{left}.1 = q{right}.1 (" in str(error.value)
     assert len(error.value.problems) == 1
+
+
+def test_a_cut_is_looked_through_again_once_a_side_of_it_or_the_threshold_has_changed():
+    splits = cut(set_of([2] * 10, {"q0.0": WHALE, "q1.0": f"{WHALE} now", "q2.0": "of whales"}), Shares())
+    assert splits.parted_at(0.9)
+    assert splits.parted_at(0.95)
+    assert not splits.parted_at(0.5)
+    planted = {query: WHALE for side in (splits.train, splits.test) for query in list(side.queries)[:1]}
+    train, test = (
+        replace(side, queries=side.queries | {query: WHALE for query in planted if query in side.queries})
+        for side in (splits.train, splits.test)
+    )
+    with pytest.raises(UserError, match="leak: 1 query stands, exactly or nearly, in train and in test"):
+        refuse_leaks(replace(splits, train=train, test=test), near_duplicate=0.9)
+
+
+WORDS = st.lists(
+    st.sampled_from(["whale", "whales", "blue", "blues", "the", "of", "ocean", "oceans", "a", "colour"]), max_size=9
+)
+
+
+@settings(max_examples=40, deadline=None)
+@for_all(st.lists(WORDS, min_size=1, max_size=60), st.sampled_from([0.5, 0.8, 0.9, 1.0]), st.integers(1, 3))
+def test_near_duplicates_are_the_same_however_the_texts_are_parted(lists, threshold, at_once):
+    texts = [" ".join(words) or "?" for words in lists]
+    vectors = HashingVectorizer(analyzer="char_wb", ngram_range=(3, 5), alternate_sign=False).transform(texts)
+    cosines = (vectors @ vectors.T).toarray()
+    named = dict(enumerate(texts))
+    with patch.multiple(copies, LEFT_AT_ONCE=at_once, RIGHT_AT_ONCE=at_once + 1, BANDS=2.0 ** np.arange(31)):
+        found = list(near_duplicates(named, named, threshold=threshold))
+    assert found == list(zip(*(axis.tolist() for axis in np.nonzero(cosines >= threshold - 1e-6)), strict=True))
+
+
+@settings(max_examples=60, deadline=None)
+@for_all(st.data())
+def test_unified_is_what_comparing_every_two_texts_gives(data):
+    texts = st.sampled_from(["a", "a ", "b", "B", "b?", "c"])
+    queries = dict(enumerate(data.draw(st.lists(texts, min_size=1, max_size=6))))
+    corpus = {f"p{place}": text for place, text in enumerate(data.draw(st.lists(texts, min_size=1, max_size=6)))}
+    grades = st.dictionaries(st.sampled_from(sorted(corpus)), st.integers(0, 2), min_size=1)
+    qrels = {query: data.draw(grades) for query in queries}
+    joined = unified(RetrievalSet(queries, corpus, qrels, {}))
+    plain = {query: text.lower().strip(" ?") for query, text in queries.items()}
+    firsts = [query for query in queries if query == min(other for other in queries if plain[other] == plain[query])]
+    expected = {}
+    for first in firsts:
+        judged = [(p, g) for query in queries if plain[query] == plain[first] for p, g in qrels[query].items()]
+        alike = [(copy, g) for p, g in judged for copy in corpus if corpus[copy].strip() == corpus[p].strip()]
+        expected[first] = {p: max(g for copy, g in alike if copy == p) for p, _ in alike}
+    assert list(joined.queries) == firsts
+    assert joined.qrels == expected
 
 
 def test_an_unseen_question_on_a_trained_document_is_refused_and_a_seen_one_is_not():

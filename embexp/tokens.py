@@ -1,0 +1,84 @@
+"""How long texts are in tokens. Called by `experiment`, `looks` and `training`, before anything is embedded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from embexp.cache import arrays_kept, digest
+from embexp.models import EmbeddingModel
+from embexp.retrieval_set import RetrievalSet
+
+TEXTS_AT_ONCE = 20_000  # fewer are soon tokenised whole, more would fill the memory
+
+
+def lengths(embedding_model: EmbeddingModel, texts: Sequence[str], prompt: str) -> np.ndarray:
+    """(texts) in tokens as the model reads them, cut to its longest; of many texts nearly, see `_by_words`."""
+    found = token_lengths if len(texts) <= TEXTS_AT_ONCE else _by_words
+    longest = embedding_model.facts.max_seq_length
+    counts = np.asarray(found(embedding_model, texts, prompt), dtype=np.int64)
+    return counts if longest is None else np.minimum(counts, longest)
+
+
+def _by_words(embedding_model: EmbeddingModel, texts: Sequence[str], prompt: str) -> np.ndarray:
+    """(texts) the sum of their words' tokens, each different word looked at only once.
+
+    Exact for WordPiece, whose words do not depend on each other; for others near enough to sort by.
+    """
+    import pyarrow
+    import pyarrow.compute
+
+    known: dict[str, int] = {}
+    alone, around = token_lengths(embedding_model, ["", prompt], "")
+    counts = []
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        lists = pyarrow.compute.utf8_split_whitespace(pyarrow.array(texts[start : start + TEXTS_AT_ONCE]))
+        found = lists.flatten().dictionary_encode()
+        words = found.dictionary.to_pylist()
+        new = [word for word in words if word not in known]
+        known.update(zip(new, token_lengths(embedding_model, new, ""), strict=True))
+        tokens = np.array([known[word] - alone for word in words], np.int64)[np.asarray(found.indices)]
+        sums = np.concatenate([[0], np.cumsum(tokens)])
+        counts.append(around + np.diff(sums[np.asarray(lists.offsets)]))
+    return np.concatenate(counts)
+
+
+def count_truncated(embedding_model: EmbeddingModel, data: RetrievalSet) -> int:
+    """How many passages are longer than what the model reads, and so are cut."""
+    longest = embedding_model.facts.max_seq_length
+    if longest is None:
+        return 0
+    counts = token_lengths(embedding_model, list(data.corpus.values()), embedding_model.passage_prompt)
+    return sum(count > longest for count in counts)
+
+
+def token_lengths(embedding_model: EmbeddingModel, texts: Sequence[str], prompt: str) -> list[int]:
+    """The length of each text in tokens, prompt and special tokens included, before truncation."""
+    tokenizer = embedding_model.model.tokenizer
+    prompted = [prompt + text for text in texts]
+    kept = arrays_kept(
+        "token_lengths",
+        [_tokenizer_digest(tokenizer), digest(prompted)],
+        lambda: {"lengths": _counted(tokenizer, prompted)},
+    )
+    return kept["lengths"].tolist()
+
+
+def _counted(tokenizer: Any, texts: Sequence[str]) -> np.ndarray:
+    if isinstance(tokenizer, Tokenizer):
+        counts = [len(encoding.ids) for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    else:
+        counts = [len(ids) for ids in tokenizer(texts, truncation=False, verbose=False)["input_ids"]] if texts else []
+    return np.asarray(counts, dtype=np.int32)
+
+
+def _tokenizer_digest(tokenizer: Any) -> str:
+    rust = tokenizer if isinstance(tokenizer, Tokenizer) else getattr(tokenizer, "backend_tokenizer", None)
+    if rust is None:  # one written in Python
+        return digest([type(tokenizer).__name__, tokenizer.get_vocab(), tokenizer.init_kwargs])
+    settings = json.loads(rust.to_str())
+    return digest({key: value for key, value in settings.items() if key not in ("truncation", "padding")})
