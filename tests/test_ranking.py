@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -45,8 +47,8 @@ def test_the_first_are_those_of_plain_sorting_however_the_matrix_is_cut(data):
     across = [0, *sorted(data.draw(st.sets(st.integers(1, size), max_size=3))), size]
     blocks = [
         (row, place, scores[row:row_end, place:place_end])
-        for place, place_end in zip(across, across[1:], strict=False)
-        for row, row_end in zip(down, down[1:], strict=False)
+        for place, place_end in itertools.pairwise(across)
+        for row, row_end in itertools.pairwise(down)
         if place_end > place
     ]
     with pytest.MonkeyPatch.context() as patch:
