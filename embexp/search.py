@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import bm25s
@@ -17,6 +19,7 @@ from embexp.ranking import GROUP, NEVER, First, Ranking
 from embexp.retrieval_set import RetrievalSet
 
 CELLS_AT_ONCE = 64_000_000  # scores held in memory at once: 256 MB of float32
+KEYWORD_CELLS_AT_ONCE = 16_000_000
 PASSAGES_AT_ONCE = 65_536
 
 
@@ -107,12 +110,21 @@ def cosine_scores(retrieval_set: RetrievalSet, encoder: Encoder) -> Iterator[np.
 
 
 def keyword_scores(retrieval_set: RetrievalSet) -> Iterator[np.ndarray]:
-    """For each query in turn the BM25 scores of all passages, (1, passages)."""
+    """Blocks of (some queries, passages) BM25 scores, float32, in the queries' order; every core makes rows of them."""
     index = bm25s.BM25()
     index.index(_tokens(list(retrieval_set.corpus.values())), show_progress=False)
-    for words in _tokens(list(retrieval_set.queries.values())):
-        known = [word for word in words if word in index.vocab_dict]
-        yield np.atleast_2d(index.get_scores(known) if known else np.zeros(len(retrieval_set.corpus), np.float32))
+    queries = [
+        [word for word in words if word in index.vocab_dict] for words in _tokens(list(retrieval_set.queries.values()))
+    ]
+    passages = len(retrieval_set.corpus)
+    height = max(1, KEYWORD_CELLS_AT_ONCE // passages)
+
+    def row(words: list[str]) -> np.ndarray:
+        return np.asarray(index.get_scores(words)) if words else np.zeros(passages, np.float32)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(queries), height):
+            yield np.stack(list(pool.map(row, queries[start : start + height])))
 
 
 def _sharing_words(scores: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

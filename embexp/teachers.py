@@ -72,7 +72,8 @@ class Keywords:
         place = {text: column for column, text in enumerate(self._retrieval_set.corpus.values())}  # copies score alike
         scores = np.zeros(len(queries), dtype=np.float32)
         texts = RetrievalSet({text: text for text in asked}, self._retrieval_set.corpus, {}, {})
-        for text, (row,) in zip(asked, keyword_scores(texts), strict=True):
+        rows = (row for block in keyword_scores(texts) for row in block)
+        for text, row in zip(asked, rows, strict=True):
             for pair in wanted[text]:
                 scores[pair] = row[place[passages[pair]]]
         return scores
