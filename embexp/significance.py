@@ -193,3 +193,16 @@ def _draws_of_statistic(base: Scores, tuned: Scores, cluster_of: np.ndarray, rng
         items = np.concatenate([members[cluster] for cluster in rng.integers(clusters, size=clusters)])
         draws.append(tuned.over(items) - base.over(items))
     return np.asarray(draws)
+
+
+def interval_of_mean(values: np.ndarray, cluster_of: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of one mean over items of which those of a cluster are not independent, by a t interval with
+    cluster-robust variance (Cameron and Miller, 2015). It says how far a score would move with other documents, and
+    nothing of whether two models differ. Infinite with a single cluster."""
+    sums = np.bincount(cluster_of, weights=values - values.mean())
+    clusters = len(sums)
+    if clusters < 2:
+        return -np.inf, np.inf
+    error = np.sqrt((sums**2).sum() * clusters / (clusters - 1)) / len(values)
+    half = float(-special.stdtrit(clusters - 1, 0.025) * error)
+    return float(values.mean() - half), float(values.mean() + half)

@@ -1,4 +1,4 @@
-"""Tables, lists and numbers as a person reads them, in Markdown. Called by what reports; `page` shows the same as HTML."""
+"""Tables, lists and numbers as a person reads them, as Markdown. Called by what reports; `page` shows them as HTML."""
 
 from __future__ import annotations
 
