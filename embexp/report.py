@@ -18,11 +18,11 @@ from embexp.tables import Block, Table, aligned, markdown, number
 
 HEADLINE = ["recall@1", "recall@3", "recall@5", "recall@10", "ndcg@10", "mrr@10"]
 TO_TRY = (
-    "What to try: a lower learning rate (trainer.learning_rate=1e-5), another loss (loss=mnrl), a stronger or less "
+    "a lower learning rate (trainer.learning_rate=1e-5), another loss (loss=mnrl), a stronger or less "
     "specialised base (model=mpnet), more or cleaner questions, and a look at retrieval/per_query.parquet for what got "
     "worse."
 )
-ADVICE = f"{TO_TRY} The base model stays the better choice until dev says otherwise."
+ADVICE = f"What to try: {TO_TRY} The base model stays the better choice until dev says otherwise."
 COMPARED = ["tuned", "delta", "95 % interval", "wins/ties/losses"]
 
 FEWEST_FOR_INTERVAL = 5  # documents: fewer resample to themselves too often to say anything

@@ -103,24 +103,28 @@ def _scores(run: Run, side: str, per_query: queries.PerQuery | None) -> list[dic
     """Figures of base, tuned and BM25 at every k, and of the change, each with the same as a table."""
     result, found = run.result or {}, []
     for measure, ks in _measures(run, side).items():
-        arms = {}
+        header = [f"{measure} at k =", *map(str, ks)]
+        arms: dict[str, dict[int, Point]] = {}
         for arm in ARMS:
             scores = {k: run.score(side, f"{measure}@{k}", arm=arm) for k in ks} if result[arm] else {}
             points = {k: _with_interval(per_query, f"{arm}.{measure}@{k}", score) for k, score in scores.items()}
-            arms |= {arm: {k: point for k, point in points.items() if point}} if any(points.values()) else {}
+            if there := {k: point for k, point in points.items() if point is not None}:
+                arms[arm] = there
         rows = [[NAMES[arm], *(_shown(points.get(k)) for k in ks)] for arm, points in arms.items()]
-        says = "; ".join(
-            f"{NAMES[arm]} {', '.join(f'{p.value:.3f} at {k}' for k, p in ps.items())}" for arm, ps in arms.items()
-        )
-        drawn = at_every_k(f"scores-{measure}", measure, arms, says=says)
-        found.append({"svg": drawn, "table": Table([f"{measure} at k =", *map(str, ks)], rows)})
+        drawn = at_every_k(f"scores-{measure}", measure, arms, says=_in_words(arms))
+        found.append({"svg": drawn, "table": Table(header, rows)})
         if result["delta"] and side == "test":
-            points = {k: _change(result["delta"][f"{measure}@{k}"]) for k in ks}
-            says = ", ".join(f"{point.value:+.3f} at {k}" for k, point in points.items())
-            drawn = deltas(f"deltas-{measure}", measure, points, says=says)
-            cells = [f"{p.value:+.3f} ({p.low:+.3f} to {p.high:+.3f})" for p in points.values()]
-            found.append({"svg": drawn, "table": Table([f"{measure} at k =", *map(str, ks)], [["change", *cells]])})
+            changes = {k: _change(result["delta"][f"{measure}@{k}"]) for k in ks}
+            says = ", ".join(f"{point.value:+.3f} at {k}" for k, point in changes.items())
+            drawn = deltas(f"deltas-{measure}", measure, changes, says=says)
+            row = ["change", *(f"{p.value:+.3f} ({p.low:+.3f} to {p.high:+.3f})" for p in changes.values())]
+            found.append({"svg": drawn, "table": Table(header, [row])})
     return found
+
+
+def _in_words(arms: Mapping[str, Mapping[int, Point]]) -> str:
+    each = {arm: ", ".join(f"{point.value:.3f} at {k}" for k, point in points.items()) for arm, points in arms.items()}
+    return "; ".join(f"{NAMES[arm]} {words}" for arm, words in each.items())
 
 
 def _with_interval(per_query: queries.PerQuery | None, column: str, score: float | None) -> Point | None:
@@ -154,16 +158,16 @@ def _curves(run: Run) -> list[dict[str, Any]]:
     steps, metric = run.steps(), run.config["metric"]
     best = (run.result or {}).get("counts", {}).get("best_step")
     found = []
-    for name, key, title, arm, kept in (
-        ("curve-loss", "train/loss", "training loss", "base", None),
-        ("curve-dev", f"dev/{metric}", f"{metric} on dev while training", "tuned", best),
+    for name, key, title, kept in (
+        ("curve-loss", "train/loss", "training loss", None),
+        ("curve-dev", f"dev/{metric}", f"{metric} on dev while training", best),
     ):
         points = [(step["step"], float(step[key])) for step in steps if isinstance(step.get(key), int | float)]
         if len(points) < 2:
             continue
         says = f"from {points[0][1]:.3f} at step {points[0][0]} to {points[-1][1]:.3f} at step {points[-1][0]}"
         rows = [[str(step), number(value)] for step, value in points]
-        svg = curve(name, title, points, arm=arm, best=kept, says=says)
+        svg = curve(name, title, points, best=kept, says=says)
         found.append({"svg": svg, "table": Table(["step", title], rows)})
     return found
 

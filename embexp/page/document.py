@@ -49,7 +49,7 @@ def render(template: str, content: Mapping[str, Any]) -> str:
 
 def strong(text: str) -> Markup:
     """A sentence of a report with its **words** stressed."""
-    parts = [escape(part) for part in text.split("**")]
+    parts = [escape(part) for part in text.replace("->", "→").split("**")]
     if len(parts) % 2 == 0:  # an odd star is a star
         return escape(text)
     return Markup("").join(Markup("<strong>{}</strong>").format(p) if i % 2 else p for i, p in enumerate(parts))

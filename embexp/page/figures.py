@@ -10,9 +10,11 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -22,12 +24,13 @@ SVG, LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 COLOURS = {"tuned": "#000001", "base": "#000002", "bm25": "#000003", "ink": "#000004", "line": "#000005"}
 MARKS = {"tuned": ("o", "-"), "base": ("s", "--"), "bm25": ("^", ":")}  # not told apart by colour alone
 NAMES = {"tuned": "tuned", "base": "base", "bm25": "BM25"}
-LOOK = {
+LOOK: dict[Any, Any] = {  # the keys are literals to mypy
     "svg.fonttype": "none", "svg.hashsalt": "embexp", "font.size": 10, "axes.titlesize": 10, "legend.fontsize": 9,
     "axes.edgecolor": COLOURS["line"], "axes.labelcolor": COLOURS["ink"], "axes.titlecolor": COLOURS["ink"],
     "text.color": COLOURS["ink"], "xtick.color": COLOURS["ink"], "ytick.color": COLOURS["ink"],
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
-    "grid.color": COLOURS["line"], "grid.linewidth": 0.5, "legend.frameon": False, "figure.constrained_layout.use": True,
+    "grid.color": COLOURS["line"], "grid.linewidth": 0.5, "legend.frameon": False,
+    "figure.constrained_layout.use": True,
 }  # fmt: skip
 INCHES = (5.0, 3.0)  # 360 units wide, so that its text can be read on a telephone
 KEPT = {  # of matplotlib's styles, what is an attribute of SVG too; fonts are the page's
@@ -45,7 +48,7 @@ class Point:
     high: float | None = None
 
 
-def at_every_k(name: str, measure: str, arms: Mapping[str, Mapping[int, Point]], *, says: str) -> str:
+def at_every_k(name: str, measure: str, arms: Mapping[str, Mapping[int, Point]], *, says: str) -> Markup:
     """A measure of each arm by k. name: of the figure, unlike any other's on the page. says: the same in words."""
     with matplotlib.rc_context(LOOK):
         figure, axes = _figure()
@@ -63,7 +66,7 @@ def at_every_k(name: str, measure: str, arms: Mapping[str, Mapping[int, Point]],
         return _inline(figure, name, f"{measure} at every k", says)
 
 
-def deltas(name: str, measure: str, points: Mapping[int, Point], *, says: str) -> str:
+def deltas(name: str, measure: str, points: Mapping[int, Point], *, says: str) -> Markup:
     """Tuned minus base by k, with the interval that the verdict rests on."""
     with matplotlib.rc_context(LOOK):
         figure, axes = _figure()
@@ -78,12 +81,12 @@ def deltas(name: str, measure: str, points: Mapping[int, Point], *, says: str) -
         return _inline(figure, name, f"{measure}: tuned minus base at every k", says)
 
 
-def curve(name: str, title: str, points: Sequence[tuple[int, float]], *, arm: str, best: int | None, says: str) -> str:
+def curve(name: str, title: str, points: Sequence[tuple[int, float]], *, best: int | None, says: str) -> Markup:
     """A value by training step. best: the step whose weights were kept."""
     with matplotlib.rc_context(LOOK):
         figure, axes = _figure()
         marker = "o" if len(points) <= 30 else None
-        axes.plot(*zip(*points, strict=True), color=COLOURS[arm], marker=marker, markersize=3.5, linewidth=1.5)
+        axes.plot(*zip(*points, strict=True), color=COLOURS["tuned"], marker=marker, markersize=3.5, linewidth=1.5)
         axes.set(xlabel="step", title=title)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         if best is not None:
@@ -111,7 +114,7 @@ def _whiskers(points: Sequence[Point]) -> list[list[float]] | None:
     return [below, [max(0.0, point.high - point.value) for point in points if point.high is not None]]
 
 
-def _inline(figure: Figure, name: str, title: str, says: str) -> str:
+def _inline(figure: Figure, name: str, title: str, says: str) -> Markup:
     """The figure as an <svg> element that may stand in a page beside others."""
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
@@ -132,7 +135,9 @@ def _inline(figure: Figure, name: str, title: str, says: str) -> str:
         element = ElementTree.Element(f"{{{SVG}}}{tag}", {"id": f"{name}-{tag}"})
         element.text = text
         root.insert(place, element)
-    return ElementTree.tostring(root, encoding="unicode")
+    text = ElementTree.tostring(root, encoding="unicode")
+    text = re.sub(r">\s+<", "><", re.sub(r"(\d+\.\d{2})\d+", r"\1", text))  # a hundredth of a pixel is enough
+    return Markup(text)
 
 
 def _as_attributes(element: ElementTree.Element, colours: Mapping[str, str], name: str, linked: set[str]) -> None:

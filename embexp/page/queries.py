@@ -57,8 +57,8 @@ def read(folder: Path) -> PerQuery | None:
 
 
 def table(per_query: PerQuery | None, *, metric: str) -> dict[str, Any] | None:
-    """Columns and rows for the page's script, the most changed first, as many as there is room for; `of`: how many there
-    are in all. A rank is of the first right passage; null: below the deepest that was ranked."""
+    """Columns and rows for the page's script, the most changed first, as many as there is room for; `of`: how many
+    there are in all. A rank is of the first right passage; null: below the deepest that was ranked."""
     if per_query is None:
         return None
     columns = per_query.columns
@@ -77,7 +77,7 @@ def table(per_query: PerQuery | None, *, metric: str) -> dict[str, Any] | None:
             change = columns[f"tuned.{metric}"] - columns[f"base.{metric}"]
             shown.append((f"change of {metric}", "change"))
             values.append([finite(value, digits=3) for value in change.tolist()])
-        shown.append(("training", "choice"))
+        shown.append(("since training", "choice"))
         values.append(["better" if value > 1e-9 else "worse" if value < -1e-9 else "same" for value in gain.tolist()])
     rows, room = [], ROOM
     for place in order:

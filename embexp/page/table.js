@@ -3,7 +3,7 @@
 // Tables of which the rows are data: filter by words and by choices, sort by a column, a page at a time.
 // A column's kind: text, choice (has a filter), rank (null is below `depth`), score, change, count.
 (() => {
-  const PAGE = 50;
+  const PAGE = 25;
 
   const make = (tag, text, attributes = {}) => {
     const element = document.createElement(tag);
