@@ -99,8 +99,7 @@ def measure(
         with stage("comparison"):
             on_test = {arm: by_side["test"] for arm, by_side in arms.items()}
             result |= results.compared(on_test, splits, metric=config["metric"])
-        texts, metric = config["report_texts"], config["metric"]
-        results.write_retrieval(on_test, splits, folder / "retrieval", metric=metric, texts=texts)
+        results.write_retrieval(on_test, splits, folder / "retrieval", config)
 
 
 def _sides(splits: Splits, watch: Watch | None) -> dict[str, RetrievalSet]:

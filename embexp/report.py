@@ -18,11 +18,13 @@ from embexp.tables import Block, Table, aligned, markdown, number
 
 HEADLINE = ["recall@1", "recall@3", "recall@5", "recall@10", "ndcg@10", "mrr@10"]
 TO_TRY = (
-    "a lower learning rate (trainer.learning_rate=1e-5), another loss (loss=mnrl), a stronger or less "
-    "specialised base (model=mpnet), more or cleaner questions, and a look at retrieval/per_query.parquet for what got "
-    "worse."
+    "another loss (loss=mnrl), a stronger or less specialised base (model=mpnet), more or cleaner questions, and a "
+    "look at retrieval/per_query.parquet for what got worse"
 )
-ADVICE = f"What to try: {TO_TRY} The base model stays the better choice until dev says otherwise."
+ADVICE = (
+    f"What to try: a lower learning rate (trainer.learning_rate=1e-5), {TO_TRY}. The base model stays the better "
+    "choice until dev says otherwise."
+)
 COMPARED = ["tuned", "delta", "95 % interval", "wins/ties/losses"]
 
 FEWEST_FOR_INTERVAL = 5  # documents: fewer resample to themselves too often to say anything
@@ -96,6 +98,15 @@ def regression(result: Mapping[str, Any]) -> str:
     if tuned >= base:
         return ""
     return f"**The tuned model is worse than the base on dev**: {metric} {base:.3f} -> {tuned:.3f}. {ADVICE}"
+
+
+def next_steps(result: Mapping[str, Any]) -> str:
+    """What to try after this run; empty where the run has said it already, or has not come so far."""
+    if result["status"] == "failed" or not result["base"] or regression(result):
+        return ""
+    if not result["tuned"]:
+        return "Train the model: leave out trainer=none, or choose how long (trainer=small)."
+    return f"To do better: {TO_TRY}. Change one thing at a time, with several seeds, and let dev choose."
 
 
 def verdict_line(result: Mapping[str, Any]) -> str:

@@ -149,11 +149,11 @@ def write(result: Mapping[str, Any], folder: Path) -> None:
     write_whole(folder / "result.json", json.dumps(strict, indent=2, allow_nan=False))
 
 
-def write_retrieval(arms: Mapping[str, Evaluation], splits: Splits, folder: Path, *, metric: str, texts: bool) -> None:
+def write_retrieval(arms: Mapping[str, Evaluation], splits: Splits, folder: Path, config: Mapping[str, Any]) -> None:
     """Write test's rankings and qrels as TREC files and the scores per query as Parquet; nothing without rankings.
 
-    metric: the primary one, by which the queries that changed most are chosen. texts: false leaves out the texts of
-    queries and passages, which then are nowhere in the folder.
+    config: its `metric` chooses the queries that changed most; without `report_texts` no text of a query or a passage
+    is written, only ids.
 
     | file                | holds                                                                |
     |---------------------|----------------------------------------------------------------------|
@@ -174,8 +174,10 @@ def write_retrieval(arms: Mapping[str, Evaluation], splits: Splits, folder: Path
     lines += [f"{query}\t{passage}\t{grade}" for query in test.queries for passage, grade in test.qrels[query].items()]
     (folder / "qrels.test.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     frame = _per_query(ranked, test, splits.slices)
-    shown = changes.examples({name: arm.ranking or {} for name, arm in ranked.items()}, frame, test, metric=metric)
-    if not texts:
+    shown = changes.examples(
+        {name: arm.ranking or {} for name, arm in ranked.items()}, frame, test, metric=config["metric"]
+    )
+    if not config["report_texts"]:
         frame, shown = frame.assign(query=None), {**shown, "texts": {}}
     frame.to_parquet(folder / "per_query.parquet", index=False)
     (folder / "examples.json").write_text(json.dumps(shown, indent=1), encoding="utf-8")

@@ -14,8 +14,9 @@ ORDER = [
     "datasets.mined", "datasets.as_published",
     "model_folder", "models", "encoding", "paraphrases", "search", "teachers", "negatives", "shapes", "metrics",
     "significance", "evaluators", "batches", "losses", "tracking", "checkpoints", "fast_steps", "trainer", "training",
-    "result", "tables", "details", "report", "components", "experiment", "run",
-    "checks", "config", "resume", "console",
+    "changes", "result", "tables", "details", "report", "runs", "page.figures", "page.document", "page.queries",
+    "page.content", "page", "components", "experiment", "run",
+    "checks", "config", "resume", "console", "page.__main__",
     "sweep.reference", "sweep.settings", "sweep.space", "overrides", "arguments",
     "sweep.lease", "sweep.storage", "sweep.trial", "job", "workers", "launcher",
     "sweep.study", "sweep.composing", "sweep.crew", "sweep.submitted", "sweep.summary", "sweep.running",
@@ -27,6 +28,8 @@ ORDER = [
     "mine.standalone", "mine.sentences", "mine.written", "mine.duplicates", "mine.round_trip", "mine.funnel",
     "mine.real", "mine.knowledge", "mine.summary", "mine.mining",
     "mine.config", "mine.cli", "mine.__main__",
+    "compare", "compare.collected", "compare.groups", "compare.pairs", "compare.shown", "compare.coordinates",
+    "compare.pages", "compare.cli", "compare.__main__",
 ]  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from embexp.compare.shown import short_names
 
 FEWEST = 4  # groups; fewer are a table
 MOST_AXES = 7
+DENSE = 150  # groups, from which on lines are fainter
 MOST_CHOICES = 12  # values of an axis that is no number
 WIDTH, HEIGHT, TOP, LEFT, BOTTOM = 900, 300, 28, 70, 24
 TENFOLD = 20.0  # largest / smallest, from which on an axis of positive numbers is logarithmic
@@ -73,13 +74,15 @@ def parallel(board: Board, name: str) -> Markup | None:
     )
     return Markup(
         '<svg viewBox="0 0 {w} {h}" role="img" aria-labelledby="{n}-title {n}-desc">'
-        '<title id="{n}-title">{title}</title><desc id="{n}-desc">{says}</desc><g class="lines">{lines}</g>{axes}</svg>'
+        '<title id="{n}-title">{title}</title><desc id="{n}-desc">{says}</desc>'
+        '<g class="lines{dense}">{lines}</g>{axes}</svg>'
     ).format(
         w=WIDTH,
         h=HEIGHT + TOP + BOTTOM,
         n=name,
         title=f"What was searched, and {board.metric} on dev",
         says=says,
+        dense=" dense" if len(groups) > DENSE else "",
         lines=Markup("").join(reversed(lines)),  # the best on top
         axes=Markup("").join(_axis(axis, LEFT + place * step) for place, axis in enumerate(axes)),
     )
@@ -117,7 +120,7 @@ def _axis(axis: Axis, x: float) -> Markup:
         ),
     ]
     parts += [
-        Markup('<text x="{:.0f}" y="{:.1f}" text-anchor="end" fill="var(--ink)">{}</text>').format(
+        Markup('<text x="{:.0f}" y="{:.1f}" text-anchor="end" class="over" fill="var(--ink)">{}</text>').format(
             x - 5, _height(share) + 3.5, text
         )
         for share, text in axis.ticks

@@ -45,6 +45,7 @@ def _board(board: Board, compared: Sequence[Pair], missing: Sequence[str], *, na
         "by_choice": shown.by_choice(board),
         "parallel": parallel(board, f"{name}-parallel"),
         "pairs": shown.pairs_table(compared),
+        "against_first": shown.pairs_table(shown.against_first(compared)),
         "pairs_words": shown.pairs_words(compared),
         "missing": list(missing),
     }

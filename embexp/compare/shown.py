@@ -26,7 +26,7 @@ def text(found: Sequence[Board], compared: Mapping[str, tuple[list[Pair], list[s
     for board in found:
         shown, missing = compared[board.title]
         blocks += [f"## {board.title}", beside(board), ranking(board, most=MOST_SHOWN), left_out(board)]
-        blocks += [*by_choice(board), pairs_table(shown), pairs_words(shown), *missing]
+        blocks += [*by_choice(board), pairs_table(against_first(shown)), pairs_words(shown), *missing]
     return markdown([*blocks, others_table(others)])
 
 
@@ -96,13 +96,19 @@ def pairs_table(compared: Sequence[Pair]) -> Table:
     return Table(["on test", "delta", "95 % interval", "p", "p (Holm)", "wins/ties/losses", "verdict"], lines)
 
 
+def against_first(compared: Sequence[Pair]) -> list[Pair]:
+    """The pairs of the best on dev with each of the others."""
+    return [pair for pair in compared if pair.first.number == compared[0].first.number]
+
+
 def pairs_words(compared: Sequence[Pair]) -> str:
     """What the verdicts of pairs stand for."""
     if not compared:
         return ""
     return (
         "Query by query, over seeds by their mean. Of many pairs some differ by chance, so the verdict takes p "
-        f"corrected for {counted(len(compared), 'pair')} (Holm). To choose by test would spend it: dev ranks."
+        f"corrected for {counted(len(compared), 'pair')} (Holm). To choose by test would spend it: dev ranks. --json "
+        "has all pairs, --pair RUN_A RUN_B compares any two runs."
     )
 
 

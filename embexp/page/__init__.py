@@ -25,6 +25,7 @@ def write(folder: Path) -> None:
 def make(folder: Path) -> Path:
     """Write a run's report.html and return its path. Raises UserError where the folder holds no run."""
     from embexp import runs
-    from embexp.page import content, document  # matplotlib: half a second
+    from embexp.page.content import of  # matplotlib: half a second
+    from embexp.page.document import write as written
 
-    return document.write(folder / NAME, "report", content.of(runs.read(folder)))
+    return written(folder / NAME, "report", of(runs.read(folder)))

@@ -15,8 +15,8 @@ import yaml
 from embexp import report as reports
 from embexp.details import details
 from embexp.errors import counted
-from embexp.page import queries
 from embexp.page.figures import NAMES, Point, at_every_k, curve, deltas
+from embexp.page.queries import PerQuery, examples, read, table
 from embexp.runs import Run
 from embexp.tables import Block, Listing, Table, number
 
@@ -28,7 +28,7 @@ def of(run: Run) -> dict[str, Any]:
     """Everything that the template `report` reads."""
     result = run.result
     side = "test" if result and result["base"] and result["base"]["test"] else "dev"
-    per_query = queries.read(run.folder)
+    per_query = read(run.folder)
     return {
         "title": reports.title(result, run.names) if result else f"{run.names['model']} on {run.names['dataset']}",
         "folder": str(run.folder),
@@ -43,9 +43,9 @@ def of(run: Run) -> dict[str, Any]:
         "tables": _tables(run, side),
         "slices": reports.slices(result) if result and result["slices"] and side == "test" else [],
         "curves": _curves(run),
-        "examples": queries.examples(run.folder),
-        "table": queries.table(per_query, metric=run.config["metric"]),
-        "to_try": reports.TO_TRY if result and result["tuned"] else "",
+        "examples": examples(run.folder),
+        "table": table(per_query, metric=run.config["metric"]),
+        "to_try": reports.next_steps(result) if result else "",
         "details": _details(run),
         "config": yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True),
     }
@@ -99,7 +99,7 @@ def _measures(run: Run, side: str) -> dict[str, list[int]]:
     return {measure: sorted(found[measure]) for measure in wanted}
 
 
-def _scores(run: Run, side: str, per_query: queries.PerQuery | None) -> list[dict[str, Any]]:
+def _scores(run: Run, side: str, per_query: PerQuery | None) -> list[dict[str, Any]]:
     """Figures of base, tuned and BM25 at every k, and of the change, each with the same as a table."""
     result, found = run.result or {}, []
     for measure, ks in _measures(run, side).items():
@@ -127,7 +127,7 @@ def _in_words(arms: Mapping[str, Mapping[int, Point]]) -> str:
     return "; ".join(f"{NAMES[arm]} {words}" for arm, words in each.items())
 
 
-def _with_interval(per_query: queries.PerQuery | None, column: str, score: float | None) -> Point | None:
+def _with_interval(per_query: PerQuery | None, column: str, score: float | None) -> Point | None:
     if score is None:
         return None
     interval = per_query.interval(column) if per_query is not None else None

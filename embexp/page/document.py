@@ -34,7 +34,7 @@ def render(template: str, content: Mapping[str, Any]) -> str:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"strong": strong, "data": data}
+    environment.filters |= {"strong": strong, "data": data, "sides": sides}
     environment.tests |= {
         "table": lambda block: isinstance(block, Table),
         "listing": lambda block: isinstance(block, Listing),
@@ -45,6 +45,12 @@ def render(template: str, content: Mapping[str, Any]) -> str:
         "base-uri 'none'; form-action 'none'"
     )
     return environment.get_template(f"{template}.html").render(style=style, script=script, policy=policy, **content)
+
+
+def sides(table: Table) -> list[str]:
+    """The class of each column's cells: words stand to the left, numbers to the right, as they do without one."""
+    columns = [[line[place] for line in table.lines] for place in range(len(table.header))]
+    return ["left" if any(cell[:1].isalpha() for cell in cells) else "" for cells in columns]
 
 
 def strong(text: str) -> Markup:

@@ -46,8 +46,9 @@
     table.append(make("caption", label));
     const head = table.appendChild(make("thead")).appendChild(make("tr"));
     const body = table.appendChild(make("tbody"));
-    const headers = columns.map(([name], i) => {
-      const cell = make("th", undefined, { scope: "col" });
+    const left = (kind) => (["text", "choice"].includes(kind) ? "left" : "");
+    const headers = columns.map(([name, kind], i) => {
+      const cell = make("th", undefined, { scope: "col", class: left(kind) });
       const button = cell.appendChild(make("button", name, { type: "button" }));
       button.addEventListener("click", () => {
         down = sorted === i ? !down : !["text", "choice", "rank"].includes(columns[i][1]);
@@ -95,9 +96,10 @@
         const line = make("tr");
         rows[i].forEach((value, c) => {
           const kind = columns[c][1];
-          const cell = make(c ? "td" : "th", shown(value, kind, depth), c ? {} : { scope: "row", class: "words" });
+          const cell = make(c ? "td" : "th", shown(value, kind, depth),
+            c ? { class: left(kind) } : { scope: "row", class: "words" });
           const sign = kind === "change" ? value : { better: 1, worse: -1 }[value];
-          if (sign) cell.className = sign > 0 ? "up" : "down";
+          if (sign) cell.classList.add(sign > 0 ? "up" : "down");
           line.append(cell);
         });
         return line;
