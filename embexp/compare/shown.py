@@ -27,6 +27,8 @@ def text(found: Sequence[Board], compared: Mapping[str, tuple[list[Pair], list[s
         shown, missing = compared[board.title]
         blocks += [f"## {board.title}", beside(board), ranking(board, most=MOST_SHOWN), left_out(board)]
         blocks += [*by_choice(board), pairs_table(against_first(shown)), pairs_words(shown), *missing]
+    if any(pairs for pairs, _ in compared.values()):
+        blocks.append("All pairs are in compare.html; --pair RUN_A RUN_B compares any two runs.")
     return markdown([*blocks, others_table(others)])
 
 
@@ -107,8 +109,7 @@ def pairs_words(compared: Sequence[Pair]) -> str:
         return ""
     return (
         "Query by query, over seeds by their mean. Of many pairs some differ by chance, so the verdict takes p "
-        f"corrected for {counted(len(compared), 'pair')} (Holm). To choose by test would spend it: dev ranks. --json "
-        "has all pairs, --pair RUN_A RUN_B compares any two runs."
+        f"corrected for {counted(len(compared), 'pair')} (Holm). To choose by test would spend it: dev ranks."
     )
 
 
