@@ -33,9 +33,9 @@ class Run:
     names: Mapping[str, str]
 
     def score(self, side: str, metric: str, *, arm: str | None = None) -> float | None:
-        """A metric on dev or test, of the tuned model (of the base where none was tuned) or of an arm; None where it
-        was not measured."""
-        if self.result is None:
+        """A metric on dev or test, of an arm, or what the run came to: the tuned model's, the base's where none was to
+        be tuned. None where it was not measured, or the run came to nothing."""
+        if self.result is None or (arm is None and self.status != "completed"):
             return None
         measured = self.result[arm] if arm else self.result["tuned"] or self.result["base"]
         found = ((measured or {}).get(side) or {}).get(metric)

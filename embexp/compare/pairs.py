@@ -76,7 +76,7 @@ def difference(first: Run, second: Run) -> str:
     """Why two runs can't be compared on test, in words; empty where they can."""
     for run in (first, second):
         if run.score("test", run.config["metric"]) is None:
-            why = "a trial of a sweep looks at dev alone" if run.status == "completed" else f"it is {run.status}"
+            why = "a trial of a sweep looks at dev alone" if run.status == "completed" else f"the run is {run.status}"
             return f"{run.folder} has no scores on test ({why})"
     one, other = ((run.result or {})["fingerprint"] for run in (first, second))
     if one["test"] == other["test"]:
@@ -123,13 +123,12 @@ def _scores(found: Sequence[Run], metric: str) -> tuple[Scores, dict[str, str]]:
         file, arm = run.folder / "retrieval" / "per_query.parquet", "tuned" if (run.result or {})["tuned"] else "base"
         column = f"{arm}.{metric}"
         try:
-            there = pyarrow.parquet.read_schema(file).names
-            read = pyarrow.parquet.read_table(file, columns=["query_id", "document", "slice", column])
+            read = pyarrow.parquet.read_table(file)
         except (OSError, ValueError) as error:  # pyarrow's own are ValueErrors
             raise UserError(f"{run.folder} is not compared query by query: {file.name} can't be read") from error
-        if column not in there:
+        if column not in read.column_names:
             raise UserError(f"{run.folder} is not compared query by query: {metric} has no value per query")
-        table = read.to_pydict()
+        table = read.select(["query_id", "document", "slice", column]).to_pydict()
         kept = [place for place, name in enumerate(table["slice"]) if name != "paraphrase"]  # no part of the verdict
         kept.sort(key=lambda place: table["query_id"][place])
         ids = [table["query_id"][place] for place in kept]
