@@ -132,9 +132,11 @@ def test_the_table_is_sorted_filtered_and_turned_by_keyboard(page, files):
     page.asked("[...document.querySelectorAll('button')].find(b => b.textContent === 'Next').focus()")
     page.press("Enter")
     assert page.asked(f"{shown}.length") == 5
+    assert page.asked("document.querySelectorAll('[data-table] .controls')[1].checkVisibility()")
     chosen = "(s => { s.value = '=better'; s.dispatchEvent(new Event('change')); })"
     page.asked(f"{chosen}([...document.querySelectorAll('label')].find(l => /since/.test(l.textContent)).children[0])")
     assert all(row[-1] == "better" for row in page.asked(shown))
+    assert not page.asked("document.querySelectorAll('[data-table] .controls')[1].checkVisibility()")  # one page
     assert page.complaints == []
 
 

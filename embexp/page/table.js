@@ -97,7 +97,7 @@
         rows[i].forEach((value, c) => {
           const kind = columns[c][1];
           const cell = make(c ? "td" : "th", shown(value, kind, depth),
-            c ? { class: left(kind) } : { scope: "row", class: "words" });
+            c ? { class: kind === "text" ? "words" : left(kind) } : { scope: "row", class: "words" });
           const sign = kind === "change" ? value : { better: 1, worse: -1 }[value];
           if (sign) cell.classList.add(sign > 0 ? "up" : "down");
           line.append(cell);
