@@ -39,12 +39,10 @@ def examples(
         for query in [*improved, *harmed]
     }
     passages = {hit[0] for by_arm in shown.values() for hits in by_arm.values() for hit in hits}
-    passages |= {passage for query in shown for passage in data.relevant(query)[:1]}  # which may be ranked nowhere
     return {
         "improved": improved,
         "harmed": harmed,
         "rankings": shown,
-        "right": {query: data.relevant(query)[:1] for query in shown},
         "depth": max((len(hits) for hits in rankings["base"].values()), default=0),
         "texts": {
             "queries": {query: _cut(data.queries[query]) for query in shown},

@@ -16,13 +16,13 @@ import datasets
 import transformers
 from filelock import FileLock, Timeout
 
-from embexp import page
 from embexp import report as reports
 from embexp import result as results
 from embexp.cache import folder_of, kept_in, trim
 from embexp.components import build
 from embexp.errors import BusyError, FullError, NotNowError, Pruned, UserError, described, is_full
 from embexp.experiment import digests, measure
+from embexp.page import writing
 from embexp.tracking import Tracker, open_mirror
 from embexp.trainer import Watch
 
@@ -52,7 +52,7 @@ def run(
         if resume and before is not None and before["status"] in ("completed", "pruned"):
             log.info("this run was complete already, so nothing is done again; this is its result")
             reports.write(before, names, folder)
-            page.write(folder)
+            writing.write(folder)
             _tidy(config, folder)
             return before
         if (folder / "metrics.jsonl").exists() and not resume:
@@ -86,7 +86,7 @@ def _attempt(
             if result["status"] is not None:  # else interrupted: no result.json, and that is how it is known
                 results.write(result, folder)
                 reports.write(result, names, folder)
-                page.write(folder)
+                writing.write(folder)
         finally:
             tracker.finish(_summary(result), exit_code=0 if result["status"] in ("completed", "pruned") else 1)
     _tidy(config, folder)
@@ -163,6 +163,7 @@ def _summary(result: Mapping[str, Any]) -> dict[str, Any]:
 def quiet_libraries() -> None:
     """Keep the libraries' own progress bars and notices out of a run's output; warnings stay."""
     logging.getLogger("bm25s").setLevel(logging.WARNING)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns that it looks for fonts, once a machine
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()

@@ -52,7 +52,6 @@ def test_the_first_three_passages_are_kept_and_the_right_one_where_it_stands_bel
     kept = changes.examples({"base": {"q": base}, "tuned": {"q": tuned}}, scores, data, metric="recall@10")
     first = [("p0", 1, False), ("p1", 2, False), ("p2", 3, False)]
     assert kept["rankings"] == {"q": {"base": first, "tuned": [*first, ("p4", 5, True)]}}
-    assert kept["right"] == {"q": ["p4"]}
     assert (kept["improved"], kept["harmed"], kept["depth"]) == (["q"], [], 4)
     assert kept["texts"] == {"queries": {"q": "which?"}, "passages": {f"p{n}": f"text {n}" for n in (0, 1, 2, 4)}}
 

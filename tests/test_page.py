@@ -11,16 +11,16 @@ import sys
 
 import pytest
 
-from embexp import page
 from embexp.page.document import data, strong
 from embexp.page.queries import read, table
+from embexp.page.writing import make, write
 from tests.command import QUICK
 from tests.folders import per_query, run_folder
 
 TAKE = "document.documentElement.lang = 'taken'"
 HOSTILE = f'</script><script>{TAKE}</script><img src=x onerror="{TAKE}">'
 EXAMPLES = {
-    "improved": ["q1"], "harmed": ["q0"], "depth": 100, "right": {"q1": ["p1"], "q0": ["p7"]},
+    "improved": ["q1"], "harmed": ["q0"], "depth": 100,
     "rankings": {
         "q1": {"base": [["p2", 1, False], ["p1", 33, True]], "tuned": [["p1", 1, True]]},
         "q0": {"base": [["p2", 1, False]], "tuned": [["p3", 1, False]]},
@@ -33,7 +33,7 @@ def made(folder, **options):
     """The page of a run folder made by hand, with examples and queries of strangers."""
     run_folder(folder, scores=per_query([0, 0.5, 1, 1], [0.5, 0.5, 1, 0], texts=[HOSTILE, "b", "c", "d"]), **options)
     (folder / "retrieval" / "examples.json").write_text(json.dumps(EXAMPLES))
-    return page.make(folder).read_text()
+    return make(folder).read_text()
 
 
 def test_a_run_leaves_a_page_with_its_verdict_scores_and_examples(embexp, sources):
@@ -120,7 +120,7 @@ def test_examples_show_both_sides_with_the_right_passage_marked(tmp_path):
     ],
 )
 def test_a_run_that_has_not_completed_has_a_page_too(tmp_path, status, words):
-    text = page.make(run_folder(tmp_path / "run", status=status)).read_text()
+    text = make(run_folder(tmp_path / "run", status=status)).read_text()
     assert words in text
     assert "training loss" in text
 
@@ -135,20 +135,20 @@ def test_a_run_that_failed_before_it_measured_anything_has_a_page(tmp_path):
         "counts": {},
         "fingerprint": {},
     }
-    text = page.make(run_folder(tmp_path / "run", status="failed", **nothing)).read_text()
+    text = make(run_folder(tmp_path / "run", status="failed", **nothing)).read_text()
     assert "This run failed" in text
     assert "Scores on" not in text
 
 
 def test_a_trial_shows_dev_and_nothing_of_test(tmp_path):
-    text = page.make(run_folder(tmp_path / "run", test=None, dev=0.7)).read_text()
+    text = make(run_folder(tmp_path / "run", test=None, dev=0.7)).read_text()
     assert "Scores on dev" in text
     assert "0.700" in text
     assert "Test is for the winner" in text
 
 
 def test_a_worse_model_is_said_first_and_without_a_sign_of_success(tmp_path):
-    text = page.make(run_folder(tmp_path / "run", dev=0.2, test=0.6)).read_text()
+    text = make(run_folder(tmp_path / "run", dev=0.2, test=0.6)).read_text()
     first = text[text.index('<div class="verdict') : text.index("<strong>Verdict")]
     assert "worse than the base on dev" in first.partition("<p><span")[0]
     assert 'class="sign"' not in first.partition("</p>")[0]
@@ -156,17 +156,21 @@ def test_a_worse_model_is_said_first_and_without_a_sign_of_success(tmp_path):
 
 def test_an_error_in_the_page_is_logged_and_no_error_of_the_run(tmp_path, caplog, monkeypatch):
     folder = run_folder(tmp_path / "run")
-    monkeypatch.setitem(sys.modules, "embexp.page.content", None)  # as if it could not be imported
-    page.write(folder)
+
+    def broken(run):
+        raise RuntimeError("no such font")
+
+    monkeypatch.setattr("embexp.page.writing.of", broken)
+    write(folder)
     assert not (folder / "report.html").exists()
-    assert "report.html could not be written" in caplog.text
+    assert "report.html could not be written: RuntimeError: no such font" in caplog.text
 
 
 def test_a_broken_table_of_scores_leaves_out_its_part(tmp_path):
     folder = run_folder(tmp_path / "run", scores=per_query([0.0], [1.0]))
     (folder / "retrieval" / "per_query.parquet").write_bytes(b"PAR1 torn")
     (folder / "retrieval" / "examples.json").write_text('{"improved": [')
-    text = page.make(folder).read_text()
+    text = make(folder).read_text()
     assert "All queries" not in text
     assert "Verdict" in text
 
@@ -192,7 +196,7 @@ def test_a_page_of_twenty_thousand_queries_stays_small_and_keeps_the_most_change
     assert shown["of"] == 20_000
     assert 1_000 < len(shown["rows"]) < 20_000
     assert shown["rows"][0][-1] == "better"
-    assert page.make(folder).stat().st_size < 1_000_000
+    assert make(folder).stat().st_size < 1_000_000
 
 
 def test_the_interval_of_a_score_leaves_paraphrases_out(tmp_path):

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from embexp import page as pages
 from embexp.compare import pages as compare_pages
 from embexp.compare.collected import collect
 from embexp.compare.groups import boards
 from embexp.compare.pairs import pairs
 from embexp.page import document
+from embexp.page.writing import make
 from tests import browser
 from tests.browser import Page
 from tests.folders import per_query, run_folder
@@ -50,7 +50,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     document.write(place / "compare.html", "compare", content)
     return {
         "hostile": place / "hostile" / "report.html",
-        "many": pages.make(place / "many" / "3"),
+        "many": make(place / "many" / "3"),
         "compare": place / "compare.html",
     }
 

@@ -15,7 +15,7 @@ ORDER = [
     "model_folder", "models", "encoding", "paraphrases", "search", "teachers", "negatives", "shapes", "metrics",
     "significance", "evaluators", "batches", "losses", "tracking", "checkpoints", "fast_steps", "trainer", "training",
     "changes", "result", "tables", "details", "report", "runs", "page.figures", "page.document", "page.queries",
-    "page.content", "page", "components", "experiment", "run",
+    "page.content", "page", "page.writing", "components", "experiment", "run",
     "checks", "config", "resume", "console", "page.__main__",
     "sweep.reference", "sweep.settings", "sweep.space", "overrides", "arguments",
     "sweep.lease", "sweep.storage", "sweep.trial", "job", "workers", "launcher",

@@ -6,8 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from embexp import console, page, runs
+from embexp import console, runs
 from embexp.errors import UserError
+from embexp.page.writing import make
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
                 continue
             for folder in folders:
                 try:
-                    print(page.make(folder))
+                    print(make(folder))
                 except (UserError, OSError) as error:
                     print(f"embexp: {error}", file=sys.stderr)
                     failed = True

@@ -112,9 +112,7 @@ def examples(folder: Path) -> dict[str, Any] | None:
         for arm, hits in kept["rankings"][query].items():
             found = [{"id": p, "rank": rank, "right": right, "text": passages.get(p)} for p, rank, right in hits]
             sides[arm] = {"hits": found, "rank": next((hit["rank"] for hit in found if hit["right"]), None)}
-        missing = [] if any(side["rank"] for side in sides.values()) else kept["right"][query]
-        right = [{"id": passage, "text": passages.get(passage)} for passage in missing]
-        return {"id": query, "query": queries.get(query), "sides": sides, "right": right}
+        return {"id": query, "query": queries.get(query), "sides": sides}
 
     return {
         "kinds": [
