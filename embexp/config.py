@@ -86,6 +86,7 @@ ROOT_TYPES: dict[str, Types] = {
     "seed": ((int,), "a whole number"),
     "limit": ((int, type(None)), "a whole number or null"),
     "paraphrase": ((int, float, type(None)), "a cosine from 0.5 to 1, or null"),
+    "report_texts": ((bool,), "true or false"),
     "keep_checkpoints": ((bool,), "true or false"),
     "cache": ((bool, str), "true, false or a folder"),
     "cache_size_gb": ((int, float, type(None)), "a number of gigabytes, or null"),

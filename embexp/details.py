@@ -1,4 +1,4 @@
-"""The last part of report.md: what went in, what training did, times, versions. Called by `report`.
+"""The last part of a report: what went in, what training did, times, versions. Called by `report` and `page`.
 
 Every part is empty where the run has not come that far.
 """
@@ -9,27 +9,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from embexp.errors import counted
-from embexp.tables import aligned
+from embexp.tables import Block, Listing, Table
 
 
-def details(result: Mapping[str, Any]) -> str:
-    """The sections Data, Training, Times and Versions, as Markdown."""
+def details(result: Mapping[str, Any]) -> dict[str, list[Block]]:
+    """The sections Data, Training, Times and Versions that there is something to say in."""
     counts, seconds = result["counts"], result["seconds"]
-    sections = {
-        "Data": _data(counts) if counts else "",
-        "Training": _training(counts) if counts and counts["steps"] is not None else "",
-        "Times": _listed({name: f"{value:.1f} s" for name, value in seconds.items()}),
-        "Versions": _listed(result["versions"]),
+    sections: dict[str, list[Block]] = {
+        "Data": _data(counts) if counts else [],
+        "Training": [_training(counts)] if counts and counts["steps"] is not None else [],
+        "Times": [Listing("", {name: f"{value:.1f} s" for name, value in seconds.items()})] if seconds else [],
+        "Versions": [Listing("", result["versions"])] if result["versions"] else [],
     }
-    return "\n\n".join(f"## {name}\n\n{text}" for name, text in sections.items() if text)
+    return {name: blocks for name, blocks in sections.items() if blocks}
 
 
-def _data(counts: Mapping[str, Any]) -> str:
+def _data(counts: Mapping[str, Any]) -> list[Block]:
     sides = [
         [name, *(f"{counts[what][name]:,}" for what in ("queries", "relevant", "passages"))]
         for name in ("train", "dev", "test")
     ]
-    parts = [aligned(["split", "queries", "relevant passages", "passages searched"], sides)]
+    parts: list[Block] = [Table(["split", "queries", "relevant passages", "passages searched"], sides)]
     if len(counts["slices"]) > 1:
         parts.append(f"Of test's queries {' and '.join(f'{n} are {name}' for name, n in counts['slices'].items())}.")
     left_out = {
@@ -37,9 +37,8 @@ def _data(counts: Mapping[str, Any]) -> str:
         "train queries that ask what dev or test asks": counts["paraphrases_dropped"],
         "passages of which the model reads the beginning only": counts["truncated"],
     }
-    if lost := _listed({what: f"{number:,}" for what, number in left_out.items() if number}):
-        parts.append(f"Left out or cut:\n\n{lost}")
-    return "\n\n".join(parts)
+    parts.append(Listing("Left out or cut:", {what: f"{number:,}" for what, number in left_out.items() if number}))
+    return parts
 
 
 def _training(counts: Mapping[str, Any]) -> str:
@@ -49,7 +48,3 @@ def _training(counts: Mapping[str, Any]) -> str:
     if counts["masked_conflicts"]:
         text += f" {counted(counts['masked_conflicts'], 'row')} met a conflicting row, masked in the loss."
     return text
-
-
-def _listed(values: Mapping[str, Any]) -> str:
-    return "\n".join(f"- {name}: {value}" for name, value in values.items())

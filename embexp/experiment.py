@@ -113,7 +113,7 @@ def _compare(
     config: Config, on_test: Mapping[str, Evaluation], splits: Splits, result: dict[str, Any], folder: Path
 ) -> None:
     result |= results.compared(on_test, splits, metric=config["metric"])
-    results.write_retrieval(on_test, splits, folder / "retrieval")
+    results.write_retrieval(on_test, splits, folder / "retrieval", config)
 
 
 def _sides(splits: Splits, watch: Watch | None) -> dict[str, RetrievalSet]:

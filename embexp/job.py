@@ -83,7 +83,8 @@ class Job:
         if result["status"] == "pruned":  # said where it was decided
             return 0
         log.info("\n%s\n", reports.summary(result))
-        log.info("report: %s", self.folder / "report.md")
+        pages = [self.folder / name for name in ("report.html", "report.md")]
+        log.info("report: %s", next((page for page in pages if page.is_file()), pages[-1]))
         if (self.folder / "model").is_dir():
             log.info('model:  %s  (SentenceTransformer("%s"))', self.folder / "model", self.folder / "model")
         return 0

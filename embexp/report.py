@@ -1,4 +1,4 @@
-"""What a person reads: report.md and the same table at the end of a run. Called by `experiment`.
+"""What a person reads: report.md and the same tables at the end of a run. Called by `run`; `page` shows them as HTML.
 
 Reads a result (the content of result.json) and nothing else.
 """
@@ -13,14 +13,18 @@ from typing import Any
 
 from embexp.details import details
 from embexp.errors import counted
-from embexp.tables import aligned, number
+from embexp.tables import Block, Table, aligned, markdown, number
 
 HEADLINE = ["recall@1", "recall@3", "recall@5", "recall@10", "ndcg@10", "mrr@10"]
-ADVICE = (
-    "What to try: a lower learning rate (trainer.learning_rate=1e-5), another loss (loss=mnrl), a stronger or less "
-    "specialised base (model=mpnet), more or cleaner questions, and a look at retrieval/per_query.parquet for what got "
-    "worse. The base model stays the better choice until dev says otherwise."
+TO_TRY = (
+    "another loss (loss=mnrl), a stronger or less specialised base (model=mpnet), more or cleaner questions, and a "
+    "look at retrieval/per_query.parquet for what got worse"
 )
+ADVICE = (
+    f"What to try: a lower learning rate (trainer.learning_rate=1e-5), {TO_TRY}. The base model stays the better "
+    "choice until dev says otherwise."
+)
+COMPARED = ["tuned", "delta", "95 % interval", "wins/ties/losses"]
 
 FEWEST_FOR_INTERVAL = 5  # documents: fewer resample to themselves too often to say anything
 
@@ -45,29 +49,37 @@ def write(result: Mapping[str, Any], names: Mapping[str, str], folder: Path) -> 
 
 def report(result: Mapping[str, Any], names: Mapping[str, str]) -> str:
     """The whole report as Markdown."""
-    title = f"# {names['model']} on {names['dataset']}" + (f", {names['loss']}" if result["tuned"] else "")
-    parts = [title]
-    if result["status"] != "completed":
-        was = "was " if result["status"] == "pruned" else ""
-        parts.append(f"This run {was}{result['status']}: {result['error']}")
+    sections = [block for name, blocks in details(result).items() for block in (f"## {name}", *blocks)]
+    return markdown([f"# {title(result, names)}", *_front(result), *sections]) + "\n"
+
+
+def title(result: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    """The run in a few words: model, data set, and the loss when something was trained."""
+    return f"{names['model']} on {names['dataset']}" + (f", {names['loss']}" if result["tuned"] else "")
+
+
+def _front(result: Mapping[str, Any]) -> list[Block]:
     if result["status"] == "completed":
-        parts += [*_findings(result), negatives_line(result)]
-    else:
-        parts += [regression(result), notes(result)]
-    parts.append(details(result))
-    return "\n\n".join(part for part in parts if part) + "\n"
+        return [*_findings(result), negatives_line(result)]
+    return [unfinished_line(result), regression(result), notes(result)]
+
+
+def unfinished_line(result: Mapping[str, Any]) -> str:
+    """How a run ended that did not complete."""
+    was = "was " if result["status"] == "pruned" else ""
+    return f"This run {was}{result['status']}: {result['error']}"
 
 
 def summary(result: Mapping[str, Any]) -> str:
     """What the terminal shows at the end of a run."""
-    return "\n\n".join(part for part in _findings(result) if part).replace("**", "")
+    return markdown(_findings(result)).replace("**", "")
 
 
-def _findings(result: Mapping[str, Any]) -> list[str]:
+def _findings(result: Mapping[str, Any]) -> list[Block]:
     """A regression first, the verdict, what to know of it, the tables."""
     if result["base"]["test"] is None:
         return [regression(result), trial_line(result), notes(result)]
-    tables = [table(result), _dimensions(result), _slices(result)]
+    tables = [table(result), dimensions(result), *slices(result)]
     return [regression(result), verdict_line(result), notes(result), *tables]
 
 
@@ -85,6 +97,15 @@ def regression(result: Mapping[str, Any]) -> str:
     if tuned >= base:
         return ""
     return f"**The tuned model is worse than the base on dev**: {metric} {base:.3f} -> {tuned:.3f}. {ADVICE}"
+
+
+def next_steps(result: Mapping[str, Any]) -> str:
+    """What to try after this run; empty where the run has said it already, or has not come so far."""
+    if result["status"] == "failed" or not result["base"] or regression(result):
+        return ""
+    if not result["tuned"]:
+        return "Train the model: leave out trainer=none, or choose how long (trainer=small)."
+    return f"To do better: {TO_TRY}. Change one thing at a time, with several seeds, and let dev choose."
 
 
 def verdict_line(result: Mapping[str, Any]) -> str:
@@ -124,40 +145,32 @@ def trial_line(result: Mapping[str, Any]) -> str:
     return f"**Trial.** {metric} {dev[metric]:.3f}{tuned} on dev ({queries}). Test is for the winner, once confirmed."
 
 
-def table(result: Mapping[str, Any]) -> str:
-    """BM25, base and tuned at the headline metrics, with delta, interval and wins/ties/losses, as a Markdown table."""
+def table(result: Mapping[str, Any]) -> Table:
+    """BM25, base and tuned at the headline metrics, with delta, interval and wins/ties/losses."""
     base = result["base"]["test"]
     shown = [metric for metric in dict.fromkeys([*HEADLINE, result["metric"]]) if metric in base]
     shown += [metric for metric in base if "." in metric and metric not in shown and not dimension_of(metric)]
-    header = ["test", "BM25", "base"] + (
-        ["tuned", "delta", "95 % interval", "wins/ties/losses"] if result["tuned"] else []
-    )
     lines = []
     for metric in shown:
         line = [metric, number(result["bm25"]["test"].get(metric)), number(base[metric])]
         if result["tuned"]:
             line += _compared(result["tuned"]["test"][metric], result["delta"][metric])
         lines.append(line)
-    return aligned(header, lines)
+    return Table(["test", "BM25", "base", *(COMPARED if result["tuned"] else [])], lines)
 
 
-def _dimensions(result: Mapping[str, Any]) -> str:
+def dimensions(result: Mapping[str, Any]) -> Table:
     """The primary metric with the whole embedding and with its first dimensions alone; empty where none were scored."""
     base, metric = result["base"]["test"], result["metric"]
     plain = metric.removeprefix(f"dim{dimension_of(metric)}.")
     cut = [name for name in base if dimension_of(name) and name.endswith(f".{plain}")]
-    if not cut:
-        return ""
     lines = []
-    for name in [plain, *sorted(cut, key=dimension_of, reverse=True)]:
+    for name in [plain, *sorted(cut, key=dimension_of, reverse=True)] if cut else []:
         line = [str(dimension_of(name) or "all"), number(base[name])]
         if result["tuned"]:
             line += _compared(result["tuned"]["test"][name], result["delta"][name])
         lines.append(line)
-    header = [f"{plain} by dimensions", "base"] + (
-        ["tuned", "delta", "95 % interval", "wins/ties/losses"] if result["tuned"] else []
-    )
-    return aligned(header, lines)
+    return Table([f"{plain} by dimensions", "base", *(COMPARED if result["tuned"] else [])], lines)
 
 
 def dimension_of(metric: str) -> int:
@@ -183,9 +196,10 @@ def negatives_line(result: Mapping[str, Any]) -> str:
     )
 
 
-def _slices(result: Mapping[str, Any]) -> str:
+def slices(result: Mapping[str, Any]) -> list[Block]:
+    """The primary metric by slice, and what the slices are; empty where there are none."""
     if not result["slices"]:
-        return ""
+        return []
     metric = result["metric"]
     lines = []
     for name, part in result["slices"].items():
@@ -193,11 +207,11 @@ def _slices(result: Mapping[str, Any]) -> str:
         shown = f"{name} ({counted(part['queries'], 'query', 'queries')})"
         tuned = _compared(part["tuned"][metric], part["delta"][metric]) if result["delta"] else []
         lines.append([shown, *scores, *tuned])
-    header = [f"{metric} by slice", "BM25", "base"] + (
-        ["tuned", "delta", "95 % interval", "wins/ties/losses"] if result["delta"] else []
-    )
     meant = {"seen", "unseen", *result["slices"]} & SLICES.keys()
-    return aligned(header, lines) + f"\n\n{'; '.join(f'{name}: {SLICES[name]}' for name in SLICES if name in meant)}."
+    return [
+        Table([f"{metric} by slice", "BM25", "base", *(COMPARED if result["delta"] else [])], lines),
+        "; ".join(f"{name}: {SLICES[name]}" for name in SLICES if name in meant) + ".",
+    ]
 
 
 def _compared(tuned: float, delta: Mapping[str, Any]) -> list[str]:

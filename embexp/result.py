@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from embexp import changes
 from embexp.cache import digest
 from embexp.durable import sync, write_whole
 from embexp.evaluators import Evaluation
@@ -36,7 +37,7 @@ PACKAGES = [
 ]
 KEYS = [
     "status", "error", "metric", "base", "tuned", "bm25", "delta", "slices", "verdict", "caveat", "notes", "counts",
-    "seconds", "fingerprint", "versions", "seed", "git", "config",
+    "seconds", "fingerprint", "versions", "seed", "git", "names", "config",
 ]  # fmt: skip
 BY_SPLIT = Mapping[str, Evaluation]  # "dev" and "test" -> what was measured on it
 
@@ -149,14 +150,18 @@ def write(result: Mapping[str, Any], folder: Path) -> None:
     write_whole(folder / "result.json", json.dumps(strict, indent=2, allow_nan=False))
 
 
-def write_retrieval(arms: Mapping[str, Evaluation], splits: Splits, folder: Path) -> None:
+def write_retrieval(arms: Mapping[str, Evaluation], splits: Splits, folder: Path, config: Mapping[str, Any]) -> None:
     """Write test's rankings and qrels as TREC files and the scores per query as Parquet; nothing without rankings.
+
+    config: its `metric` chooses the queries that changed most; without `report_texts` no text of a query or a passage
+    is written, only ids.
 
     | file                | holds                                                                |
     |---------------------|----------------------------------------------------------------------|
     | <arm>.test.trec     | query-id Q0 passage-id rank score arm                                |
     | qrels.test.tsv      | query-id, corpus-id, score, with a header, as BEIR                   |
     | per_query.parquet   | a row per query: text, document, slice and <arm>.<metric>            |
+    | examples.json       | the queries that changed most, their first passages, and their texts |
     """
     ranked = {name: evaluation for name, evaluation in arms.items() if evaluation.ranking is not None}
     if not ranked:
@@ -169,7 +174,14 @@ def write_retrieval(arms: Mapping[str, Evaluation], splits: Splits, folder: Path
     lines = ["query-id\tcorpus-id\tscore"]
     lines += [f"{query}\t{passage}\t{grade}" for query in test.queries for passage, grade in test.qrels[query].items()]
     (folder / "qrels.test.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    _per_query(ranked, test, splits.slices).to_parquet(folder / "per_query.parquet", index=False)
+    frame = _per_query(ranked, test, splits.slices)
+    shown = changes.examples(
+        {name: arm.ranking or {} for name, arm in ranked.items()}, frame, test, metric=config["metric"]
+    )
+    if not config["report_texts"]:
+        frame, shown = frame.assign(query=None), {**shown, "texts": {}}
+    frame.to_parquet(folder / "per_query.parquet", index=False)
+    (folder / "examples.json").write_text(json.dumps(shown, indent=1), encoding="utf-8")
 
 
 def _trec(ranking: Ranking, tag: str) -> str:

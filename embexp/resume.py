@@ -6,7 +6,7 @@ Reads how the run was started from its .hydra folder. Called by `cli`; knows not
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from embexp.checks import plain
 from embexp.errors import UserError, listed
+from embexp.runs import leaves
 
 # none of them changes what comes out; of the number of processes, beyond rounding and the draws of dropout
-MAY_DIFFER = ("debug", "cache", "cache_size_gb", "trainer.processes")
+MAY_DIFFER = ("debug", "cache", "cache_size_gb", "report_texts", "trainer.processes")
 WORD = "resume="
 MINING = "mine"  # the config of the other command
 
@@ -112,12 +113,3 @@ def _saved(folder: Path, name: str) -> Any:
 
 def _plain(config: Any) -> dict[str, Any]:
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
-
-
-def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of everything in a config that holds nothing itself."""
-    if isinstance(node, Mapping) and node:
-        for key, value in node.items():
-            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, node

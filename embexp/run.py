@@ -55,6 +55,7 @@ def run(
         if resume and before is not None and before["status"] in ("completed", "pruned"):
             log.info("this run was complete already, so nothing is done again; this is its result")
             reports.write(before, names, folder)
+            _write_page(folder)
             _tidy(config, folder)
             return before
         if (folder / "metrics.jsonl").exists() and not resume:
@@ -71,7 +72,7 @@ def _attempt(
     watch: Watch | None,
     launched: Launched | None,
 ) -> dict[str, Any]:
-    result = results.empty(config)
+    result = results.empty(config) | {"names": dict(names)}
     tracker = Tracker(folder, open_beside(_mirror(config, names, folder, group)))
     try:
         with joined(number_of(config, launched), launched) as processes:
@@ -94,10 +95,17 @@ def _attempt(
             if result["status"] is not None:  # else interrupted: no result.json, and that is how it is known
                 results.write(result, folder)
                 reports.write(result, names, folder)
+                _write_page(folder)
         finally:
             tracker.finish(_summary(result), exit_code=0 if result["status"] in ("completed", "pruned") else 1)
     _tidy(config, folder)
     return result
+
+
+def _write_page(folder: Path) -> None:
+    from embexp.page import writing  # matplotlib; `workers` has it before its trials start
+
+    writing.write(folder)
 
 
 def _tidy(config: Mapping[str, Any], folder: Path) -> None:

@@ -121,7 +121,7 @@ def _by_items(scores: Mapping[str, Scores]) -> dict[tuple[str, ...], list[str]]:
 
 
 def _delta(base: Scores, tuned: Scores, draws: np.ndarray, cluster_of: np.ndarray) -> Delta:
-    from scipy import stats  # slow to import; needed only where two models are compared
+    from scipy import special  # slow to import; needed only where two models are compared
 
     before, after = base.score, tuned.score
     if not np.isfinite([before, after]).all():
@@ -137,10 +137,10 @@ def _delta(base: Scores, tuned: Scores, draws: np.ndarray, cluster_of: np.ndarra
         ties = len(difference) - wins - losses
     # the share of draws to cut off at each end so that it ends where a t interval would, not a normal one
     wider = np.sqrt(effective / (effective - 1)) if effective > 1 else np.inf
-    tail = float(stats.norm.cdf(wider * stats.t.ppf(0.025, max(effective - 1, 1e-9))))
+    tail = float(special.ndtr(wider * special.stdtrit(max(effective - 1, 1e-9), 0.025)))
     low, high = np.quantile(draws, [tail, 1 - tail])
     far = np.clip(min((draws <= 0).mean(), (draws >= 0).mean()), 0.5 / len(draws), 0.5)
-    p_value = 2 * stats.t.cdf(stats.norm.ppf(far) / wider, max(effective - 1, 1e-9))
+    p_value = 2 * special.stdtr(max(effective - 1, 1e-9), special.ndtri(far) / wider)
     return Delta(
         absolute=after - before,
         relative=(after - before) / before if before else None,
@@ -194,3 +194,18 @@ def _draws_of_statistic(base: Scores, tuned: Scores, cluster_of: np.ndarray, rng
         items = np.concatenate([members[cluster] for cluster in rng.integers(clusters, size=clusters)])
         draws.append(tuned.over(items) - base.over(items))
     return np.asarray(draws)
+
+
+def interval_of_mean(values: np.ndarray, cluster_of: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of one mean over items of which those of a cluster are not independent, by a t interval with
+    cluster-robust variance (Cameron and Miller, 2015). It says how far a score would move with other documents, and
+    nothing of whether two models differ. Infinite with a single cluster."""
+    sums = np.bincount(cluster_of, weights=values - values.mean())
+    clusters = len(sums)
+    if clusters < 2:
+        return -np.inf, np.inf
+    error = np.sqrt((sums**2).sum() * clusters / (clusters - 1)) / len(values)
+    from scipy import special
+
+    half = float(-special.stdtrit(clusters - 1, 0.025) * error)
+    return float(values.mean() - half), float(values.mean() + half)

@@ -1,8 +1,40 @@
-"""Tables and numbers as a person reads them, in Markdown. Called by `report` and `details`."""
+"""Tables, lists and numbers as a person reads them, as Markdown. Called by what reports; `page` shows them as HTML."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+
+class Table(NamedTuple):
+    """Cells as text; the first column says what a line is about, the others are numbers."""
+
+    header: Sequence[str]
+    lines: Sequence[Sequence[str]]
+
+
+class Listing(NamedTuple):
+    """What there is of each thing, under a title, which may be empty."""
+
+    title: str
+    items: Mapping[str, Any]
+
+
+Block = str | Table | Listing  # a paragraph, or one of these
+
+
+def markdown(blocks: Iterable[Block]) -> str:
+    """Blocks as Markdown, with an empty line between; empty ones are left out."""
+    return "\n\n".join(text for text in map(_markdown, blocks) if text)
+
+
+def _markdown(block: Block) -> str:
+    if isinstance(block, str):
+        return block
+    if isinstance(block, Table):
+        return aligned(block.header, block.lines) if block.lines else ""
+    items = "\n".join(f"- {name}: {value}" for name, value in block.items.items())
+    return "\n\n".join(text for text in (block.title, items) if text) if items else ""
 
 
 def aligned(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from embexp.details import details
+from embexp import details as parts
+from embexp.tables import markdown
 
 COUNTS = {
     "queries": {"train": 1356, "dev": 20, "test": 1},
@@ -19,6 +20,10 @@ COUNTS = {
     "best_step": 1,
 }
 RESULT = {"counts": COUNTS, "seconds": {"model": 0.0, "training": 1.51}, "versions": {"torch": "2.13"}}
+
+
+def details(result):
+    return markdown(block for name, blocks in parts.details(result).items() for block in (f"## {name}", *blocks))
 
 
 def test_the_details_are_a_table_of_the_data_and_sentences_on_the_training():

@@ -1,12 +1,15 @@
 """Every command in the README runs. Heavy choices are made small by overrides that come last."""
 
 import re
+import runpy
 import shlex
+import sys
 
 import pytest
 
 from embexp.arguments import checked_arguments
 from tests.command import QUICK, REPOSITORY, separate
+from tests.folders import per_query, run_folder
 from tests.mine_server import Stub
 
 README = (REPOSITORY / "README.md").read_text()
@@ -30,12 +33,19 @@ SWEEPS = [
     for line in page.read_text().splitlines()
     if line.startswith("python -m embexp ")
 ]
+PAGES = [
+    line.split(" #")[0].strip()
+    for page in ("reading-the-report.md", "comparing.md")
+    for line in (REPOSITORY / "docs" / page).read_text().splitlines()
+    if line.startswith("python -m embexp")
+]
 HUB = ["model=stsb-distilbert"]
 
 
 def test_the_readme_has_commands_to_check():
     assert len(COMMANDS) >= 12
     assert len(MINING) >= 6
+    assert len(PAGES) >= 8
     assert MAKE == ["demo", "test"]
 
 
@@ -106,6 +116,29 @@ def test_a_command_of_the_pages_on_shared_sweeps_is_accepted(embexp, command):
         assert "max_num_timeout: 0" in shown.output
     else:
         assert checked_arguments([word for word in arguments if word != "-m"], config_dir=None, sweep=True)
+
+
+@pytest.mark.parametrize("command", PAGES)
+def test_a_command_of_the_pages_on_reports_runs(tmp_path, monkeypatch, capsys, command):
+    _, _, module, *arguments = shlex.split(command)
+    if module == "embexp":
+        assert checked_arguments([word for word in arguments if word != "-m"], config_dir=None, sweep="-m" in arguments)
+        return
+    monkeypatch.chdir(tmp_path)
+    right = per_query([0.0] * 60, [1.0] * 60)
+    for number, loss in enumerate(("mnrl", "mnrl", "triplet")):
+        names = {"loss": loss, "model": "minilm"}
+        run_folder(tmp_path / "multirun" / "losses" / str(number), seed=number % 2, names=names, scores=right)
+    run_folder(tmp_path / "outputs" / "first")
+    monkeypatch.setattr(sys, "argv", [module, *arguments])
+    monkeypatch.delitem(sys.modules, f"{module}.__main__", raising=False)
+    ended = 0
+    try:
+        runpy.run_module(f"{module}.__main__", run_name="__main__")
+    except SystemExit as end:
+        ended = end.code
+    assert ended == 0, capsys.readouterr().err
+    assert capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", MINING)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from embexp import significance
-from embexp.significance import Delta, Scores, compare
+from embexp.significance import Delta, Scores, compare, interval_of_mean
 
 
 def mean_of(values, names=None):
@@ -151,3 +151,21 @@ def test_no_difference_is_called_one_in_about_five_percent_but_far_more_if_queri
         false["queries"] += delta_of(base, tuned, seed=seed).verdict != "no difference"
     assert 1 <= false["documents"] <= 24  # 5 % of 200 is 10
     assert false["queries"] > 50
+
+
+def test_the_interval_of_a_mean_counts_documents_and_not_queries():
+    # two documents of two equal queries: as a mean of 2 values 0 and 1, with t of 1 degree of freedom = 12.706
+    low, high = interval_of_mean(np.array([0.0, 0.0, 1.0, 1.0]), np.array([0, 0, 1, 1]))
+    assert (low, high) == pytest.approx((0.5 - 12.706 * 0.5, 0.5 + 12.706 * 0.5), abs=1e-3)
+
+
+def test_the_interval_of_a_mean_with_a_query_a_document_is_the_t_interval():
+    values = np.array([1.0, 2.0, 3.0, 4.0])
+    error = values.std(ddof=1) / 2
+    assert interval_of_mean(values, np.arange(4)) == pytest.approx(
+        (2.5 - 3.1824 * error, 2.5 + 3.1824 * error), abs=1e-3
+    )
+
+
+def test_the_interval_of_a_mean_over_one_document_is_infinite():
+    assert interval_of_mean(np.array([0.0, 1.0]), np.array([0, 0])) == (-np.inf, np.inf)

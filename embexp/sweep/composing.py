@@ -17,11 +17,14 @@ from embexp.checks import plain
 from embexp.config import EXPERIMENT
 from embexp.errors import UserError, listed
 from embexp.job import Job
-from embexp.resume import changes, leaves, own_folders
+from embexp.resume import changes, own_folders
+from embexp.runs import leaves
 from embexp.sweep.reference import TrialReference
 from embexp.sweep.space import Space
 
-MAY_DIFFER = ("debug", "cache", "cache_size_gb", "keep_checkpoints", "logger", "sweep")  # while a study grows
+MAY_DIFFER = (  # while a study grows
+    "debug", "cache", "cache_size_gb", "report_texts", "keep_checkpoints", "logger", "sweep",
+)  # fmt: skip
 LAUNCHED = ("hydra/", "sweep", "sampler", "pruner")  # groups of the search, not of a run
 
 

@@ -1,0 +1,27 @@
+"""Writes a run's report.html. Called by `run` at the end of every run, and by `python -m embexp.page`."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from embexp import runs
+from embexp.page.content import of
+from embexp.page.document import write as write_document
+
+log = logging.getLogger(__name__)
+
+NAME = "report.html"
+
+
+def write(folder: Path) -> None:
+    """Write a run's report.html; an error is logged and is no error of the run."""
+    try:
+        make(folder)
+    except Exception as error:  # a full disk, a broken font: the result is there, and report.md
+        log.warning("%s could not be written: %s: %s", folder / NAME, type(error).__name__, error)
+
+
+def make(folder: Path) -> Path:
+    """Write a run's report.html and return its path. Raises UserError where the folder holds no run."""
+    return write_document(folder / NAME, "report", of(runs.read(folder)))
