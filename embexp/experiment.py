@@ -22,7 +22,7 @@ from embexp.encoding import Encoder, count_truncated
 from embexp.errors import UserError, counted
 from embexp.evaluators import Evaluation, Evaluator, evaluate
 from embexp.losses import OWN_KEYS, refuse_unfit
-from embexp.models import EmbeddingModel, identified
+from embexp.models import EmbeddingModel, identified, save
 from embexp.negatives import DEFAULT, Drawn, draw_random, second_look
 from embexp.paraphrases import without_paraphrases
 from embexp.retrieval_set import RetrievalSet, Splits
@@ -91,7 +91,7 @@ def measure(
         with stage("training"):
             _train(config, model, train_set, rows, encoder, dev_metrics, result, folder, tracker, watch)
             if "test" in sides:
-                model.model.save_pretrained(str(folder / "model"), create_model_card=False)
+                save(model, folder / "model", run=folder.name)
         with stage("tuned"):
             measured("tuned", Dense(Encoder(model, progress="tuned model")))
             _say_if_unmoved(result)

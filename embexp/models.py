@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -21,13 +22,14 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
+from embexp import stamp
 from embexp.errors import UserError
 from embexp.hub import snapshot
 from embexp.model_folder import refuse_unsafe, why_not_loaded
+from embexp.stamp import HUB_FILES, hashes
 
 log = logging.getLogger(__name__)
 
-HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 SAFETENSORS_ONLY = {"use_safetensors": True, "weights_only": True}  # a folder's own files could say otherwise
 # what the libraries raise for a folder that is damaged or of another version
 LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError)
@@ -189,6 +191,21 @@ def _wants_bfloat16(dtype: Precision, device: torch.device) -> bool:
     return _has_fast_bfloat16(device) if dtype == "auto" else dtype == "bfloat16"
 
 
+def save(model: EmbeddingModel, folder: Path, *, run: str) -> None:
+    """Save the model with its stamp, for SentenceTransformer(folder) to load. run: the name of its run's folder."""
+    model.model.save_pretrained(str(folder), create_model_card=False)
+    longest = getattr(model.model, "max_seq_length", None)
+    stamp.write(
+        folder,
+        dimensions=model.model.get_embedding_dimension(),
+        max_seq_length=longest
+        if longest is not None and math.isfinite(longest)
+        else None,  # a static model's has no end
+        prompts={"query": model.query_prompt, "passage": model.passage_prompt},
+        run=run,
+    )
+
+
 def model_folder(
     path: str, revision: str | None = None, packaged: Mapping[str, str] | None = None, *, setting: str
 ) -> tuple[Path, str | None]:
@@ -251,18 +268,6 @@ def _installed(packaged: Mapping[str, str]) -> Path | None:
             f"{packaged['sha256']}); reinstall it, or set model.packaged=null to use the Hub"
         )
     return folder
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 digests of a model's folder: `weights`, of the safetensors; `content`, of all files that are loaded."""
-    weights, content = hashlib.sha256(), hashlib.sha256()
-    for file in sorted({file for pattern in HUB_FILES for file in folder.rglob(pattern) if file.is_file()}):
-        with file.open("rb") as data:
-            found = hashlib.file_digest(data, "sha256").digest()
-        if file.suffix == ".safetensors":
-            weights.update(found)
-        content.update(hashlib.sha256(file.relative_to(folder).as_posix().encode()).digest() + found)
-    return {"weights": weights.hexdigest(), "content": content.hexdigest()}
 
 
 def _has_fast_bfloat16(device: torch.device) -> bool:

@@ -18,9 +18,10 @@ from embexp.cache import arrays_kept, digest
 from embexp.encoding import Encoder
 from embexp.errors import UserError
 from embexp.model_folder import why_not_loaded
-from embexp.models import LOADING_ERRORS, SAFETENSORS_ONLY, hashes, model_folder
+from embexp.models import LOADING_ERRORS, SAFETENSORS_ONLY, model_folder
 from embexp.retrieval_set import RetrievalSet
 from embexp.search import keyword_scores
+from embexp.stamp import hashes
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from sentence_transformers import SentenceTransformer
 
 from embexp.encoding import Encoder
 from embexp.errors import UserError
-from embexp.models import Static, Transformer, hashes
+from embexp.models import Static, Transformer
+from embexp.stamp import hashes
 from tests.command import REPOSITORY
 from tests.tiny import tiny_transformer
 

@@ -11,8 +11,8 @@ REPOSITORY = Path(__file__).parent.parent
 ORDER = [
     "errors", "sweep", "durable", "cache", "targets", "value_types", "retrieval_set", "copies", "splits", "hub",
     "datasets", "datasets.docstrings", "datasets.pubmedqa", "datasets.pairs", "datasets.beir",
-    "datasets.mined", "datasets.as_published",
-    "model_folder", "models", "encoding", "paraphrases", "search", "teachers", "negatives", "shapes", "metrics",
+    "datasets.mined", "datasets.as_published", "model_folder", "stamp",
+    "models", "encoding", "paraphrases", "search", "teachers", "negatives", "shapes", "metrics",
     "significance", "evaluators", "batches", "losses", "tracking", "checkpoints", "fast_steps", "trainer", "training",
     "result", "tables", "details", "report", "components", "experiment", "run",
     "checks", "config", "resume", "console",
