@@ -14,7 +14,7 @@ ORDER = [
     "datasets.mined", "datasets.as_published", "model_folder", "stamp",
     "models", "encoding", "paraphrases", "search", "teachers", "negatives", "shapes", "metrics",
     "significance", "evaluators", "batches", "losses", "tracking", "checkpoints", "fast_steps", "trainer", "training",
-    "result", "tables", "details", "report", "components", "experiment", "run",
+    "result", "tables", "details", "report", "usage", "card", "components", "experiment", "run",
     "checks", "config", "resume", "console",
     "sweep.reference", "sweep.settings", "sweep.space", "overrides", "arguments",
     "sweep.lease", "sweep.storage", "sweep.trial", "job", "workers", "launcher",
