@@ -125,7 +125,7 @@ def _usage(prompts: Mapping[str, str]) -> str:
         parts.append(f"{library}{package}:\n\n```python\n{code}```")
     parts.append(
         f"`{usage.MODEL}` is this folder. Store a copy of its `{stamp.STAMP}` with each index, compare at start-up "
-        f"(`python -m embexp.stamp {usage.MODEL} --index FILE`): another model's vectors can't be searched with this one."
+        f"(`python -m embexp.stamp {usage.MODEL} --index FILE`): this model can't search another one's vectors."
     )
     return "\n\n".join(parts)
 

@@ -111,9 +111,12 @@ def _sides(splits: Splits, watch: Watch | None) -> dict[str, RetrievalSet]:
 def digests(config: Mapping[str, Any]) -> dict[str, Any]:
     """Of each split, of the corpus and of the base model, without loading it."""
     source = build(config["model"], allowed=config["allowed_packages"], without=["kind"])
-    found = results.fingerprint(_splits(config, results.empty(config)), {}, {})
-    data = {name: value for name, value in found.items() if name in ("train", "dev", "test", "corpus")}
-    return {**data, "base model": source.content()}
+    return {**results.data_digests(splits_of(config)), "base model": source.content()}
+
+
+def splits_of(config: Mapping[str, Any]) -> Splits:
+    """The data set that a config names, checked and limited as a run would."""
+    return _splits(config, results.empty(config))
 
 
 def _helpers(config: Mapping[str, Any]) -> dict[str, dict[str, str | None]]:
@@ -155,8 +158,7 @@ def _splits(config: Mapping[str, Any], result: dict[str, Any]) -> Splits:
 
 
 def _loaded(config: Mapping[str, Any], source: Any, splits: Splits, result: dict[str, Any]) -> EmbeddingModel:
-    # a tokenizer may be trained on these; never on the questions that the model is tested on
-    model: EmbeddingModel = source.load([*splits.train.corpus.values(), *splits.train.queries.values()])
+    model: EmbeddingModel = source.load(splits.tokenizer_texts)
     if config["trainer"] is not None:
         refuse_unfit(model, needs=config["loss"].get("needs"))
     if model.untrained:

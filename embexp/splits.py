@@ -144,7 +144,7 @@ def unified(retrieval_set: RetrievalSet) -> RetrievalSet:
     first: dict[str, str] = {}
     qrels: dict[str, dict[str, int]] = {}
     for query, text in retrieval_set.queries.items():
-        grades = qrels.setdefault(first.setdefault(" ".join(text.casefold().split()).rstrip(" .?!"), query), {})
+        grades = qrels.setdefault(first.setdefault(asked(text), query), {})
         for passage, grade in retrieval_set.qrels.get(query, {}).items():
             grades[passage] = max(grade, grades.get(passage, grade))
     copies: dict[str, list[str]] = defaultdict(list)
@@ -156,6 +156,11 @@ def unified(retrieval_set: RetrievalSet) -> RetrievalSet:
                 grades[copy] = max(grade, grades.get(copy, grade))
     queries = {query: retrieval_set.queries[query] for query in first.values()}
     return replace(retrieval_set, queries=queries, qrels=qrels)
+
+
+def asked(text: str) -> str:
+    """A question without case, spacing and end punctuation: the same for two that ask the same word for word."""
+    return " ".join(text.casefold().split()).rstrip(" .?!")
 
 
 def refuse_leaks(splits: Splits, *, near_duplicate: float) -> None:
