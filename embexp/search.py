@@ -92,3 +92,9 @@ def ranked(retrieval_set: RetrievalSet, scores: Iterator[np.ndarray], *, top: in
             hits.sort(key=lambda hit: (-hit[0], hit[1] in relevant, by_id[hit[1]]))
             ranking[query] = [(passage, score) for score, passage in hits[:top]]
     return ranking
+
+
+if __name__ == "__main__":  # python -m embexp.search RUN "question"
+    import runpy
+
+    runpy.run_module("embexp.ask", run_name="__main__", alter_sys=True)

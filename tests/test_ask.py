@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from embexp import ask, encoding
-from tests.command import QUICK
+from tests.command import QUICK, REPOSITORY
 
 
 @pytest.fixture(scope="module")
@@ -173,3 +173,10 @@ def test_a_second_call_embeds_the_corpus_from_the_cache(ran, question, asked, mo
     monkeypatch.setattr(encoding, "_encode", lambda model, new, *rest: texts.extend(new) or real(model, new, *rest))
     asked(ran, question)
     assert texts == [question] * 2  # base and tuned
+
+
+def test_python_m_embexp_search_is_this_command(ran, question):
+    call = [sys.executable, "-m", "embexp.search", str(ran), question, "--top", "1"]
+    ended = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    assert question in ended.stdout.splitlines()
