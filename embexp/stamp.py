@@ -20,8 +20,8 @@ from embexp.errors import UserError
 
 STAMP, EXPORT = "embexp.json", "export.json"  # beside the model; not part of it
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
-EXPORTED_FILES = ["*.onnx", "*.onnx_data", "openvino*.xml", "openvino*.bin"]
-WEIGHTS = {".safetensors", ".onnx", ".onnx_data", ".bin"}
+EXPORTED_FILES = ["*.onnx", "*.onnx.data", "openvino*.xml", "openvino*.bin"]
+WEIGHTS = {".safetensors", ".onnx", ".data", ".bin"}
 KEYS = ("content", "weights", "dimensions", "max_seq_length", "prompts", "run")
 
 

@@ -20,7 +20,7 @@ ORDER = [
     "sweep.lease", "sweep.storage", "sweep.trial", "job", "workers", "launcher",
     "sweep.study", "sweep.composing", "sweep.crew", "sweep.submitted", "sweep.summary", "sweep.running",
     "sweep.sweeper", "cli", "__main__",
-    "finished", "lookup", "ask",
+    "finished", "lookup", "ask", "runtimes", "exporters", "exported", "export",
     "mine", "mine.pace", "mine.passages", "mine.sections", "mine.restructured", "mine.formats", "mine.documents",
     "mine.repeated", "mine.packing", "mine.chunker", "mine.sides",
     "mine.journal", "mine.budget", "mine.request", "mine.server", "mine.protocol", "mine.call", "mine.progress",
