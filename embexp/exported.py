@@ -110,8 +110,8 @@ class _Served:
 
     training, device, transformers_model = False, torch.device("cpu"), None
 
-    def __init__(self, runtime: runtimes.Runtime, dimensions: int) -> None:
-        self._runtime, self._dimensions = runtime, dimensions
+    def __init__(self, runtime: runtimes.Runtime) -> None:
+        self._runtime = runtime
 
     def __call__(self, features: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         tokens = {name: tensor.numpy() for name, tensor in features.items()}
@@ -124,7 +124,7 @@ class _Served:
 
     def get_embedding_dimension(self) -> int:
         """How long an embedding is."""
-        return self._dimensions
+        return self._runtime.dimensions
 
     def train(self, mode: bool = True) -> None:
         """There is nothing to switch."""
@@ -136,7 +136,7 @@ def _loaded(folder: Path, name: str, original: EmbeddingModel) -> EmbeddingModel
     """The export as whoever serves it loads it."""
     if FORMATS[name].graph is None:
         return _half(Transformer(path=str(folder), dtype="float32").load([]))
-    served: Any = _Served(runtimes.load(folder), original.model.get_embedding_dimension())
+    served: Any = _Served(runtimes.load(folder))
     return EmbeddingModel(served, original.query_prompt, original.passage_prompt, False, False, {})
 
 

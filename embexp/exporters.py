@@ -1,8 +1,8 @@
 """Writes a model in other formats: half precision, ONNX (also in 8 bits) and OpenVINO. Called by `export`.
 
 A graph takes token ids and gives `sentence_embedding`, pooling and all later modules included, so that a server needs
-neither torch nor sentence-transformers; its `last_hidden_state` is what sentence-transformers' own backends read. They
-are not used to write: optimum-onnx and optimum-intel ask for older versions of transformers.
+neither torch nor sentence-transformers. The latter's own backends are not used, since they can't be installed beside
+it: optimum-onnx and optimum-intel ask for older versions of transformers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from embexp.models import EmbeddingModel
 
 ONNX_FILE, OPENVINO_FILE = "onnx/model.onnx", "openvino/openvino_model.xml"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-OUTPUTS = ("last_hidden_state", "sentence_embedding")
+OUTPUT = "sentence_embedding"
 LARGEST_IN_ONE_FILE = 1_500_000_000  # bytes; an ONNX file ends at 2 GB, weights are put beside it from here on
 
 
@@ -45,7 +45,7 @@ def refuse_missing(name: str) -> None:
         raise UserError(f"format={name}; there are {known}")
     missing = [package for package in FORMATS[name].needs if importlib.util.find_spec(package) is None]
     if missing:
-        raise UserError(f"format={name} needs {', '.join(missing)}: pip install 'embexp[export]'")
+        raise UserError(f"format={name} needs {', '.join(missing)}: pip install .[export]")
 
 
 def _write_fp16(model: EmbeddingModel, folder: Path) -> None:
@@ -63,7 +63,7 @@ def _write_onnx(model: EmbeddingModel, folder: Path) -> None:
             tuple(example.values()),
             str(folder / ONNX_FILE),
             input_names=list(example),
-            output_names=list(OUTPUTS),
+            output_names=[OUTPUT],
             dynamic_shapes=(tuple(free for _ in example),),
             dynamo=True,
             verbose=False,
@@ -93,8 +93,7 @@ def _write_openvino(model: EmbeddingModel, folder: Path) -> None:
         converted = openvino.convert_model(graph, example_input=tuple(example.values()))
     for port, name in zip(converted.inputs, example, strict=True):
         port.get_tensor().set_names({name})
-    for port, name in zip(converted.outputs, OUTPUTS, strict=True):
-        port.get_tensor().set_names({name})
+    converted.outputs[0].get_tensor().set_names({OUTPUT})
     openvino.save_model(converted, str(folder / OPENVINO_FILE), compress_to_fp16=False)
 
 
@@ -118,9 +117,9 @@ class _Graph(torch.nn.Module):
         super().__init__()
         self._model, self._names = model, names
 
-    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        features = self._model(dict(zip(self._names, tensors, strict=True)))
-        return features["token_embeddings"], features["sentence_embedding"]
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        """The texts' vectors, (texts, dimensions), from tensors of token ids and the like, each (texts, tokens)."""
+        return self._model(dict(zip(self._names, tensors, strict=True)))[OUTPUT]
 
 
 def _graph_with_example(model: EmbeddingModel) -> tuple[_Graph, dict[str, torch.Tensor]]:

@@ -24,9 +24,11 @@ Tokens = Mapping[str, np.ndarray]  # each (texts, tokens), int64
 class Runtime:
     """An exported model in memory."""
 
-    def __init__(self, tokenizer: Tokenizer, run: Callable[[Tokens], np.ndarray], prompts: Mapping[str, str]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, run: Callable[[Tokens], np.ndarray], *, prompts: Mapping[str, str], dimensions: int
+    ) -> None:
         """run: tokens -> (texts, dimensions). prompts: `query` and `passage`."""
-        self.tokenizer, self.run, self.prompts = tokenizer, run, prompts
+        self.tokenizer, self.run, self.prompts, self.dimensions = tokenizer, run, prompts, dimensions
 
     def encode_query(self, texts: Sequence[str], *, batch_size: int = 32) -> np.ndarray:
         """Unit vectors of questions, (texts, dimensions) float32."""
@@ -47,6 +49,8 @@ class Runtime:
         return {name: np.asarray(column, dtype=np.int64) for name, column in zip(TENSORS, columns, strict=True)}
 
     def _encoded(self, texts: list[str], batch_size: int) -> np.ndarray:
+        if not texts:
+            return np.empty((0, self.dimensions), dtype=np.float32)
         parts = [self.run(self.tokens(texts[at : at + batch_size])) for at in range(0, len(texts), batch_size)]
         rows = np.concatenate(parts).astype(np.float32)
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
@@ -61,7 +65,8 @@ def load(folder: Path | str) -> Runtime:
         (folder / "openvino" / "openvino_model.xml", _openvino),
     ):
         if file.is_file():
-            return Runtime(Tokenizer.from_file(str(folder / "tokenizer.json")), runner(file), stamp["prompts"])
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            return Runtime(tokenizer, runner(file), prompts=stamp["prompts"], dimensions=stamp["dimensions"])
     raise UserError(f"{folder} has no onnx/model.onnx and no openvino/openvino_model.xml; SentenceTransformer loads it")
 
 

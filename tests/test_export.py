@@ -108,7 +108,7 @@ def test_texts_of_any_length_and_number_are_embedded_alike_alone_and_together(ra
     right = SentenceTransformer(str(ran / "model")).encode_document(texts, normalize_embeddings=True)
     assert together == pytest.approx(alone, abs=1e-5)
     assert together == pytest.approx(right, abs=1e-5)
-    assert model.encode_document([]).shape[0] == 0
+    assert model.encode_document([]).shape == (0, 32)
 
 
 def test_half_precision_halves_the_weights(ran, exported):
@@ -158,7 +158,7 @@ def test_a_static_model_is_halved_and_no_graph_is_made_of_it(embexp, sources, ex
 
 def test_a_missing_package_and_an_unknown_format_are_named(monkeypatch):
     monkeypatch.setattr(exporters.importlib.util, "find_spec", lambda package: None)
-    with pytest.raises(UserError, match=r"format=openvino needs openvino: pip install 'embexp\[export\]'"):
+    with pytest.raises(UserError, match=r"format=openvino needs openvino: pip install \.\[export\]"):
         exporters.refuse_missing("openvino")
     with pytest.raises(UserError, match=r"format=tflite; there are fp16: half the size"):
         exporters.refuse_missing("tflite")
