@@ -22,7 +22,7 @@ from embexp.encoding import Encoder
 from embexp.errors import UserError, counted
 from embexp.evaluators import Evaluation, Evaluator, evaluate
 from embexp.looks import Plan, asked_of, planned
-from embexp.models import EmbeddingModel, identified, refuse_unfit
+from embexp.models import EmbeddingModel, identified, refuse_unfit, save
 from embexp.negatives import DEFAULT, Drawn, draw_random, second_look
 from embexp.paraphrases import without_paraphrases
 from embexp.retrieval_set import RetrievalSet, Splits
@@ -125,9 +125,12 @@ def _sides(splits: Splits, watch: Watch | None) -> dict[str, RetrievalSet]:
 def digests(config: Mapping[str, Any]) -> dict[str, Any]:
     """Of each split, of the corpus and of the base model, without loading it."""
     source = build(config["model"], allowed=config["allowed_packages"], without=["kind"])
-    found = results.fingerprint(_splits(config, results.empty(config)), {}, {})
-    data = {name: value for name, value in found.items() if name in ("train", "dev", "test", "corpus")}
-    return {**data, "base model": source.content()}
+    return {**results.data_digests(splits_of(config)), "base model": source.content()}
+
+
+def splits_of(config: Mapping[str, Any]) -> Splits:
+    """The data set that a config names, checked and limited as a run would."""
+    return _splits(config, results.empty(config))
 
 
 def _helpers(config: Mapping[str, Any]) -> dict[str, dict[str, str | None]]:
@@ -174,8 +177,7 @@ def _loaded(
     read: list[str] = []  # stays empty where the model is as it was saved
 
     def texts() -> Iterator[str]:
-        # a tokenizer may be trained on these; never on the questions that the model is tested on
-        read.extend([*splits.train.corpus.values(), *splits.train.queries.values()])
+        read.extend(splits.tokenizer_texts)
         yield from read
 
     model: EmbeddingModel = source.load(texts())
@@ -333,6 +335,6 @@ def _train(
     result["counts"] |= {"train_rows": len(rows), "masked_conflicts": training.masked_rows}
     result["counts"] |= {"steps": training.steps, "best_step": training.best_step}
     if watch is None or watch.scores_test:
-        model.model.save_pretrained(str(folder / "model"), create_model_card=False)
+        save(model, folder / "model", run=folder.name)
     # the weights are those of the last look where the last step is the best: what it embedded stands
     return encoders[0] if encoders and training.best_step == training.steps else Encoder(model, progress="tuned model")

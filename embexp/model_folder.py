@@ -17,6 +17,8 @@ from typing import Any
 from embexp.errors import UserError
 
 LOADED = ["*.json", "*.safetensors", "*.txt", "*.model"]  # the files that a model is made of
+WEIGHTS = {".safetensors", ".onnx", ".data", ".bin"}
+STAMP, EXPORT = "embexp.json", "export.json"  # of `stamp` and `export`: beside the model, no part of it
 MODULES = (  # the classes that a folder may name live in these
     "sentence_transformers.models", "sentence_transformers.base.modules",
     "sentence_transformers.sentence_transformer.modules",
@@ -148,12 +150,16 @@ def _content(file: Path) -> Any:
         return None  # whoever needs it will say so
 
 
-def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 digests of a model's folder: `weights`, of the safetensors; `content`, of all files that are loaded."""
+def hashes(folder: Path, patterns: Sequence[str] = LOADED) -> dict[str, str]:
+    """SHA-256 digests of a model's folder: `weights`, of them alone; `content`, of all files that are loaded.
+
+    The model card, the stamp and an export's scores are no part of it.
+    """
     weights, content = hashlib.sha256(), hashlib.sha256()
-    for file in sorted({file for pattern in LOADED for file in folder.rglob(pattern) if file.is_file()}):
+    own = {folder / STAMP, folder / EXPORT}
+    for file in sorted({file for pattern in patterns for file in folder.rglob(pattern) if file.is_file()} - own):
         found = sha256(file)
-        if file.suffix == ".safetensors":
+        if file.suffix in WEIGHTS:
             weights.update(found)
         content.update(hashlib.sha256(file.relative_to(folder).as_posix().encode()).digest() + found)
     return {"weights": weights.hexdigest(), "content": content.hexdigest()}

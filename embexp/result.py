@@ -106,6 +106,16 @@ def fingerprint(
 ) -> dict[str, Any]:
     """What a score depends on, by content: each split's queries and qrels, the corpus, the base weights, and the models
     that helped to train (`helpers`, by the setting that names them)."""
+    return {
+        **data_digests(splits),
+        "dataset": dict(splits.origin),
+        "model": dict(origin),
+        "helpers": dict(helpers),
+    }
+
+
+def data_digests(splits: Splits) -> dict[str, str]:
+    """Of each split, train, dev and test, and of test's corpus."""
     sides = {"train": splits.train, "dev": splits.dev, "test": splits.test}
     corpora = {id(side.corpus): side.corpus for side in sides.values()}  # most often one
     digests = {key: digest(corpus) for key, corpus in corpora.items()}
@@ -113,8 +123,7 @@ def fingerprint(
         name: digest({"queries": s.queries, "qrels": s.qrels, "corpus": digests[id(s.corpus)]})
         for name, s in sides.items()
     }
-    corpus = digests[id(splits.test.corpus)]
-    return {**data, "corpus": corpus, "dataset": dict(splits.origin), "model": dict(origin), "helpers": dict(helpers)}
+    return {**data, "corpus": digests[id(splits.test.corpus)]}
 
 
 def counts(splits: Splits) -> dict[str, Any]:

@@ -110,6 +110,11 @@ class Splits:
         apart = set(self.slices.get("paraphrase", ()))
         return [query for query in self.test.queries if query not in apart]
 
+    @property
+    def tokenizer_texts(self) -> list[str]:
+        """What a tokenizer may be trained on: never the questions that the model is tested on."""
+        return [*self.train.corpus.values(), *self.train.queries.values()]
+
 
 def validated(retrieval_set: RetrievalSet) -> RetrievalSet:
     """Return the set unchanged when it is sound.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from embexp import card
 from embexp import report as reports
 from embexp import result as results
 from embexp.cache import folder_of, kept_in, trim
@@ -55,6 +56,7 @@ def run(
         if resume and before is not None and before["status"] in ("completed", "pruned"):
             log.info("this run was complete already, so nothing is done again; this is its result")
             reports.write(before, names, folder)
+            card.write(before, names, folder)
             _write_page(folder)
             _tidy(config, folder)
             return before
@@ -95,6 +97,7 @@ def _attempt(
             if result["status"] is not None:  # else interrupted: no result.json, and that is how it is known
                 results.write(result, folder)
                 reports.write(result, names, folder)
+                card.write(result, names, folder)
                 _write_page(folder)
         finally:
             tracker.finish(_summary(result), exit_code=0 if result["status"] in ("completed", "pruned") else 1)

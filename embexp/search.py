@@ -134,3 +134,9 @@ def _sharing_words(scores: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
 def _tokens(texts: Sequence[str]) -> list[list[str]]:
     return bm25s.tokenize(texts, token_pattern=r"\w+", stopwords=None, return_ids=False, show_progress=False)
+
+
+if __name__ == "__main__":  # python -m embexp.search RUN "question"
+    import runpy
+
+    runpy.run_module("embexp.ask", run_name="__main__", alter_sys=True)

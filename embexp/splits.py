@@ -146,7 +146,7 @@ def unified(retrieval_set: RetrievalSet) -> RetrievalSet:
     first: dict[str, str] = {}
     qrels: dict[str, dict[str, int]] = {}
     for query, text in retrieval_set.queries.items():
-        grades = qrels.setdefault(first.setdefault(" ".join(text.casefold().split()).rstrip(" .?!"), query), {})
+        grades = qrels.setdefault(first.setdefault(asked(text), query), {})
         for passage, grade in retrieval_set.qrels.get(query, {}).items():
             grades[passage] = max(grade, grades.get(passage, grade))
     copies = _copies(retrieval_set.corpus)
@@ -168,6 +168,11 @@ def _copies(corpus: Mapping[str, str]) -> dict[str, list[str]]:
             copies.setdefault(known, [known]).append(passage)
             copies[passage] = copies[known]
     return copies
+
+
+def asked(text: str) -> str:
+    """A question without case, spacing and end punctuation: the same for two that ask the same word for word."""
+    return " ".join(text.casefold().split()).rstrip(" .?!")
 
 
 def refuse_leaks(splits: Splits, *, near_duplicate: float) -> None:

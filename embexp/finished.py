@@ -1,0 +1,106 @@
+"""A completed run, opened again: its data, held against what they were then, and its base and tuned models.
+
+Called by `ask` and `export`. The run's own config says what to load, so a run's folder is trusted as its config was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from embexp import report as reports
+from embexp import result as results
+from embexp.components import build
+from embexp.encoding import Encoder
+from embexp.errors import UserError
+from embexp.experiment import splits_of
+from embexp.models import EmbeddingModel, Transformer
+from embexp.retrieval_set import Splits
+
+log = logging.getLogger(__name__)
+
+LOADED_LIKE_THE_BASE = ("dtype", "attention")  # what a saved model does not know of itself
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run's folder, and the content of its result.json."""
+
+    folder: Path
+    result: Mapping[str, Any]
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The composed config, as plain values."""
+        return self.result["config"]
+
+    @property
+    def has_model(self) -> bool:
+        """Whether a tuned model was kept: not where nothing was trained."""
+        return (self.folder / "model").is_dir()
+
+    def splits(self, *, changed_data: bool, by: str) -> Splits:
+        """The run's data. Raises UserError, naming what changed, when they are not as they were.
+
+        changed_data: or says so and goes on. by: how a user asks for that.
+        """
+        with self._started_from():
+            splits = splits_of(self.config)
+        found = results.data_digests(splits)
+        changed = [name for name, digest in found.items() if digest != self.result["fingerprint"][name]]
+        if changed:
+            what = f"the data have changed since the run in {self.folder}: {', '.join(changed)}"
+            if not changed_data:
+                raise UserError(f"{what}. Bring back what the run had; {by} goes on all the same")
+            log.warning("%s", what)
+        return splits
+
+    def base(self, splits: Splits) -> tuple[EmbeddingModel, Encoder]:
+        """The model before training. Raises UserError when it is not the one of then."""
+        with self._started_from():
+            source = build(self.config["model"], allowed=self.config["allowed_packages"], without=["kind"])
+            model = source.load(splits.tokenizer_texts)
+        if model.origin["content"] != self.result["fingerprint"]["model"]["content"]:
+            raise UserError(
+                f"the base model has changed since the run in {self.folder} (model.path="
+                f"{self.config['model'].get('path', 'made from the data')}). Name the same one, or use the tuned alone"
+            )
+        return model, Encoder(model, progress="base model", content=model.origin["content"])
+
+    def tuned(self) -> tuple[EmbeddingModel, Encoder]:
+        """The model after training. Raises UserError when the run has none."""
+        if not self.has_model:
+            raise UserError(f"the run in {self.folder} has no tuned model: nothing was trained")
+        chosen = {key: self.config["model"][key] for key in LOADED_LIKE_THE_BASE if key in self.config["model"]}
+        model = Transformer(path=str(self.folder / "model"), **chosen).load([])
+        return model, Encoder(model, progress="tuned model", content=model.origin["content"])
+
+    @contextlib.contextmanager
+    def _started_from(self) -> Any:
+        """Paths of the config are relative to where the run was started, if that is still there."""
+        started = OmegaConf.select(OmegaConf.load(self.folder / ".hydra" / "hydra.yaml"), "hydra.runtime.cwd")
+        with contextlib.chdir(started) if Path(started).is_dir() else contextlib.nullcontext():
+            yield
+
+
+def opened(folder: str) -> Finished:
+    """The completed run in a folder. Raises UserError when there is none."""
+    path = Path(folder).expanduser().absolute()
+    if not (path / ".hydra" / "hydra.yaml").is_file():
+        inside = sorted(file.parent.name for file in path.glob("*/result.json"))
+        hint = f" It holds {len(inside)} runs: name one, such as {path / inside[0]}." if inside else ""
+        raise UserError(f"{folder} is not the folder of a run (it has no .hydra/hydra.yaml).{hint}")
+    result = reports.read(path)
+    if result is None:
+        raise UserError(f"{folder}: this run has not ended by itself: python -m embexp resume={folder} goes on with it")
+    if result["status"] != "completed":
+        raise UserError(
+            f"{folder}: this run was not completed, but {result['status']} ({result['error']}); name another"
+        )
+    return Finished(path, result)

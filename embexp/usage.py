@@ -1,0 +1,59 @@
+"""Ready lines that embed with a tuned model in the libraries that people use, with its prompts right in each.
+
+Called by `card`; docs/using-the-model.md shows the same. Tests execute them with the real packages.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+MODEL = "path/to/model"  # what stands for the model's folder in the lines
+
+SENTENCE_TRANSFORMERS = """\
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/to/model")
+queries = model.encode_query(["How do I reset my password?"], normalize_embeddings=True)
+passages = model.encode_document(["Open Settings and choose Security."], normalize_embeddings=True)
+scores = model.similarity(queries, passages)
+"""
+
+LANGCHAIN = """\
+from langchain_huggingface import HuggingFaceEmbeddings
+
+embeddings = HuggingFaceEmbeddings(
+    model_name="path/to/model",
+    query_encode_kwargs={{"prompt": {query}, "normalize_embeddings": True}},
+    encode_kwargs={{"prompt": {passage}, "normalize_embeddings": True}},
+)
+query = embeddings.embed_query("How do I reset my password?")
+passages = embeddings.embed_documents(["Open Settings and choose Security."])
+"""
+
+LLAMA_INDEX = """\
+from llama_index.embeddings.huggingface import HuggingFaceEmbedding
+
+embed_model = HuggingFaceEmbedding(
+    model_name="path/to/model",
+    query_instruction={query},
+    text_instruction={passage},
+    normalize=True,
+)
+query = embed_model.get_query_embedding("How do I reset my password?")
+passages = embed_model.get_text_embedding_batch(["Open Settings and choose Security."])
+"""
+
+
+def lines(prompts: Mapping[str, str]) -> dict[str, str]:
+    """Library -> lines of Python that embed a question and a passage with the model in the folder `MODEL`.
+
+    prompts: `query` and `passage`. sentence-transformers finds them in the model's own files; the two others must be
+    told, LangChain since it calls a method that uses none, LlamaIndex since it puts its own in their place.
+    """
+    quoted = {name: json.dumps(prompts[name], ensure_ascii=False) for name in ("query", "passage")}
+    return {
+        "sentence-transformers": SENTENCE_TRANSFORMERS,
+        "LangChain": LANGCHAIN.format(**quoted),
+        "LlamaIndex": LLAMA_INDEX.format(**quoted),
+    }
