@@ -5,79 +5,54 @@ Read this module first; every step is one call into the module that does it. Cal
 
 from __future__ import annotations
 
-import importlib
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embexp import report as reports
 from embexp import result as results
-from embexp.cache import digest, json_kept
-from embexp.checkpoints import last_usable
+from embexp import tuning
 from embexp.components import build
 from embexp.encoding import Encoder
-from embexp.errors import UserError, counted
 from embexp.evaluators import Evaluation, Evaluator, evaluate
 from embexp.looks import Plan, asked_of, planned
-from embexp.models import EmbeddingModel, identified, refuse_unfit, save
-from embexp.negatives import DEFAULT, Drawn, draw_random, second_look
-from embexp.paraphrases import without_paraphrases
+from embexp.models import EmbeddingModel
+from embexp.negatives import draw_random
+from embexp.preparing import data_of, helpers_of, model_of, note, rows_of
 from embexp.retrieval_set import RetrievalSet, Splits
 from embexp.search import BM25, Arm, Dense
-from embexp.shapes import WITH_NEGATIVES, Rows, to_rows
-from embexp.splits import Shares, limited, refuse_leaks, trainable
+from embexp.shapes import Rows
 from embexp.stages import timer
-from embexp.starting import uncollected
-from embexp.teachers import Judge, teacher_of
-from embexp.tokens import count_truncated
-from embexp.tracking import Tracker
+from embexp.tuning import Run
 
 if TYPE_CHECKING:
     from embexp.processes import Processes
     from embexp.trainer import Watch
 
-log = logging.getLogger(__name__)
-
 # the pairs that dev and test are measured on do not depend on what is trained with, so that runs compare
 EVALUATION_NEGATIVES: dict[str, Any] = {"negatives": partial(draw_random, per_query=1), "seed": 0}
 Config = Mapping[str, Any]
-HELPERS = ("guide", "teacher", "rescorer")  # keys of losses and negatives that name a model
-UNTRAINED = "the base model's vectors are random, so that being better than it says little; compare with BM25"
 UNMOVED = (
     "training has changed no score on dev, so its steps were too small or too few; raise trainer.learning_rate "
     "(model=static needs about 0.02) or trainer.num_train_epochs"
 )
-NO_TEACHER = (
-    "without a teacher the loss learns the base model's own scores, which teaches it nothing new; "
-    "loss.teacher= names a cross-encoder"
-)
 
 
-def measure(
-    config: Config,
-    result: dict[str, Any],
-    folder: Path,
-    tracker: Tracker,
-    watch: Watch | None,
-    processes: Processes | None,
-) -> None:
-    """Run the experiment that the config describes and fill in `result`, the content of result.json.
+def measure(run: Run, processes: Processes | None) -> None:
+    """Run the experiment that the run's config describes and fill in its result, the content of result.json.
 
-    folder: the run's, for the model, the checkpoints and the rankings; a checkpoint in it is gone on from. watch: the
-    study that a trial belongs to; a trial looks at dev alone, and its model is not kept. processes: see EmbeddingModel.
+    processes: see EmbeddingModel.
     """
+    config, result, watch = run.config, run.result, run.watch
     allowed, stage = config["allowed_packages"], timer(result["seconds"])
 
     with stage("model"):
-        source, helpers = build(config["model"], allowed=allowed, without=["kind"]), _helpers(config)
+        source, helpers = build(config["model"], allowed=allowed, without=["kind"]), helpers_of(config)
     with stage("data"):
-        splits = _splits(config, result)
+        splits = data_of(config, result)
         result["counts"] = results.counts(splits)
     with stage("loading"):
-        model = _loaded(config, source, splits, result, processes)
+        model = model_of(config, source, splits, result, processes)
         result["fingerprint"] = results.fingerprint(splits, model.origin, helpers)
         evaluators = [build(node, allowed=allowed) for node in config["evaluator"].values()]
 
@@ -95,18 +70,18 @@ def measure(
 
     if config["trainer"] is not None:
         with stage("rows"):
-            train_set, rows = _rows(config, model, splits, encoder, result)
+            train_set, rows = rows_of(config, model, splits, encoder, result)
             plan = _plan(config, evaluators, arms["base"]["dev"], splits.dev, train_set, rows, model, watch)
         with stage("libraries"):
-            _load_to_train(model)
+            tuning.load(model)
         with stage("training"):
-            tuned = _train(config, model, train_set, rows, encoder, plan, result, folder, tracker, watch)
+            tuned = tuning.tune(model, train_set, rows, plan, run, base=encoder)
         with stage("tuned"):
             measured("tuned", Dense(tuned))
             _say_if_unmoved(result)
     if "test" in sides:
         with stage("comparison"):
-            _compare(config, {arm: by_side["test"] for arm, by_side in arms.items()}, splits, result, folder)
+            _compare(config, {arm: by_side["test"] for arm, by_side in arms.items()}, splits, result, run.folder)
 
 
 def _compare(
@@ -130,141 +105,11 @@ def digests(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def splits_of(config: Mapping[str, Any]) -> Splits:
     """The data set that a config names, checked and limited as a run would."""
-    return _splits(config, results.empty(config))
-
-
-def _helpers(config: Mapping[str, Any]) -> dict[str, dict[str, str | None]]:
-    """The guide, the teacher and the rescorer that the config names, by content; had at once, or the run fails here."""
-
-    def named(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, str]]:
-        for key, value in node.items():
-            if key in HELPERS and isinstance(value, str):
-                yield f"{path}.{key}", value
-            elif isinstance(value, Mapping):
-                yield from named(value, f"{path}.{key}")
-
-    if config["trainer"] is None:
-        return {}
-    settings = [*named(config["loss"], "loss"), *named(config["negatives"] or {}, "negatives")]
-    return {setting: identified(path, setting=setting) for setting, path in settings}
-
-
-def _splits(config: Mapping[str, Any], result: dict[str, Any]) -> Splits:
-    splits: Splits = build(config["dataset"], allowed=config["allowed_packages"])
-    if config["trainer"] is not None and not (splits.train.queries and splits.dev.queries):
-        raise UserError(
-            "the data set is for evaluation alone: it has "
-            f"{counted(len(splits.test.queries), 'question', 'questions')} to test on, and none to train on. Set "
-            "trainer=none to score the model on it"
-        )
-    shares = config["dataset"].get("split") or {}  # a data set of the user's own may bring its splits ready
-    result["caveat"] = splits.caveat
-    if splits.caveat is None:
-        refuse_leaks(splits, near_duplicate=shares.get("near_duplicate", Shares.near_duplicate))
-    else:
-        log.warning("%s", splits.caveat)
-    if config["limit"] is not None:
-        splits = limited(splits, config["limit"])
-    sizes = {"train": splits.train, "dev": splits.dev, "test": splits.test}
-    shown = [f"{name} {counted(len(side.queries), 'query', 'queries')}" for name, side in sizes.items()]
-    log.info("data: %s; %s", ", ".join(shown), counted(len(splits.test.corpus), "passage"))
-    return splits
-
-
-def _loaded(
-    config: Mapping[str, Any], source: Any, splits: Splits, result: dict[str, Any], processes: Processes | None
-) -> EmbeddingModel:
-    read: list[str] = []  # stays empty where the model is as it was saved
-
-    def texts() -> Iterator[str]:
-        read.extend(splits.tokenizer_texts)
-        yield from read
-
-    model: EmbeddingModel = source.load(texts())
-    if processes is not None:
-        from embexp.shares import same_weights
-
-        processes.tell("model", node=config["model"], allowed_packages=config["allowed_packages"], texts=read)
-        same_weights(model.model, processes)
-    if config["trainer"] is not None:
-        refuse_unfit(model, needs=config["loss"].get("needs"))
-    if model.untrained:
-        _note(result, UNTRAINED)
-    result["counts"]["dimensions"] = model.facts.dimensions
-    parts = [model.origin["content"], model.facts.max_seq_length, model.passage_prompt, splits.test.digest]
-    result["counts"]["truncated"] = json_kept("truncated", parts, lambda: count_truncated(model, splits.test))
-    return replace(model, processes=processes)
-
-
-def _load_to_train(model: EmbeddingModel) -> None:
-    """The model and the libraries that train it: seconds, which a run whose base is kept has not spent yet."""
-    model.loaded()
-    with uncollected():
-        for module in ("embexp.losses", "embexp.training"):
-            importlib.import_module(module)
-
-
-def _say_if_unmoved(result: dict[str, Any]) -> None:
-    if result["tuned"]["dev"] == result["base"]["dev"]:
-        _note(result, UNMOVED)
-
-
-def _note(result: dict[str, Any], text: str) -> None:
-    """Say it now, and again wherever the scores are shown."""
-    result["notes"].append(text)
-    log.warning("note: %s", text)
-
-
-def _train_set(
-    config: Mapping[str, Any], model: EmbeddingModel, splits: Splits, encoder: Encoder, result: dict[str, Any]
-) -> RetrievalSet:
-    """Train without what would give dev or test away."""
-    threshold = None if model.untrained else config["paraphrase"]
-    train_set = without_paraphrases(trainable(splits), splits, encoder, threshold=threshold)
-    result["counts"]["paraphrases_dropped"] = len(splits.train.queries) - len(train_set.queries)
-    return train_set
-
-
-def _rows(
-    config: Mapping[str, Any], model: EmbeddingModel, splits: Splits, encoder: Encoder, result: dict[str, Any]
-) -> tuple[RetrievalSet, Rows]:
-    """What to train on, and its rows in the shape that the loss reads; what there is to say of its negatives goes into
-    the result."""
-    train_set = _train_set(config, model, splits, encoder, result)
-    rows = to_rows(
-        train_set,
-        config["loss"]["shape"],
-        negatives=_negatives(config, encoder),
-        teacher=_teacher(config["loss"], encoder, result),
-        seed=config["seed"],
-    )
-    if rows.drawn is not None:
-        result["counts"]["negatives"] = second_look(rows.drawn, train_set, encoder=encoder, seed=config["seed"])
-        log.info("%s", reports.negatives_line(result))
-    elif config["negatives"] not in (None, DEFAULT):
-        using = [shape for shape in config["loss"]["accepts"] if shape in WITH_NEGATIVES]
-        fix = f"loss.shape={using[0]} uses them" if using else "loss=triplet would use them"
-        shape = config["loss"]["shape"]
-        _note(result, f"the negatives asked for are not used: the loss reads rows of shape {shape}, without any; {fix}")
-    return train_set, rows
-
-
-def _negatives(config: Mapping[str, Any], encoder: Encoder) -> Callable[..., Drawn] | None:
-    if config["negatives"] is None:
-        return None
-    return partial(build(config["negatives"], allowed=config["allowed_packages"]), encoder=encoder)
-
-
-def _teacher(loss: Mapping[str, Any], encoder: Encoder, result: dict[str, Any]) -> Judge | None:
-    if loss["shape"] != "list":
-        return None
-    if loss["teacher"] is None:
-        _note(result, NO_TEACHER)
-    return teacher_of(loss["teacher"], encoder, setting="loss.teacher")
+    return data_of(config, results.empty(config))
 
 
 def _plan(
-    config: Mapping[str, Any], evaluators: Sequence[Evaluator], base: Evaluation, dev: RetrievalSet,
+    config: Config, evaluators: Sequence[Evaluator], base: Evaluation, dev: RetrievalSet,
     train_set: RetrievalSet, rows: Rows, model: EmbeddingModel, watch: Watch | None,
 ) -> Plan:  # fmt: skip
     """What dev is measured on while training."""
@@ -274,67 +119,6 @@ def _plan(
     return planned(evaluators, base, dev, model=model, asked=asked, share=share, negatives=negatives)
 
 
-def _train(
-    config: Mapping[str, Any],
-    model: EmbeddingModel,
-    train_set: RetrievalSet,
-    rows: Rows,
-    encoder: Encoder,
-    plan: Plan,
-    result: dict[str, Any],
-    folder: Path,
-    tracker: Tracker,
-    watch: Watch | None,
-) -> Encoder:
-    """Train the model in place, from the run's last checkpoint where it has one, and keep it but for a trial's.
-
-    Returns an encoder of its weights.
-    """
-    from embexp.losses import OWN_KEYS
-    from embexp.training import LOOKS_SAY_WHEN, OURS, train
-
-    # the rows too: negatives and teachers' scores come from models that may have changed
-    made_from = digest([result["fingerprint"], model.bfloat16, rows.columns, rows.query_ids, rows.passage_ids])
-    checkpoint = last_usable(folder, made_from=made_from)
-    tracker.cut_back(to_step=checkpoint.step if checkpoint else None)
-    if checkpoint is None:
-        tracker.log({f"dev/{name}": score for name, score in plan.score(Dense(encoder)).items()}, step=0)
-    else:
-        log.info("going on from step %d", checkpoint.step)
-    choices = {
-        "arguments": {key: value for key, value in config["trainer"].items() if key not in OURS}
-        | (LOOKS_SAY_WHEN if watch is not None else {}),
-        "early_stopping": config["trainer"]["early_stopping"],
-        "looks": plan.most if watch is None else None,
-        "metric": config["metric"],
-        "seed": config["seed"],
-        "folder": folder,
-        "made_from": made_from,
-        "resume_from": checkpoint,
-    }
-    if model.processes is not None:
-        said = {key: config[key] for key in ("loss", "allowed_packages", "cache")}
-        watched = None if watch is None else watch.looks
-        model.processes.tell("train", rows=rows, data=train_set, choices=choices, watched=watched, **said)
-    encoders: list[Encoder] = []  # of the last look
-
-    def look() -> dict[str, float]:
-        encoders[:] = [Encoder(model, progress="tuned model")]
-        return plan.score(Dense(encoders[0]))
-
-    training = train(
-        model,
-        rows,
-        train_set,
-        loss=build(config["loss"], allowed=config["allowed_packages"], without=OWN_KEYS),
-        dev_metrics=look,
-        tracker=tracker,
-        watch=watch,
-        **choices,
-    )
-    result["counts"] |= {"train_rows": len(rows), "masked_conflicts": training.masked_rows}
-    result["counts"] |= {"steps": training.steps, "best_step": training.best_step}
-    if watch is None or watch.scores_test:
-        save(model, folder / "model", run=folder.name)
-    # the weights are those of the last look where the last step is the best: what it embedded stands
-    return encoders[0] if encoders and training.best_step == training.steps else Encoder(model, progress="tuned model")
+def _say_if_unmoved(result: dict[str, Any]) -> None:
+    if result["tuned"]["dev"] == result["base"]["dev"]:
+        note(result, UNMOVED)

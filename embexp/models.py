@@ -10,7 +10,6 @@ import functools
 import hashlib
 import importlib.util
 import logging
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from embexp import libraries, stamp
+from embexp import libraries
 from embexp.cache import json_kept
 from embexp.errors import UserError
 from embexp.hub import snapshot
@@ -228,19 +227,6 @@ def _embedding_model(
 
 def _wants_bfloat16(dtype: Precision, facts: Facts) -> bool:
     return has_fast_bfloat16(torch.device(facts.device)) if dtype == "auto" else dtype == "bfloat16"
-
-
-def save(model: EmbeddingModel, folder: Path, *, run: str) -> None:
-    """Save the model with its stamp, for SentenceTransformer(folder) to load. run: the name of its run's folder."""
-    model.model.save_pretrained(str(folder), create_model_card=False)
-    longest = model.facts.max_seq_length
-    stamp.write(
-        folder,
-        dimensions=model.facts.dimensions,
-        max_seq_length=longest if longest is not None and math.isfinite(longest) else None,  # a static one's has no end
-        prompts={"query": model.query_prompt, "passage": model.passage_prompt},
-        run=run,
-    )
 
 
 def model_folder(

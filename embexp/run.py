@@ -24,6 +24,7 @@ from embexp.experiment import digests, measure
 from embexp.joining import joined
 from embexp.machine import Launched, number_of
 from embexp.tracking import Tracker, open_beside
+from embexp.tuning import Run
 
 if TYPE_CHECKING:
     from embexp.trainer import Watch
@@ -78,7 +79,7 @@ def _attempt(
     tracker = Tracker(folder, open_beside(_mirror(config, names, folder, group)))
     try:
         with joined(number_of(config, launched), launched) as processes:
-            measure(config, result, folder, tracker, watch, processes)
+            measure(Run(config, result, folder, tracker, watch), processes)
         result["status"] = "completed"
     except Pruned as reason:
         result |= {"status": "pruned", "error": str(reason)}

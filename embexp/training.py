@@ -76,8 +76,8 @@ def train(
     digest of data and base weights that the checkpoints are sealed with. data: the train set of `rows`. loss: takes the
     model. arguments: training arguments by name, without those that the runner owns. looks: at dev, at most.
     dev_metrics: scores the model as it is now. early_stopping: looks without a better `metric` after which to stop.
-    tracker: None shows and logs nothing. watch: may end it with Pruned. Raises UserError when the loss becomes NaN.
-    Several processes do the same together, each with its own copy of the model.
+    tracker: None shows nothing. watch: may end it with Pruned. Raises UserError when the loss becomes NaN. All processes
+    of a run do this together, each with its copy of the model.
     """
     sampler = _sampler(embedding_model, rows, data, arguments, seed=seed)
     chosen = _training_arguments(arguments, embedding_model, rows, sampler, looks, metric, seed=seed, folder=folder)
@@ -97,12 +97,12 @@ def train(
         callbacks=_callbacks(watch, tracker, early_stopping),
     )
     _tell_of_conflicts(sampler.masked_rows, masked=trainer.masks)
-    with _training_attention(embedding_model):
+    with _training_attention(embedding_model):  # which leaves the model in evaluation
         trainer.train_from(resume_from)
-    embedding_model.model.eval()
-    if (state := trainer.state).best_global_step is None and trainer.leads:
-        _refuse_divergence(embedding_model, rows, step=state.global_step)
-    return Training(state.global_step, sampler.masked_rows if trainer.masks else 0, state.best_global_step)
+    step, best = trainer.state.global_step, trainer.state.best_global_step
+    if best is None and trainer.leads:
+        _refuse_divergence(embedding_model, rows, step=step)
+    return Training(step, sampler.masked_rows if trainer.masks else 0, best)
 
 
 def _scored(dev_metrics: Callable[[], Mapping[str, float]], processes: Processes | None) -> Mapping[str, float]:
@@ -144,15 +144,15 @@ def _tell_of_conflicts(rows: int, *, masked: bool) -> None:
 @contextmanager
 def _training_attention(embedding_model: EmbeddingModel) -> Iterator[None]:
     transformer = embedding_model.model.transformers_model
-    if not embedding_model.eager_training:
-        yield
-        return
-    usual = transformer.config._attn_implementation
-    transformer.set_attn_implementation("eager")
+    usual = transformer.config._attn_implementation if embedding_model.eager_training else None
+    if usual is not None:
+        transformer.set_attn_implementation("eager")
     try:
         yield
     finally:
-        transformer.set_attn_implementation(usual)
+        if usual is not None:
+            transformer.set_attn_implementation(usual)
+        embedding_model.model.eval()
 
 
 def _refuse_divergence(embedding_model: EmbeddingModel, rows: Rows, *, step: int) -> None:
