@@ -76,11 +76,10 @@ def train(
     digest of data and base weights that the checkpoints are sealed with. data: the train set of `rows`. loss: takes the
     model. arguments: training arguments by name, without those that the runner owns. looks: at dev, at most.
     dev_metrics: scores the model as it is now. early_stopping: looks without a better `metric` after which to stop.
-    tracker: None shows nothing. watch: may end it with Pruned. Raises UserError when the loss becomes NaN. All processes
-    of a run do this together, each with its copy of the model.
+    tracker: None shows nothing. watch: may end it with Pruned. Raises UserError when the loss becomes NaN. A run's
+    processes all do this, each with its copy of the model.
     """
     sampler = _sampler(embedding_model, rows, data, arguments, seed=seed)
-    chosen = _training_arguments(arguments, embedding_model, rows, sampler, looks, metric, seed=seed, folder=folder)
     set_seed(seed)  # a loss may have parameters of its own
     trainer = Trainer(
         loss=_make_loss(loss, embedding_model),
@@ -90,7 +89,7 @@ def train(
         conflicts=sampler.conflicts if sampler.masked_rows else None,
         processes=embedding_model.processes,
         model=embedding_model.model,
-        args=chosen,
+        args=_training_arguments(arguments, embedding_model, rows, sampler, looks, metric, seed=seed, folder=folder),
         train_dataset=Dataset.from_dict({**rows.columns, ROW: list(range(len(rows)))}),
         evaluator=Dev(partial(_scored, dev_metrics, embedding_model.processes)),
         data_collator=Collator(preprocess_fn=embedding_model.model.preprocess, prompts=_prompts(embedding_model, rows)),
