@@ -25,11 +25,12 @@ from embexp.components import build
 from embexp.copies import near_duplicates
 from embexp.encoding import Encoder
 from embexp.errors import UserError
+from embexp.evaluators import graded
 from embexp.metrics import ndcg, recall
 from embexp.models import EmbeddingModel
 from embexp.paraphrases import centred, similar
 from embexp.retrieval_set import RetrievalSet, Splits
-from embexp.search import ranked
+from embexp.search import nearest
 from embexp.significance import Scores, compare
 from embexp.splits import NEAR_COPIES, refuse_leaks
 
@@ -108,13 +109,9 @@ def noisy(rows: np.ndarray, size: float, rng: np.random.Generator) -> np.ndarray
 
 def scored(test: RetrievalSet, queries: np.ndarray, passages: np.ndarray) -> dict[str, Scores]:
     """Both metrics by query, as a run measures them."""
-    ranking = ranked(test, iter([queries @ passages.T]), top=10)
-    top = {query: [passage for passage, _ in hits] for query, hits in ranking.items()}
-    measures = {"recall@10": recall, "ndcg@10": ndcg}
-    return {
-        name: Scores(list(top), np.asarray([measure(top[query], test.qrels[query], 10) for query in top]))
-        for name, measure in measures.items()
-    }
+    ids = list(test.queries)
+    found = graded(nearest(test, queries, passages, top=10), test.qrels, ids, ranks=10)
+    return {"recall@10": Scores(ids, recall(found, 10)), "ndcg@10": Scores(ids, ndcg(found, 10))}
 
 
 def verdicts_on(test: RetrievalSet, pairs: Sequence[tuple[Any, Any]], label: str, rng: np.random.Generator) -> None:
