@@ -49,7 +49,9 @@ class _Batch:
         self.rows.remove(row)
 
 
-def plan(lengths: Sequence[int], conflicts: Conflicts, *, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+def plan(
+    lengths: Sequence[int] | np.ndarray, conflicts: Conflicts, *, batch_size: int, seed: int, epoch: int
+) -> list[list[int]]:
     """Every row exactly once, in batches of like length without conflicts, in random order.
 
     The plan depends on seed and epoch alone. Batches shrink where conflicts force it, but none has a single row unless
@@ -144,7 +146,14 @@ class ConflictFreeBatchSampler(DefaultBatchSampler):
     """
 
     def __init__(
-        self, rows: Rows, conflicts: Conflicts, lengths: Sequence[int], *, batch_size: int, seed: int, epochs: int
+        self,
+        rows: Rows,
+        conflicts: Conflicts,
+        lengths: Sequence[int] | np.ndarray,
+        *,
+        batch_size: int,
+        seed: int,
+        epochs: int,
     ) -> None:
         super().__init__(range(len(rows)), batch_size=batch_size, drop_last=False, seed=seed)
         self._plan = partial(plan, lengths, conflicts, batch_size=batch_size, seed=seed)

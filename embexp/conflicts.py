@@ -26,8 +26,8 @@ class _Entries:
     @classmethod
     def of(cls, keys: np.ndarray, *, rows: int, passages: int) -> _Entries:
         """From row * passages + passage, each once and sorted."""
-        found = np.divmod(keys, max(1, passages))
-        return cls(*(part.astype(np.int32) for part in found), np.searchsorted(found[0], np.arange(rows + 1)))
+        row, passage = np.divmod(keys, max(1, passages))
+        return cls(row.astype(np.int32), passage.astype(np.int32), np.searchsorted(row, np.arange(rows + 1)))
 
     def of_row(self, row: int) -> list[int]:
         """Its passages."""
