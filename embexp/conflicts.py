@@ -26,9 +26,8 @@ class _Entries:
     @classmethod
     def of(cls, keys: np.ndarray, *, rows: int, passages: int) -> _Entries:
         """From row * passages + passage, each once and sorted."""
-        found_rows, found = np.divmod(keys, max(1, passages))
-        starts = np.searchsorted(found_rows, np.arange(rows + 1))
-        return cls(found_rows.astype(np.int32), found.astype(np.int32), starts)
+        row, passage = np.divmod(keys, max(1, passages))
+        return cls(row.astype(np.int32), passage.astype(np.int32), np.searchsorted(row, np.arange(rows + 1)))
 
     def of_row(self, row: int) -> list[int]:
         """Its passages."""

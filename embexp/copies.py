@@ -167,9 +167,9 @@ def _counts(texts: Sequence[str]) -> tuple[Any, Any]:
     words.sum_duplicates()
     vectorizer = HashingVectorizer(analyzer="char_wb", ngram_range=(3, 5), alternate_sign=False, norm=None)
     ngrams = vectorizer.transform(found.dictionary.to_pylist())
-    used, places = np.unique(ngrams.indices, return_inverse=True)
+    used, found_at = np.unique(ngrams.indices, return_inverse=True)
     shape = ngrams.shape[0], len(used)
-    return words, sparse.csr_array((ngrams.data, places.astype(np.int32), ngrams.indptr), shape=shape)
+    return words, sparse.csr_array((ngrams.data, found_at.astype(np.int32), ngrams.indptr), shape=shape)
 
 
 def _normal(text: str) -> str:

@@ -21,7 +21,7 @@ def lengths(embedding_model: EmbeddingModel, texts: Sequence[str], prompt: str) 
     found = token_lengths if len(texts) <= TEXTS_AT_ONCE else _by_words
     longest = embedding_model.facts.max_seq_length
     counts = np.asarray(found(embedding_model, texts, prompt), dtype=np.int64)
-    return counts if longest is None else np.minimum(counts, longest)
+    return counts if longest is None else np.minimum(counts, longest).astype(np.int64)  # infinite for some
 
 
 def _by_words(embedding_model: EmbeddingModel, texts: Sequence[str], prompt: str) -> np.ndarray:

@@ -38,6 +38,17 @@ def test_the_training_benchmark_says_how_to_go_on_without_its_data(tmp_path):
     assert "--data docstrings" in ended.stderr
 
 
+def test_the_benchmark_of_pairs_prints_a_line_for_each_size():
+    call = [sys.executable, "benchmarks/pairs.py", "--quick"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    ended = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    lines = [line.split("|")[1:-1] for line in ended.stdout.splitlines() if line.startswith("|")]
+    assert [line[0].strip() for line in lines] == ["rows", "---", "1,000", "2,000"]
+    assert all(float(line[7]) > 0 and int(line[9]) > 100 for line in lines[2:])
+    assert "2 times the rows take" in ended.stdout
+
+
 def test_the_mining_benchmark_prints_its_share_of_the_ideal():
     call = [sys.executable, "benchmarks/mining.py", "--passages", "64", "--latency", "0.05"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}

@@ -10,12 +10,14 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from embexp import embedding, encoding
+from embexp import embedding, encoding, tokens, training
 from embexp.cache import kept_in
 from embexp.encoding import Encoder
 from embexp.errors import UserError
 from embexp.models import Static, Transformer
+from embexp.shapes import Rows
 from embexp.tokens import count_truncated, token_lengths
+from tests.conftest import TOPICS
 from tests.tiny import tiny_transformer
 
 PROMPTS = {"query": "query : ", "passage": "passage : "}
@@ -157,6 +159,18 @@ def test_a_transformer_that_gives_one_vector_for_all_is_refused(load):
         model.model[0].auto_model.encoder.layer[-1].output.LayerNorm.bias.fill_(1.0)
     with pytest.raises(UserError, match="all 5 texts the same embedding"):
         Encoder(model).passages(TEXTS)
+
+
+def test_lengths_of_many_texts_by_their_words_are_those_of_the_texts_whole(load, monkeypatch):
+    model = load(prompts=PROMPTS, max_seq_length=20)
+    texts = [f"the {word}, {word}s and\n the size of  it: {place}." * (place % 5) for place, word in enumerate(TOPICS)]
+    columns = {"anchor": ["apple", "", *TOPICS[2:]], "positive": texts}
+    rows = Rows(columns, TOPICS, [()] * len(TOPICS))
+    whole = training._lengths(model, rows)
+    assert len(set(whole.tolist())) > 2
+    for at_once in (3, 9):  # in parts, the last of them a rest of one
+        monkeypatch.setattr(tokens, "TEXTS_AT_ONCE", at_once)
+        assert training._lengths(model, rows).tolist() == whole.tolist()
 
 
 def test_token_lengths_count_prompt_and_special_tokens_before_truncation(load, caplog):
