@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,19 @@ def test_the_table_of_losses_ranks_by_dev_and_shows_the_spread_over_seeds(tmp_pa
         "| cosent | 1 | 0.950 | 0.600 | 0.500 | 1 better | 7 |",
         "| mnrl | 2 | 0.850 ± 0.050 | 0.750 ± 0.050 | 0.500 ± 0.000 | 2 better | 7 |",
     ]
+
+
+def test_the_benchmark_of_processes_shows_that_two_make_the_losses_of_one(tmp_path):
+    model = tiny_transformer(tmp_path / "tiny")
+    call = [sys.executable, "benchmarks/processes.py", "--quick", "--model", str(model)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    ended = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    lines = [line.split("|")[1:-1] for line in ended.stdout.splitlines() if line.startswith("|")]
+    assert [line[0].split()[0] for line in lines[2:]] == ["1", "2"]
+    assert [float(line[2]) > 0 for line in lines[2:]] == [True, True]
+    found = re.search(r"Over 4 steps no loss differs by more than (\S+) of its value", ended.stdout)
+    assert float(found[1]) < 1e-4
 
 
 def test_the_filter_keeps_good_planted_questions_and_drops_the_faults_it_is_for():

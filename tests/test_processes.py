@@ -23,7 +23,7 @@ from embexp.checkpoints import Checkpoint
 from embexp.components import build
 from embexp.config import mistakes_in
 from embexp.encoding import Encoder
-from embexp.errors import UserError
+from embexp.errors import Pruned, UserError
 from embexp.joining import joined
 from embexp.losses import OWN_KEYS
 from embexp.machine import Launched, agreed, launched
@@ -32,7 +32,7 @@ from embexp.negatives import draw_random
 from embexp.shapes import to_rows
 from embexp.shares import _own_randomness, rows_by_process, same_weights, shared
 from embexp.tracking import Tracker
-from embexp.training import train
+from embexp.training import LOOKS_SAY_WHEN, train
 from tests.attempts import configured
 from tests.command import REPOSITORY, hear_interrupts
 from tests.conftest import toy_set
@@ -91,7 +91,7 @@ def loaded(processes, target, **parameters):
     return replace(model, processes=processes)
 
 
-def trained(model, folder, *, loss, shape="pair", data=None, resume_from=None, **arguments):
+def trained(model, folder, *, loss, shape="pair", data=None, resume_from=None, watch=None, **arguments):
     """(loss of each step and dev's scores, final weights) of a training on 20 questions in batches of 7."""
     data = data or toy_set()
     rows = to_rows(data, shape, negatives=partial(draw_random, per_query=1), seed=0)
@@ -108,7 +108,7 @@ def trained(model, folder, *, loss, shape="pair", data=None, resume_from=None, *
     }
     if model.processes is not None:
         said = {"loss": loss, "allowed_packages": ["tests"], "cache": False}
-        model.processes.tell("train", rows=rows, data=data, choices=choices, looks=None, **said)
+        model.processes.tell("train", rows=rows, data=data, choices=choices, looks=watch and watch.looks, **said)
     train(
         model,
         rows,
@@ -116,6 +116,7 @@ def trained(model, folder, *, loss, shape="pair", data=None, resume_from=None, *
         loss=build(loss, allowed=["tests"], without=OWN_KEYS),
         dev_metrics=lambda: {"probe@1": float(Encoder(model).queries(PROBED)[:, 0].sum())},
         tracker=Tracker(folder, None),
+        watch=watch,
         **choices,
     )
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -255,6 +256,28 @@ def test_going_on_from_a_checkpoint_they_end_bit_equal_dropout_included(folder, 
     again, other = ending("again", resume_from=second)
     assert again == [value for value in values if value[0] > 2]
     assert all(torch.equal(other[name], expected) for name, expected in weights.items())
+
+
+def test_a_pruned_run_ends_its_followers(folder, tmp_path):
+    before, looked = followers(), []
+
+    class Watching:
+        looks, scores_test = 2, False
+
+        def report(self, metrics, look):
+            looked.append(look)
+            if look == 3:
+                raise Pruned("enough")
+
+    def run():
+        with joined(2, None) as processes:
+            model = loaded(processes, "Transformer", path=str(folder))
+            trained(model, tmp_path / "run", loss=PLAIN, watch=Watching(), **LOOKS_SAY_WHEN)
+
+    with pytest.raises(Pruned, match="enough"):
+        run()
+    assert looked == [1, 2, 3]
+    assert followers() == before
 
 
 PARENT = """
