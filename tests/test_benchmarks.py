@@ -182,7 +182,7 @@ def test_the_search_benchmark_finds_what_its_peers_find():
 
 def test_the_startup_benchmark_has_a_line_for_each_command_and_run():
     call = [sys.executable, "benchmarks/startup.py", "--quick"]
-    ended = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    ended = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr
     lines = [line.split(" | ") for line in ended.stdout.splitlines() if line.startswith("| ")][2:]
     assert [line[0].removeprefix("| ") for line in lines] == [

@@ -12,7 +12,7 @@ from embexp.checks import CONFIG_FOLDER
 from tests.command import separate
 from tests.tiny import tiny_transformer
 
-HEAVY = [
+HEAVY = {
     "matplotlib",
     "optuna",
     "pandas",
@@ -22,8 +22,8 @@ HEAVY = [
     "torch",
     "transformers",
     "wandb",
-]
-ALLOWED = 3.3  # times `import hydra`: three, and a tenth for a noisy machine
+}
+HELP, CONFIG = 3.0, 3.6  # times `import hydra`: they take 2.1 and 3.0 on a quiet machine, 4.9 and 3.3 before
 
 
 def python(code, *arguments, folder):
@@ -55,7 +55,7 @@ def test_help_and_config_import_nothing_that_takes_seconds(tmp_path, arguments):
     assert not loaded & (HEAVY | {"numpy"})
 
 
-def test_help_and_config_take_three_times_as_long_as_importing_hydra(tmp_path):
+def test_help_takes_three_times_as_long_as_importing_hydra_at_most_and_the_config_hardly_more(tmp_path):
     calls = {
         "hydra": ["-c", "import hydra"],
         "help": ["-m", "embexp", "--help"],
@@ -69,8 +69,8 @@ def test_help_and_config_take_three_times_as_long_as_importing_hydra(tmp_path):
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             taken[name].append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     hydra, shown, config = (statistics.median(taken[name]) for name in calls)
-    assert shown <= ALLOWED * hydra
-    assert config <= ALLOWED * hydra
+    assert shown <= HELP * hydra
+    assert config <= CONFIG * hydra
 
 
 def test_importing_embexp_takes_a_third_of_a_second_at_most(tmp_path):
