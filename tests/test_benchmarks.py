@@ -32,6 +32,29 @@ def test_the_training_benchmark_prints_a_line_for_each_arm(tmp_path):
     assert lines[2][7] == " 0.800 (5 queries) "
 
 
+def test_the_training_benchmark_says_what_the_framework_costs_at_identical_settings(tmp_path):
+    model = tiny_transformer(tmp_path / "tiny")
+    arms = ["library, identical", "embexp, identical"]
+    ended = bench("--data", "docstrings:json", "--model", model, "--steps", 2, "--arms", *arms)
+    assert ended.returncode == 0, ended.stderr
+    lines = [line.split("|")[1:-1] for line in ended.stdout.splitlines() if line.startswith("|")]
+    assert lines[2][5] == lines[3][5]  # the same batches: the same share of the tokens is real
+    assert all(float(line[9]) > 0 for line in lines[2:])
+    assert "At identical settings embexp takes" in ended.stdout
+
+
+def test_the_encoding_benchmark_finds_the_same_embeddings(tmp_path):
+    model = tiny_transformer(tmp_path / "tiny")
+    call = [sys.executable, "benchmarks/encoding.py", "--quick", "--model", str(model)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    ended = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    (row,) = [line.split("|")[1:-1] for line in ended.stdout.splitlines() if line.startswith("| docstrings")]
+    assert float(row[7]) < 1e-5
+    theirs, ours = row[8].split(",")
+    assert float(theirs) == float(ours) > 0
+
+
 def test_the_training_benchmark_says_how_to_go_on_without_its_data(tmp_path):
     ended = bench("--data", tmp_path / "nowhere")
     assert ended.returncode == 2
