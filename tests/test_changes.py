@@ -43,6 +43,11 @@ def test_no_more_than_eight_of_a_kind_the_most_changed_first():
     assert harmed == []
 
 
+def test_the_most_harmed_comes_first():
+    two = pd.DataFrame({"query_id": ["a", "b"], "base.mrr@10": [1.0, 1.0], "tuned.mrr@10": [0.5, 0.1]})
+    assert changes.most_changed(two, metric="mrr@10") == ([], ["b", "a"])
+
+
 def test_the_first_three_passages_are_kept_and_the_right_one_where_it_stands_below():
     passages = {f"p{n}": f"text {n}" for n in range(6)} | {"p5": "x" * 700}
     data = RetrievalSet({"q": "which?"}, passages, {"q": {"p4": 1, "p5": 1}}, dict.fromkeys(passages, "d"))

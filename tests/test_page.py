@@ -200,12 +200,12 @@ def test_a_page_of_twenty_thousand_queries_stays_small_and_keeps_the_most_change
 
 
 def test_the_interval_of_a_score_leaves_paraphrases_out(tmp_path):
-    scores = per_query([0.0, 0.0, 1.0, 1.0, 0.0, 0.0], [0.0] * 6)
-    scores.loc[4:, "slice"] = "paraphrase"
-    kept = read(run_folder(tmp_path / "a", scores=scores)).interval("base.recall@10")
-    alone = read(run_folder(tmp_path / "b", scores=scores[:4])).interval("base.recall@10")
-    assert kept == alone == (0.0, 1.0)  # of two documents, and cut to what a score can be
-    assert read(run_folder(tmp_path / "c", scores=scores[:2])).interval("base.recall@10") is None
+    scores = per_query([0.5, 0.5, 0.6, 0.6, 0.4, 0.4, 0.0, 0.0], [0.0] * 8)
+    scores.loc[6:, "slice"] = "paraphrase"
+    # three documents of 0.5, 0.6 and 0.4: 0.5 -+ 4.303 * 0.1 / sqrt(3)
+    expected = pytest.approx((0.5 - 0.2484, 0.5 + 0.2484), abs=1e-4)
+    assert read(run_folder(tmp_path / "a", scores=scores)).interval("base.recall@10") == expected
+    assert read(run_folder(tmp_path / "b", scores=scores[:2])).interval("base.recall@10") is None  # one document
 
 
 def test_the_command_writes_pages_and_names_what_is_no_run(tmp_path, monkeypatch, capsys):
