@@ -54,7 +54,8 @@ class Plan:
 class Asked:
     """How much is trained on, in tokens, and at how many points the config asks for a look.
 
-    fixed: whether that number stays as it is, as in a study, whose runs are compared look by look.
+    fixed: whether that number stays as it is: in a study, whose runs are compared look by look, and where looks may stop
+    the training early.
     """
 
     tokens: int
@@ -154,7 +155,8 @@ def asked_of(
     if arguments["eval_strategy"] == "epoch":
         return Asked(math.ceil(tokens * epochs), math.ceil(epochs), fixed=True)
     every = every_look(arguments, steps, total)
-    return Asked(math.ceil(tokens * epochs), math.ceil(1 / every if every < 1 else total / every), fixed=False)
+    looks = math.ceil(1 / every if every < 1 else total / every)
+    return Asked(math.ceil(tokens * epochs), looks, fixed=arguments["early_stopping"] is not None)
 
 
 def _tokens_of_pairs(train_set: RetrievalSet, model: EmbeddingModel) -> int:
