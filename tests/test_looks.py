@@ -115,7 +115,10 @@ def test_what_was_chosen_is_logged_with_its_cost(caplog):
     ]
 
 
-ARGUMENTS = {"eval_strategy": "steps", "eval_steps": 250, "per_device_train_batch_size": 4, "num_train_epochs": 3}
+ARGUMENTS = {
+    "eval_strategy": "steps", "eval_steps": 250, "per_device_train_batch_size": 4, "num_train_epochs": 3,
+    "early_stopping": None,
+}  # fmt: skip
 
 
 def asked(*, per_epoch=None, rows=40, **changed):
@@ -127,6 +130,7 @@ def test_what_is_asked_for_follows_from_the_config():
     assert asked(eval_steps=4) == Asked(480, 8, fixed=False)  # of 30 steps, the end included
     assert asked(eval_steps=0.25) == Asked(480, 4, fixed=False)
     assert asked(max_steps=5) == Asked(80, 2, fixed=False)  # half an epoch: after 3 steps and 5
+    assert asked(early_stopping=3) == Asked(480, 6, fixed=True)  # it needs the looks that it counts
     assert asked(eval_strategy="epoch") == Asked(480, 3, fixed=True)
     assert asked(eval_strategy="no") is None
     assert asked(per_epoch=4) == asked(per_epoch=4, num_train_epochs=9, rows=8) == Asked(160, 4, fixed=True)
