@@ -78,8 +78,9 @@ def measured(file: Path) -> dict[str, float]:
     from embexp import training
     from embexp.components import build
     from embexp.datasets import pairs
+    from embexp.leaks import refuse_leaks
     from embexp.shapes import to_rows
-    from embexp.splits import refuse_leaks, trainable
+    from embexp.splits import trainable
 
     logging.disable(logging.WARNING)
     seconds: dict[str, float] = {}

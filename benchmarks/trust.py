@@ -26,13 +26,14 @@ from embexp.copies import near_duplicates
 from embexp.encoding import Encoder
 from embexp.errors import UserError
 from embexp.evaluators import graded
+from embexp.leaks import refuse_leaks
 from embexp.metrics import ndcg, recall
 from embexp.models import EmbeddingModel
 from embexp.paraphrases import centred, similar
 from embexp.retrieval_set import RetrievalSet, Splits
 from embexp.search import nearest
 from embexp.significance import Scores, compare
-from embexp.splits import NEAR_COPIES, refuse_leaks
+from embexp.splits import NEAR_COPIES
 
 NOISE = 300  # noisy copies for each kind of noise
 DRAWS = 1000  # of the bootstrap here; a run draws 10,000

@@ -16,12 +16,13 @@ from embexp.cache import json_kept
 from embexp.components import build
 from embexp.encoding import Encoder
 from embexp.errors import UserError, counted
+from embexp.leaks import refuse_leaks
 from embexp.models import EmbeddingModel, identified, refuse_unfit
 from embexp.negatives import DEFAULT, Drawn, second_look
 from embexp.paraphrases import without_paraphrases
 from embexp.retrieval_set import RetrievalSet, Splits
 from embexp.shapes import WITH_NEGATIVES, Rows, to_rows
-from embexp.splits import Shares, limited, refuse_leaks, trainable
+from embexp.splits import Shares, limited, trainable
 from embexp.teachers import Judge, teacher_of
 from embexp.tokens import count_truncated
 

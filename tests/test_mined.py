@@ -6,8 +6,9 @@ import pytest
 
 from embexp.datasets import mined
 from embexp.errors import UserError
+from embexp.leaks import refuse_leaks
 from embexp.paraphrases import without_paraphrases
-from embexp.splits import limited, refuse_leaks
+from embexp.splits import limited
 
 
 def lines(*rows):

@@ -5,7 +5,8 @@ import pytest
 
 from embexp.datasets.pubmedqa import load
 from embexp.errors import UserError
-from embexp.splits import Shares, refuse_leaks
+from embexp.leaks import refuse_leaks
+from embexp.splits import Shares
 
 REAL = Path(__file__).parent.parent.parent / "shared" / "data" / "PubMedQA"
 TOPICS = ["aspirin", "bones", "cough", "dosage", "eczema", "fever", "gout", "hives", "iron", "joints"]

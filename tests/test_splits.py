@@ -14,10 +14,11 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from embexp import copies
 from embexp.copies import near_duplicates
 from embexp.errors import UserError
+from embexp.leaks import refuse_leaks
 from embexp.negatives import draw_random
 from embexp.retrieval_set import RetrievalSet, Splits
 from embexp.shapes import to_rows
-from embexp.splits import Shares, cut, cut_dev, given, limited, refuse_leaks, trainable, unified
+from embexp.splits import Shares, cut, cut_dev, given, limited, trainable, unified
 from tests.conftest import toy_set
 
 WHALE = "what is the colour of the back of the great blue whale in the southern ocean"
