@@ -1,4 +1,4 @@
-"""Cuts a RetrievalSet into train, dev and test by document. Called by the loaders in `datasets`; knows nothing of models."""
+"""Cuts a RetrievalSet into train, dev and test by document. Called by the loaders in `datasets`; knows no models."""
 
 from __future__ import annotations
 
