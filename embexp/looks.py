@@ -54,7 +54,7 @@ class Plan:
 class Asked:
     """How much is trained on, in tokens, and at how many points the config asks for a look.
 
-    fixed: whether that number stays as it is: in a study, whose runs are compared look by look, and with early stopping,
+    fixed: whether that number stays: in a study, whose runs are compared look by look, and with early stopping,
     which counts them.
     """
 
