@@ -61,7 +61,6 @@ def export(run: Finished, *, name: str, out: Path, max_loss: float, changed_data
     log.info("measuring the model ...")
     before = _scores(run, encoder, splits.test)
     report: dict[str, Any] = {"format": name, "run": run.folder.name, "metric": run.result["metric"]}
-    report["milliseconds_a_query"] = {"before": _milliseconds(model, splits.test)}  # writing may change the model
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as partial:
         folder = Path(partial) / "model"
@@ -70,7 +69,7 @@ def export(run: Finished, *, name: str, out: Path, max_loss: float, changed_data
         settings = _write(run, model, name, folder)
         served = _loaded(folder, name, model)
         log.info("measuring the export ...")
-        report["milliseconds_a_query"]["after"] = _milliseconds(served, splits.test)
+        report["milliseconds_a_query"] = _milliseconds(run.tuned()[0], served, splits.test)  # writing changed the first
         new = Encoder(served, progress=f"{name} model")
         after = _scores(run, new, splits.test)
         # `compared` compares a base with a tuned: here the model and its export
@@ -149,14 +148,16 @@ def _half(model: EmbeddingModel) -> EmbeddingModel:
     return model
 
 
-def _milliseconds(model: EmbeddingModel, test: RetrievalSet) -> float:
-    """The median time to embed one question."""
-    encoder, seconds = Encoder(model), []
+def _milliseconds(before: EmbeddingModel, after: EmbeddingModel, test: RetrievalSet) -> dict[str, float]:
+    """The median time to embed one question, in turns, since a machine's speed changes from minute to minute."""
+    encoders = {"before": Encoder(before), "after": Encoder(after)}
+    seconds: dict[str, list[float]] = {when: [] for when in encoders}
     for text in list(test.queries.values())[:TIMED]:
-        start = time.perf_counter()
-        encoder.queries([text])
-        seconds.append(time.perf_counter() - start)
-    return round(1000 * float(np.median(seconds)), 2)
+        for when, encoder in encoders.items():
+            start = time.perf_counter()
+            encoder.queries([text])
+            seconds[when].append(time.perf_counter() - start)
+    return {when: round(1000 * float(np.median(each)), 2) for when, each in seconds.items()}
 
 
 def _least_cosine(before: Encoder, after: Encoder, test: RetrievalSet) -> float:
