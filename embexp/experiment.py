@@ -39,7 +39,6 @@ log = logging.getLogger(__name__)
 
 # the pairs that dev and test are measured on do not depend on what is trained with, so that runs compare
 EVALUATION_NEGATIVES: dict[str, Any] = {"negatives": partial(draw_random, per_query=1), "seed": 0}
-Config = Mapping[str, Any]
 HELPERS = ("guide", "teacher", "rescorer")  # keys of losses and negatives that name a model
 UNTRAINED = "the base model's vectors are random, so that being better than it says little; compare with BM25"
 UNMOVED = (
@@ -53,7 +52,7 @@ NO_TEACHER = (
 
 
 def measure(
-    config: Config,
+    config: Mapping[str, Any],
     result: dict[str, Any],
     folder: Path,
     tracker: Tracker,
@@ -105,7 +104,7 @@ def measure(
 
 
 def _compare(
-    config: Config, on_test: Mapping[str, Evaluation], splits: Splits, result: dict[str, Any], folder: Path
+    config: Mapping[str, Any], on_test: Mapping[str, Evaluation], splits: Splits, result: dict[str, Any], folder: Path
 ) -> None:
     result |= results.compared(on_test, splits, metric=config["metric"])
     results.write_retrieval(on_test, splits, folder / "retrieval")
@@ -266,16 +265,12 @@ def _train(
         "arguments": {key: value for key, value in config["trainer"].items() if key not in OURS}
         | (LOOKS_SAY_WHEN if watch is not None else {}),
         "early_stopping": config["trainer"]["early_stopping"],
-        "metric": config["metric"],
-        "seed": config["seed"],
-        "folder": folder,
-        "made_from": made_from,
-        "resume_from": checkpoint,
+        **{key: config[key] for key in ("metric", "seed")},
+        **{"folder": folder, "made_from": made_from, "resume_from": checkpoint},
     }
     if model.processes is not None:
         said = {key: config[key] for key in ("loss", "allowed_packages", "cache")}
-        looks = None if watch is None else watch.looks
-        model.processes.tell("train", rows=rows, data=train_set, choices=choices, looks=looks, **said)
+        model.processes.tell("train", rows=rows, data=train_set, choices=choices, looks=watch and watch.looks, **said)
     training = train(
         model,
         rows,
