@@ -101,6 +101,7 @@ def trained(model, folder, *, loss, shape="pair", data=None, resume_from=None, w
     choices = {
         "arguments": {**always, "eval_strategy": "steps", "eval_steps": 2, "save_total_limit": 1, **arguments},
         "early_stopping": 2,
+        "looks": None,
         "metric": "probe@1",
         "seed": 0,
         "folder": folder,
@@ -110,11 +111,11 @@ def trained(model, folder, *, loss, shape="pair", data=None, resume_from=None, w
 
     def scored():
         random.random()  # a library may draw while process 0 scores, and the losses draw on
-        return {"probe@1": float(Encoder(model, batch_size=2).queries(PROBED)[:, 0].sum())}
+        return {"probe@1": float(Encoder(model).queries(PROBED)[:, 0].sum())}
 
     if model.processes is not None:
         said = {"loss": loss, "allowed_packages": ["tests"], "cache": False}
-        model.processes.tell("train", rows=rows, data=data, choices=choices, looks=watch and watch.looks, **said)
+        model.processes.tell("train", rows=rows, data=data, choices=choices, watched=watch and watch.looks, **said)
     train(
         model,
         rows,
