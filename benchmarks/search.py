@@ -176,9 +176,9 @@ def retrieval_set(folder: Path) -> Any:
 
 def score_embexp(given: Given, folder: Path) -> Callable[[], dict[str, Any]]:
     """Ranking and 30 metrics."""
+    from embexp.arms import Dense
     from embexp.evaluators import Retrieval
     from embexp.negatives import draw_random
-    from embexp.search import Dense
 
     data = retrieval_set(folder)
 

@@ -237,11 +237,11 @@ def product(dtype_name: str) -> float:
 def one(arm: str, data: str, model: str, steps: int, evaluate: bool) -> dict[str, Any]:
     """Train one arm, then measure its weights on test with embexp's evaluator, in float32."""
     from embexp import libraries
+    from embexp.arms import Dense
     from embexp.encoding import Encoder
     from embexp.evaluators import Retrieval
     from embexp.models import Transformer
     from embexp.negatives import draw_random
-    from embexp.search import Dense
     from embexp.shapes import to_rows
     from embexp.splits import trainable
 

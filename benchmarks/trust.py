@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from reworded import MODERATE, NEAR_MISS, STRONG
 
 from embexp import cache, significance
+from embexp.arms import nearest
 from embexp.checks import CONFIG_FOLDER
 from embexp.components import build
 from embexp.copies import near_duplicates
@@ -31,7 +32,6 @@ from embexp.metrics import ndcg, recall
 from embexp.models import EmbeddingModel
 from embexp.paraphrases import centred, similar
 from embexp.retrieval_set import RetrievalSet, Splits
-from embexp.search import nearest
 from embexp.significance import Scores, compare
 from embexp.splits import NEAR_COPIES
 

@@ -19,7 +19,7 @@ from embexp.arguments import checked_arguments
 from embexp.checks import CONFIG_FOLDER, Program, refuse_environment
 from embexp.config import EXPERIMENT
 from embexp.errors import UserError, explained
-from embexp.machine import Launched, agreed, launched
+from embexp.parallel.machine import Launched, agreed, launched
 from embexp.starting import uncollected
 
 
@@ -28,7 +28,7 @@ def main() -> None:
     with ends_with_one():
         started = launched()
         if started is not None and started.rank > 0:
-            from embexp.follower import follow_launched  # torch: seconds
+            from embexp.parallel.follower import follow_launched  # torch: seconds
 
             sys.exit(follow_launched(started))
         with _released(started):
@@ -71,7 +71,7 @@ def _released(started: Launched | None) -> Iterator[None]:
         yield
     finally:
         if started is not None:
-            from embexp.meeting import release
+            from embexp.parallel.meeting import release
 
             release(started)
 

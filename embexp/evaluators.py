@@ -15,13 +15,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from embexp.arms import Arm, Dense
 from embexp.embedding import Embeddings
 from embexp.encoding import Encoder, Truncated
 from embexp.metrics import MEASURES, Graded
 from embexp.negatives import Negatives
 from embexp.ranking import Ranking, Relevant
 from embexp.retrieval_set import Qrels, RetrievalSet
-from embexp.search import Arm, Dense
 from embexp.shapes import to_rows
 from embexp.significance import DRAWS_OF_STATISTICS, Scores
 

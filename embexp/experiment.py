@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from embexp import result as results
 from embexp import tuning
+from embexp.arms import BM25, Arm, Dense
 from embexp.components import build
 from embexp.encoding import Encoder
 from embexp.evaluators import Evaluation, Evaluator, evaluate
@@ -20,13 +21,12 @@ from embexp.models import EmbeddingModel
 from embexp.negatives import draw_random
 from embexp.preparing import data_of, helpers_of, model_of, note, rows_of
 from embexp.retrieval_set import RetrievalSet, Splits
-from embexp.search import BM25, Arm, Dense
 from embexp.shapes import Rows
 from embexp.stages import timer
 from embexp.tuning import Run
 
 if TYPE_CHECKING:
-    from embexp.processes import Processes
+    from embexp.parallel.processes import Processes
     from embexp.trainer import Watch
 
 # the pairs that dev and test are measured on do not depend on what is trained with, so that runs compare

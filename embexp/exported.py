@@ -21,6 +21,7 @@ import torch
 
 from embexp import result as results
 from embexp import runtimes, stamp
+from embexp.arms import Dense
 from embexp.components import build
 from embexp.durable import write_whole
 from embexp.encoding import Encoder
@@ -33,7 +34,6 @@ from embexp.model_folder import EXPORT, hashes
 from embexp.models import EmbeddingModel, Transformer
 from embexp.report import HEADLINE
 from embexp.retrieval_set import RetrievalSet
-from embexp.search import Dense
 from embexp.tables import aligned, number
 
 log = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from embexp import console, libraries
 from embexp import report as reports
 from embexp.checks import plain
 from embexp.errors import BusyError, FullError, NotNowError, UserError, described, explained
-from embexp.machine import Launched
+from embexp.parallel.machine import Launched
 from embexp.starting import uncollected
 from embexp.sweep.reference import TrialReference
 from embexp.tracking import to_upload

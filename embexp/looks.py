@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from embexp.arms import Arm
 from embexp.errors import counted
 from embexp.evaluators import Evaluation, Evaluator, evaluate
 from embexp.models import EmbeddingModel
 from embexp.retrieval_set import RetrievalSet
-from embexp.search import Arm
 from embexp.tokens import lengths
 
 log = logging.getLogger(__name__)

@@ -30,7 +30,7 @@ from embexp.model_folder import LOADED, hashes, refuse_unsafe, sha256, why_not_l
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from embexp.processes import Processes
+    from embexp.parallel.processes import Processes
 
 log = logging.getLogger(__name__)
 

@@ -15,12 +15,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from embexp.arms import BM25, Dense
 from embexp.cache import digest, json_kept
 from embexp.encoding import Encoder
 from embexp.errors import UserError
 from embexp.ranking import Ranking, Relevant
 from embexp.retrieval_set import RetrievalSet
-from embexp.search import BM25, Dense
 from embexp.teachers import Cosines, CrossEncoderScores, Judge, Keywords
 
 QUERIES_AT_ONCE = 5000  # whose candidates are judged in one call

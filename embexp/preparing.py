@@ -27,7 +27,7 @@ from embexp.teachers import Judge, teacher_of
 from embexp.tokens import count_truncated
 
 if TYPE_CHECKING:
-    from embexp.processes import Processes
+    from embexp.parallel.processes import Processes
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def model_of(
 
     model: EmbeddingModel = source.load(texts())
     if processes is not None:
-        from embexp.shares import same_weights
+        from embexp.parallel.shares import same_weights
 
         processes.tell("model", node=config["model"], allowed_packages=config["allowed_packages"], texts=read)
         same_weights(model.model, processes)

@@ -1,142 +1,174 @@
-"""Finds passages: exact search over embeddings, or BM25. Called by `evaluators`, `negatives` and `teachers`."""
+"""Asks a run's models: the passages that base and tuned find, side by side, the known answer marked.
+
+`python -m embexp.search RUN "question"` is this; without a question it keeps asking for one. The corpus is embedded
+once and kept in the cache; after that a question takes a fraction of a second.
+"""
 
 from __future__ import annotations
 
-import math
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+import argparse
+import contextlib
+import json
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
-import bm25s
-import numpy as np
-import torch
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
 
-from embexp.cache import arrays_kept
-from embexp.embedding import Embeddings
-from embexp.encoding import Encoder
-from embexp.ranking import GROUP, NEVER, First, Ranking
-from embexp.retrieval_set import RetrievalSet
+from embexp import cache, libraries
+from embexp.cli import ends_with_one
+from embexp.errors import UserError, counted
 
-CELLS_AT_ONCE = 64_000_000  # scores held in memory at once: 256 MB of float32
-KEYWORD_CELLS_AT_ONCE = 16_000_000
-PASSAGES_AT_ONCE = 65_536
+if TYPE_CHECKING:  # torch and transformers take seconds, which --help need not wait for
+    from embexp.finished import Finished
+    from embexp.lookup import Finder, Found, Known
 
-
-class Arm(Protocol):
-    """Something that ranks passages; `encoder` is None where it has no embeddings."""
-
-    encoder: Encoder | None
-
-    def search(self, retrieval_set: RetrievalSet, *, top: int) -> Ranking:
-        """Rank the corpus for every query, `top` passages each."""
-
-
-class Dense:
-    """Exact search by cosine similarity."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        self.encoder: Encoder | None = encoder
-
-    def search(self, retrieval_set: RetrievalSet, *, top: int) -> Ranking:
-        """Rank by cosine; see `ranking` for ties."""
-        assert self.encoder is not None
-        passages = self.encoder.passages(list(retrieval_set.corpus.values()))
-        queries = self.encoder.queries(list(retrieval_set.queries.values()))
-        return nearest(retrieval_set, queries, passages, top=top, device=self.encoder.device)
+ARMS = ("base", "tuned")
+WIDE = 100  # columns from which on two lists fit beside each other
+LINES = 4  # of a passage's text at most
+TRAINED = "a question of train, which the tuned model has learnt from"
 
 
-class BM25:
-    """Keyword search with bm25s (Lù, 2024) at its defaults; words are lower-cased runs of word characters."""
-
-    encoder: Encoder | None = None
-
-    def search(self, retrieval_set: RetrievalSet, *, top: int) -> Ranking:
-        """Rank by BM25; passages that share no word with the query are not ranked."""
-
-        def make() -> dict[str, np.ndarray]:
-            found = ranked(retrieval_set, _sharing_words(keyword_scores(retrieval_set)), top=top)
-            return {"places": found.places, "scores": found.scores, "lowest": found.lowest}
-
-        found = arrays_kept("bm25", [retrieval_set.digest, top], make)
-        return Ranking(list(retrieval_set.queries), list(retrieval_set.corpus), **found)
-
-
-def nearest(
-    retrieval_set: RetrievalSet,
-    queries: Embeddings,
-    passages: Embeddings,
-    *,
-    top: int,
-    device: str | torch.device = "cpu",
-) -> Ranking:
-    """The `top` passages of each query by the product of their embeddings, a row for each in the set's order.
-
-    Passages are read once, in blocks, so that they may be a memory map that is larger than memory. All products have
-    one shape: where a library sums in another order for another shape, equal passages would not score alike.
-    """
-    first = First(retrieval_set, top=top, device=device)
-    parts = math.ceil(len(passages) / PASSAGES_AT_ONCE)
-    width = min(len(passages), math.ceil(len(passages) / parts / GROUP) * GROUP)
-    left = torch.from_numpy(queries).to(device)
-    height = max(1, min(len(left), CELLS_AT_ONCE // width))
-    room = torch.full((height, math.ceil(width / GROUP) * GROUP), NEVER, device=device)
-    for start in range(0, len(passages), width):
-        place = min(start, len(passages) - width)  # the last block begins in the one before it
-        right = torch.from_numpy(passages[place : place + width]).to(device)
-        for row in range(0, len(left), height):
-            scores = room[: len(left) - row]
-            torch.mm(left[row : row + height], right.T, out=scores[:, :width])
-            scores[:, : start - place] = NEVER
-            first.add(scores, row=row, place=place)
-    return first.ranking()
+def main(words: Sequence[str]) -> None:
+    """Search the passages of a finished run with its base and its tuned model."""
+    parser = argparse.ArgumentParser(prog="python -m embexp.search", description=main.__doc__)
+    parser.add_argument("run", help="the run's folder, such as outputs/<date>/<time>")
+    parser.add_argument("question", nargs="?", help="without it, questions are read line by line until Ctrl-D")
+    parser.add_argument("--top", type=int, default=5, help="passages to show (5)")
+    parser.add_argument("--model", choices=[*ARMS, "both"], default="both", help="which model searches (both)")
+    parser.add_argument("--json", action="store_true", help="a line of JSON for each question")
+    parser.add_argument("--changed-data", action="store_true", help="go on although the data are not those of the run")
+    arguments = parser.parse_intermixed_args(list(words))
+    with ends_with_one():
+        if arguments.top < 1:
+            raise UserError(f"--top {arguments.top}; it must be at least 1")
+        _answer_all(arguments)
 
 
-def ranked(retrieval_set: RetrievalSet, scores: Iterable[np.ndarray], *, top: int) -> Ranking:
-    """The `top` passages per query from float32 blocks of shape (some queries, all passages), in the queries' order."""
-    first, row = First(retrieval_set, top=top), 0
-    for block in scores:
-        first.add(torch.from_numpy(block), row=row, place=0)
-        row += len(block)
-    return first.ranking()
+def _answer_all(arguments: argparse.Namespace) -> None:
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s", force=True)
+    print("loading ...", file=sys.stderr)
+    with contextlib.redirect_stdout(sys.stderr):  # what libraries print is no answer
+        finders, known = _loaded(arguments)
+    for question in [arguments.question] if arguments.question else _questions():
+        _answer(question, finders, known, top=arguments.top, as_json=arguments.json)
 
 
-def cosine_scores(retrieval_set: RetrievalSet, encoder: Encoder) -> Iterator[np.ndarray]:
-    """Blocks of (some queries, passages) cosines, in the queries' order."""
-    passages = encoder.passages(list(retrieval_set.corpus.values()))
-    queries = encoder.queries(list(retrieval_set.queries.values()))
-    block = max(1, CELLS_AT_ONCE // len(passages))
-    return (queries[start : start + block] @ passages.T for start in range(0, len(queries), block))
+def _loaded(arguments: argparse.Namespace) -> tuple[dict[str, Finder], dict[str, Known]]:
+    start = time.perf_counter()
+    from embexp.finished import opened
+    from embexp.lookup import known_questions
+
+    libraries.quiet_keyword_search()
+    run = opened(arguments.run)
+    with cache.kept_in(cache.folder_of(run.config["cache"])):
+        splits = run.splits(changed_data=arguments.changed_data, by="--changed-data")
+        finders = _finders(run, splits, arguments.model)
+    size = counted(len(splits.test.corpus), "passage")
+    print(f"{size}, ready after {time.perf_counter() - start:.1f} s", file=sys.stderr)
+    return finders, known_questions(splits)
 
 
-def keyword_scores(retrieval_set: RetrievalSet) -> Iterator[np.ndarray]:
-    """Blocks of (some queries, passages) BM25 scores, float32, in the queries' order; every core makes rows of them."""
-    index = bm25s.BM25()
-    index.index(_tokens(list(retrieval_set.corpus.values())), show_progress=False)
-    queries = [
-        [word for word in words if word in index.vocab_dict] for words in _tokens(list(retrieval_set.queries.values()))
-    ]
-    passages = len(retrieval_set.corpus)
-    height = max(1, KEYWORD_CELLS_AT_ONCE // passages)
+def _finders(run: Finished, splits: Any, model: str) -> dict[str, Finder]:
+    from embexp.lookup import Finder
 
-    def row(words: list[str]) -> np.ndarray:
-        return np.asarray(index.get_scores(words)) if words else np.zeros(passages, np.float32)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(queries), height):
-            yield np.stack(list(pool.map(row, queries[start : start + height])))
+    wanted = ARMS if model == "both" else (model,)
+    if model == "both" and not run.has_model:
+        print("this run trained nothing, so that there is only its base model", file=sys.stderr)
+        wanted = ("base",)
+    corpus = splits.test.corpus
+    return {arm: Finder((run.base(splits) if arm == "base" else run.tuned())[1], corpus) for arm in wanted}
 
 
-def _sharing_words(scores: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Without the passages that share no word with the query."""
-    return (np.where(block > 0, block, np.float32(NEVER)) for block in scores)
+def _questions() -> Iterator[str]:
+    """What is typed, or piped in, line by line."""
+    if not sys.stdin.isatty():
+        yield from filter(None, map(str.strip, sys.stdin))
+        return
+    with contextlib.suppress(ImportError):  # lines can be edited and called back where the system has it
+        import readline  # noqa: F401
+    print("Ask a question; Ctrl-D ends.", file=sys.stderr)
+    while True:
+        try:
+            line = input("\n? ").strip()
+        except EOFError:
+            return
+        if line:
+            yield line
 
 
-def _tokens(texts: Sequence[str]) -> list[list[str]]:
-    return bm25s.tokenize(texts, token_pattern=r"\w+", stopwords=None, return_ids=False, show_progress=False)
+def _answer(
+    question: str, finders: Mapping[str, Finder], known: Mapping[str, Known], *, top: int, as_json: bool
+) -> None:
+    from embexp.splits import asked
+
+    start = time.perf_counter()
+    of_data = known.get(asked(question))
+    found = {
+        arm: finder.find(question, top=top, answers=of_data.answers if of_data else ())
+        for arm, finder in finders.items()
+    }
+    seconds = time.perf_counter() - start
+    if as_json:
+        values = {"question": question, "known": asdict(of_data) if of_data else None, "seconds": round(seconds, 4)}
+        print(json.dumps(values | {arm: asdict(each) for arm, each in found.items()}, ensure_ascii=False), flush=True)
+        return
+    show(question, of_data, found)
 
 
-if __name__ == "__main__":  # python -m embexp.search RUN "question"
-    import runpy
+def show(question: str, known: Known | None, found: Mapping[str, Found]) -> None:
+    """Print the lists: beside each other on a wide terminal, below each other on a narrow one and in a file."""
+    terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if terminal else 10_000  # a line a passage, however long
+    console = Console(width=width, highlight=False, soft_wrap=not terminal, file=sys.stdout)
+    console.print(Text(_about(question, known)))
+    if terminal and width >= WIDE and len(found) > 1:
+        table = Table.grid(padding=(0, 2), expand=True)
+        for _ in found:
+            table.add_column(ratio=1)
+        table.add_row(*(_list(arm, each, width // len(found) - 2, terminal) for arm, each in found.items()))
+        console.print(table)
+        return
+    for arm, each in found.items():
+        console.print(_list(arm, each, width, terminal))
 
-    runpy.run_module("embexp.ask", run_name="__main__", alter_sys=True)
+
+def _about(question: str, known: Known | None) -> str:
+    if known is None:
+        return f"{question}\nnot a question of the data, so that no answer is known"
+    part = f", slice {known.slice}" if known.slice else ""
+    where = TRAINED if known.side == "train" else f"a question of {known.side}{part}"
+    return (
+        f"{question}\n{where}; known {'answer' if len(known.answers) == 1 else 'answers'}: {', '.join(known.answers)}"
+    )
+
+
+def _list(arm: str, found: Found, width: int, terminal: bool) -> Group:
+    lines = [Text(f"\n{arm}{_places(found)}", style="bold")]
+    for hit in found.hits:
+        mark = "  <- known answer" if hit.known else ""
+        head = f"{hit.place:>2}  {hit.score:.3f}  {hit.passage}{mark}"
+        text = " ".join(hit.text.split())
+        if not terminal:
+            lines.append(Text(f"{head}: {text}"))
+            continue
+        most = LINES * (width - 4)
+        lines.append(Text(head, style="bold green" if hit.known else "cyan"))
+        lines.append(Text(text if len(text) <= most else f"{text[: most - 3]}...", style="green" if hit.known else ""))
+    return Group(*lines)
+
+
+def _places(found: Found) -> str:
+    if not found.places:
+        return ""
+    return f" (known at place {', '.join(str(place) for place in sorted(found.places.values()))})"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

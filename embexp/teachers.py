@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from embexp import libraries
+from embexp.arms import keyword_scores
 from embexp.cache import arrays_kept, digest
 from embexp.encoding import Encoder
 from embexp.errors import UserError
 from embexp.model_folder import hashes, why_not_loaded
 from embexp.models import LOADING_ERRORS, SAFETENSORS_ONLY, model_folder
 from embexp.retrieval_set import RetrievalSet
-from embexp.search import keyword_scores
 
 log = logging.getLogger(__name__)
 

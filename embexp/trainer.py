@@ -29,8 +29,8 @@ from embexp.checkpoints import Checkpoint
 from embexp.conflicts import Conflicts
 from embexp.errors import UserError
 from embexp.fast_steps import parts_of_like_length
-from embexp.processes import Processes
-from embexp.shares import add_gradients, same_weights, shared
+from embexp.parallel.processes import Processes
+from embexp.parallel.shares import add_gradients, same_weights, shared
 from embexp.tracking import Tracker
 
 log = logging.getLogger(__name__)

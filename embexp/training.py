@@ -28,10 +28,10 @@ from embexp.encoding import Encoder
 from embexp.errors import UserError, counted
 from embexp.looks import NEVER, at_least_every, every_look, steps_in
 from embexp.models import EmbeddingModel
-from embexp.processes import Processes
+from embexp.parallel.processes import Processes
+from embexp.parallel.shares import generators
 from embexp.retrieval_set import RetrievalSet
 from embexp.shapes import Rows
-from embexp.shares import generators
 from embexp.tokens import lengths
 from embexp.tracking import Tracker
 from embexp.trainer import ROW, Collator, Dev, Looks, Track, Trainer, Watch, diverged

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embexp import stamp
+from embexp.arms import Dense
 from embexp.cache import digest
 from embexp.checkpoints import Checkpoint, last_usable
 from embexp.components import build
@@ -22,7 +23,6 @@ from embexp.encoding import Encoder
 from embexp.looks import Plan
 from embexp.models import EmbeddingModel
 from embexp.retrieval_set import RetrievalSet
-from embexp.search import Dense
 from embexp.shapes import Rows
 from embexp.starting import uncollected
 from embexp.tracking import Tracker

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from embexp.job import Job
-from embexp.machine import cores, gpus
+from embexp.parallel.machine import cores, gpus
 
 # imports only: a matrix product there hangs the children (OpenMP)
 PRELOADED = ["embexp.run", "embexp.sweep.trial", "embexp.training", "embexp.losses", "embexp.page.writing"]

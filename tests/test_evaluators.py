@@ -12,13 +12,13 @@ from sentence_transformers.sentence_transformer.evaluation import (
     TripletEvaluator,
 )
 
+from embexp.arms import BM25, Dense
 from embexp.encoding import Encoder
 from embexp.errors import UserError
 from embexp.evaluators import Evaluation, Pairs, Retrieval, evaluate
 from embexp.models import Transformer
 from embexp.negatives import draw_random
 from embexp.retrieval_set import RetrievalSet
-from embexp.search import BM25, Dense
 from embexp.shapes import to_rows
 from tests.hits import ranking_of
 from tests.tiny import tiny_transformer

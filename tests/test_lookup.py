@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from embexp.arms import Dense
 from embexp.lookup import Finder, Known, known_questions
 from embexp.retrieval_set import RetrievalSet, Splits
-from embexp.search import Dense
 from tests.test_search import Planted
 
 CORPUS = {"east": "0", "north": "90", "west": "180", "also north": "90"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,19 +20,19 @@ import torch
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from torch.distributed import FileStore, TCPStore
 
-from embexp import joining
 from embexp.checkpoints import Checkpoint
 from embexp.components import build
 from embexp.config import mistakes_in
 from embexp.encoding import Encoder
 from embexp.errors import Pruned, UserError
-from embexp.joining import joined
 from embexp.losses import OWN_KEYS
-from embexp.machine import Launched, agreed, launched
 from embexp.models import Transformer
 from embexp.negatives import draw_random
+from embexp.parallel import joining
+from embexp.parallel.joining import joined
+from embexp.parallel.machine import Launched, agreed, launched
+from embexp.parallel.shares import _own_randomness, rows_by_process, same_weights, shared
 from embexp.shapes import to_rows
-from embexp.shares import _own_randomness, rows_by_process, same_weights, shared
 from embexp.tracking import Tracker
 from embexp.training import LOOKS_SAY_WHEN, train
 from tests.attempts import configured
@@ -76,7 +77,7 @@ def followers(of=None):
     found = []
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
-        if words[1:3] == ["-m", "embexp.follower"] and words[-1] == str(of or os.getpid()):
+        if words[1:3] == ["-m", "embexp.parallel.follower"] and words[-1] == str(of or os.getpid()):
             found.append(process)
     return found
 
@@ -96,7 +97,7 @@ def trained(model, folder, *, loss, shape="pair", data=None, resume_from=None, w
     """(loss of each step and dev's scores, final weights) of a training on 20 questions in batches of 7."""
     data = data or toy_set()
     rows = to_rows(data, shape, negatives=partial(draw_random, per_query=1), seed=0)
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     always = {"per_device_train_batch_size": 7, "num_train_epochs": 2, "learning_rate": 1e-3, "logging_steps": 1}
     choices = {
         "arguments": {**always, "eval_strategy": "steps", "eval_steps": 2, "save_total_limit": 1, **arguments},
@@ -238,7 +239,9 @@ def test_a_loss_that_goes_round_the_models_forward_is_refused(folder):
 def orphans():
     """Followers whose process 0 has ended."""
     found = {process: process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])}
-    parents = {process: int(words[-1]) for process, words in found.items() if words[1:3] == ["-m", "embexp.follower"]}
+    parents = {
+        process: int(words[-1]) for process, words in found.items() if words[1:3] == ["-m", "embexp.parallel.follower"]
+    }
     return [process for process, parent in parents.items() if not psutil.pid_exists(parent)]
 
 
@@ -260,7 +263,9 @@ def test_going_on_from_a_checkpoint_they_end_bit_equal_dropout_included(folder, 
         return trained(model, tmp_path / name, loss=PLAIN, save_total_limit=9, **options)
 
     values, weights = ending("whole")
-    second = Checkpoint(tmp_path / "whole" / "checkpoints" / "checkpoint-2", ended=False)
+    kept = "checkpoints/checkpoint-2"
+    shutil.copytree(tmp_path / "whole" / kept, tmp_path / "again" / kept)
+    second = Checkpoint(tmp_path / "again" / kept, ended=False)
     again, other = ending("again", resume_from=second)
     assert again == [value for value in values if value[0] > 2]
     assert all(torch.equal(other[name], expected) for name, expected in weights.items())
@@ -290,7 +295,7 @@ def test_a_pruned_run_ends_its_followers(folder, tmp_path):
 
 PARENT = """
 import os, subprocess, sys, time
-subprocess.Popen([sys.executable, "-m", "embexp.follower", sys.argv[1], "1", "2", str(os.getpid())])
+subprocess.Popen([sys.executable, "-m", "embexp.parallel.follower", sys.argv[1], "1", "2", str(os.getpid())])
 time.sleep(100)
 """
 

@@ -1,149 +1,182 @@
-"""Rankings: who comes first among equals, exactness against plain sorting, and what keyword search leaves out."""
+"""A question to a finished run: what it shows, how, and what it refuses."""
 
 from __future__ import annotations
 
-import numpy as np
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pandas as pd
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from embexp import search
-from embexp.cache import kept_in
-from embexp.encoding import Encoder
-from embexp.errors import UserError
-from embexp.models import Static
-from embexp.retrieval_set import RetrievalSet
-from embexp.search import BM25, Dense, nearest, ranked
+from embexp import encoding, search
+from tests.command import QUICK, REPOSITORY
 
 
-def set_of(passages, queries, relevant):
-    qrels = {query: dict.fromkeys(relevant.get(query, ()), 1) for query in queries}
-    return RetrievalSet(queries, passages, qrels, {})
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory, pairs):
+    """A run on pairs whose path is relative to where it was started."""
+    folder = tmp_path_factory.mktemp("ran")
+    shutil.copy(pairs, folder / "pairs.jsonl")
+    chosen = ["dataset=pairs", "dataset.path=pairs.jsonl", "dataset.columns.group=group", "trainer.learning_rate=0.1"]
+    call = [sys.executable, "-m", "embexp", *QUICK, *chosen, "trainer.max_steps=30", f"hydra.run.dir={folder / 'run'}"]
+    subprocess.run(call, cwd=folder, check=True, capture_output=True)
+    return folder / "run"
 
 
-def ids(ranking):
-    return {query: [passage for passage, _ in hits] for query, hits in ranking.items()}
+@pytest.fixture(scope="module")
+def question(ran):
+    """One of test."""
+    return pd.read_parquet(ran / "retrieval" / "per_query.parquet")["query"][0]
 
 
-def search_scores(relevant, scores, *, top, passages="bacd"):
-    data = set_of(dict.fromkeys(passages, "a text"), {"q": "a question"}, {"q": relevant})
-    return ids(ranked(data, iter([np.array([scores], dtype=np.float32)]), top=top))["q"]
+@pytest.fixture
+def asked(capfd, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words, code=0, lines=None):
+        if lines is not None:
+            monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+        capfd.readouterr()
+        try:
+            search.main([str(word) for word in words])
+            ended = 0
+        except SystemExit as end:
+            ended = end.code
+        out, err = capfd.readouterr()
+        assert ended == code, out + err
+        return out if not code else err
+
+    return call
 
 
-def test_among_equal_scores_relevant_passages_come_last_and_the_rest_by_id():
-    assert search_scores({"a"}, [0.5, 0.5, 0.5, 0.5], top=4) == ["b", "c", "d", "a"]
+def rankings(ran, arm):
+    found = {}
+    for line in (ran / "retrieval" / f"{arm}.test.trec").read_text().splitlines():
+        query, _, passage, *_ = line.split()
+        found.setdefault(query, []).append(passage)
+    return found
 
 
-def test_a_higher_score_beats_the_tie_rule():
-    assert search_scores({"a"}, [0.1, 0.9, 0.1, 0.5], top=4) == ["a", "d", "b", "c"]
+def test_questions_get_the_passages_that_the_run_ranked_and_the_known_answers_place(ran, asked, pairs):
+    queries = dict(pd.read_parquet(ran / "retrieval" / "per_query.parquet")[["query_id", "query"]].to_numpy())
+    answers = {}
+    for line in (ran / "retrieval" / "qrels.test.tsv").read_text().splitlines()[1:]:
+        query, passage, _ = line.split("\t")
+        answers.setdefault(query, []).append(passage)
+    some = list(queries)[:4]
+    lines = asked(ran, "--json", "--top", 3, lines=[queries[query] for query in some]).splitlines()
+    for query, line in zip(some, map(json.loads, lines), strict=True):
+        assert line["known"] == {"side": "test", "query": query, "slice": "unseen", "answers": answers[query]}
+        for arm in ("base", "tuned"):
+            ranked = rankings(ran, arm)[query]
+            assert [hit["passage"] for hit in line[arm]["hits"]] == ranked[:3]
+            (place,) = line[arm]["places"].values()
+            assert ranked[place - 1 : place] == answers[query] or place > len(ranked)
+        assert line["seconds"] < 1
 
 
-def test_a_tie_at_the_last_place_leaves_the_relevant_passage_out():
-    assert search_scores({"a"}, [0.5, 0.5, 0.9, 0.5], top=2) == ["c", "b"]
+def test_a_train_question_is_said_to_be_one_and_a_new_one_has_no_known_answer(ran, asked, pairs):
+    rows = [json.loads(line)["query"] for line in pairs.read_text().splitlines()]
+    known = [json.loads(line)["known"] for line in asked(ran, "--json", lines=rows).splitlines()]
+    sides = {row: each["side"] for row, each in zip(rows, known, strict=True) if each}  # copies of test's were left out
+    assert set(sides.values()) == {"train", "dev", "test"}
+    train = next(row for row, side in sides.items() if side == "train")
+    out = asked(ran, train)
+    assert "a question of train, which the tuned model has learnt from; known answer: " in out
+    assert "  <- known answer: " in out
+    assert "\nbase (known at place " in out
+    assert "not a question of the data, so that no answer is known" in asked(ran, "Something else?")
 
 
-def test_relevant_passages_come_last_by_id_as_well():
-    assert search_scores({"b", "a"}, [0, 0, 0, 0], top=4) == ["c", "d", "a", "b"]
+@pytest.mark.parametrize(("model", "shown"), [("base", ["base"]), ("tuned", ["tuned"]), ("both", ["base", "tuned"])])
+def test_one_model_or_both_search(ran, question, asked, model, shown):
+    out = asked(ran, question, "--model", model, "--top", 1)
+    assert [line.split()[0] for line in out.splitlines() if line.startswith(("base", "tuned"))] == shown
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.data())
-def test_ranking_equals_plain_sorting_however_scores_are_cut_into_blocks(data):
-    passages = data.draw(st.permutations([f"p{place}" for place in range(7)]))
-    queries = {f"q{place}": "a question" for place in range(data.draw(st.integers(1, 5)))}
-    relevant = {query: data.draw(st.sets(st.sampled_from(passages))) for query in queries}
-    scores = np.array([[data.draw(st.integers(0, 3)) for _ in passages] for _ in queries], dtype=np.float32)
-    top, cut = data.draw(st.integers(1, 9)), data.draw(st.integers(1, len(queries)))
-
-    def places(query, row):
-        return sorted(passages, key=lambda p: (-row[passages.index(p)], p in relevant[query], p))[:top]
-
-    found = ranked(
-        set_of(dict.fromkeys(passages, "a text"), queries, relevant), iter([scores[:cut], scores[cut:]]), top=top
-    )
-    assert ids(found) == {query: places(query, row) for query, row in zip(queries, scores, strict=True)}
+@pytest.mark.parametrize(("columns", "beside"), [(140, True), (80, False)])
+def test_the_lists_stand_beside_each_other_on_a_wide_terminal_and_below_each_other_on_a_narrow_one(
+    ran, question, monkeypatch, capsys, columns, beside
+):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    search.main([str(ran), question])
+    lines = re.sub("\x1b\\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert any("base (known" in line and "tuned (known" in line for line in lines) == beside
+    assert max(map(len, lines)) <= columns
 
 
-class Planted:
-    """An encoder of unit vectors in the plane; a text is its angle in degrees."""
-
-    device = "cpu"
-
-    def queries(self, texts):
-        angles = np.radians([float(text) for text in texts])
-        return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-
-    passages = queries
+def test_in_a_file_each_passage_is_a_line_without_colours(ran, question, asked):
+    out = asked(ran, question, "--top", 2)
+    assert "\x1b" not in out
+    assert sum(line.startswith((" 1  ", " 2  ")) for line in out.splitlines()) == 4
 
 
-@pytest.mark.parametrize("cells_at_once", [1, 7, 1_000])
-def test_dense_search_finds_the_nearest_by_angle_in_blocks_of_any_size(monkeypatch, cells_at_once):
-    monkeypatch.setattr(search, "CELLS_AT_ONCE", cells_at_once)
-    data = set_of({"east": "0", "north": "90", "west": "180"}, {"q1": "10", "q2": "100", "q3": "170"}, {})
-    ranking = Dense(Planted()).search(data, top=2)
-    assert ids(ranking) == {"q1": ["east", "north"], "q2": ["north", "west"], "q3": ["west", "north"]}
-    assert ranking["q1"][0][1] == pytest.approx(np.cos(np.radians(10)))
+def test_a_prompt_takes_questions_until_ctrl_d(ran, question, asked, monkeypatch):
+    typed = iter([question, "", "what is that"])
+
+    def line(prompt):
+        try:
+            return next(typed)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", line)
+    monkeypatch.setattr(sys, "stdin", type("Terminal", (), {"isatty": lambda self: True})())
+    out = asked(ran, "--model", "tuned", "--top", 1)
+    assert [line for line in out.splitlines() if line in (question, "what is that")] == [question, "what is that"]
 
 
-@pytest.mark.parametrize("at_once", [32, 50, 64, 1000])
-def test_nearest_reads_passages_in_blocks_and_ranks_each_once(monkeypatch, at_once):
-    monkeypatch.setattr(search, "PASSAGES_AT_ONCE", at_once)
-    monkeypatch.setattr(search, "CELLS_AT_ONCE", 700)
-    rng = np.random.default_rng(0)
-    rows = rng.normal(size=(150, 8)).astype(np.float32)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    rows[[3, 70, 149]] = rows[20]  # equal passages, far apart
-    data = set_of(
-        {f"p{place:03}": "a text" for place in range(150)},
-        {f"q{row}": "a question" for row in range(20)},
-        {"q0": {"p003"}},
-    )
-    found = nearest(data, np.concatenate([rows[[20]], rows[:19]]), rows, top=5)
-    products = np.concatenate([rows[[20]], rows[:19]]) @ rows.T
-    assert [passage for passage, _ in found["q0"][:4]] == ["p020", "p070", "p149", "p003"]
-    assert len({score for _, score in found["q0"][:4]}) == 1
-    assert found.lowest[0] == found["q0"][0][1]
-    for row, hits in enumerate(found.values()):
-        assert len({passage for passage, _ in hits}) == 5
-        assert [score for _, score in hits] == pytest.approx(sorted(products[row], reverse=True)[:5], abs=1e-6)
+def test_changed_data_are_refused_by_name_unless_asked_for(ran, question, asked):
+    data = ran.parent / "pairs.jsonl"
+    before = data.read_text()
+    try:
+        data.write_text(before + json.dumps({"query": "a new one", "passage": "something new", "group": "new"}) + "\n")
+        error = asked(ran, question, "--model", "tuned", code=1)
+        assert "the data have changed since the run in" in error
+        assert "corpus" in error
+        assert "--changed-data" in error
+        assert "tuned" in asked(ran, question, "--model", "tuned", "--changed-data")
+        # a static base is made from the data
+        assert "the base model has changed" in asked(ran, question, "--changed-data", code=1)
+    finally:
+        data.write_text(before)
 
 
-def test_passages_may_be_a_memory_map(tmp_path):
-    np.save(tmp_path / "rows.npy", np.eye(4, dtype=np.float32))
-    data = set_of(dict.fromkeys("abcd", "a text"), {"q": "a question"}, {})
-    mapped = np.load(tmp_path / "rows.npy", mmap_mode="c")
-    assert ids(nearest(data, np.array([[0, 0.2, 0.9, 0]], dtype=np.float32), mapped, top=2)) == {"q": ["c", "b"]}
+def test_what_is_no_finished_run_is_refused_with_what_to_do(ran, question, asked, tmp_path):
+    assert "is not the folder of a run" in asked(tmp_path, "x", code=1)
+    assert f"It holds 1 runs: name one, such as {ran}" in asked(ran.parent, "x", code=1)
+    half = shutil.copytree(ran, tmp_path / "half")
+    (half / "result.json").write_text(json.dumps({"status": "failed", "error": "no luck"}))
+    assert "this run was not completed, but failed (no luck)" in asked(half, "x", code=1)
+    (half / "result.json").unlink()
+    assert f"python -m embexp resume={half}" in asked(half, "x", code=1)
+    assert "--top 0" in asked(ran, "x", "--top", 0, code=1)
 
 
-def test_a_keyword_ranking_is_kept_between_runs(toy, tmp_path, monkeypatch):
-    with kept_in(tmp_path):
-        first = BM25().search(toy, top=3)
-        monkeypatch.setattr(search, "keyword_scores", None)  # asked again it would fail
-        assert BM25().search(toy, top=3) == first
+def test_a_run_without_training_has_only_its_base(embexp, sources, asked):
+    done = embexp("model=static", "trainer=none", "logger=none", *sources["pairs"])
+    out = asked(done.folder, "what is lemon")
+    assert "base" in out
+    assert "tuned" not in out
+    assert "has no tuned model" in asked(done.folder, "x", "--model", "tuned", code=1)
 
 
-def test_bm25_finds_keywords_in_any_case_and_leaves_out_passages_without_one():
-    data = set_of({"p1": "The red apple", "p2": "a green pear", "p3": "an apple and a pear"}, {"q": "APPLE, red?"}, {})
-    assert ids(BM25().search(data, top=3)) == {"q": ["p1", "p3"]}
+def test_a_second_call_embeds_the_corpus_from_the_cache(ran, question, asked, monkeypatch):
+    asked(ran, question)
+    texts = []
+    real = encoding._encode
+    monkeypatch.setattr(encoding, "_encode", lambda model, new, *rest: texts.extend(new) or real(model, new, *rest))
+    asked(ran, question)
+    assert texts == [question] * 2  # base and tuned
 
 
-def test_bm25_ranks_the_rarer_word_higher():
-    data = set_of(
-        {"p1": "apple pie", "p2": "apple jam", "p3": "quince jam", "p4": "apple jam"}, {"q": "apple quince"}, {}
-    )
-    assert ids(BM25().search(data, top=1)) == {"q": ["p3"]}
-
-
-def test_bm25_gives_a_query_of_unknown_words_an_empty_ranking():
-    data = set_of({"p1": "apple", "p2": "pear"}, {"q1": "zebra", "q2": "pear", "q3": "?!"}, {"q1": {"p1"}})
-    assert ids(BM25().search(data, top=2)) == {"q1": [], "q2": ["p2"], "q3": []}
-
-
-@pytest.mark.parametrize(("value", "words"), [(1.0, "collapsed"), (float("nan"), "NaN"), (float("inf"), "NaN or inf")])
-def test_a_constant_or_broken_model_is_refused_and_not_scored(toy, value, words):
-    model = Static(dimension=8, vocabulary=200).load(toy.corpus.values())
-    with torch.no_grad():
-        model.model[0].embedding.weight.fill_(value)
-    with pytest.raises(UserError, match=words):
-        Dense(Encoder(model)).search(toy, top=3)
+def test_python_m_embexp_search_is_this_command(ran, question):
+    call = [sys.executable, "-m", "embexp.search", str(ran), question, "--top", "1"]
+    ended = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    assert question in ended.stdout.splitlines()

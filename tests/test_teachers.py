@@ -9,11 +9,11 @@ import pytest
 import torch
 from sentence_transformers import CrossEncoder
 
+from embexp.arms import BM25
 from embexp.cache import kept_in
 from embexp.encoding import Encoder
 from embexp.errors import UserError
 from embexp.models import Static
-from embexp.search import BM25
 from embexp.teachers import Cosines, CrossEncoderScores, Keywords, teacher_of
 from tests.tiny import tiny_cross_encoder
 

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from embexp import ask, export, stamp
+from embexp import export, search, stamp
 from embexp.exporters import FORMATS
 from embexp.runtimes import load
 from tests.command import REPOSITORY
@@ -19,7 +19,7 @@ from tests.test_export import ran  # noqa: F401
 PAGE = (REPOSITORY / "docs" / "using-the-model.md").read_text()
 SHELL = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL) for line in block.splitlines()]
 PYTHON = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-MAIN = {"embexp.search": ask.main, "embexp.stamp": stamp.main, "embexp.export": export.main}
+MAIN = {"embexp.search": search.main, "embexp.stamp": stamp.main, "embexp.export": export.main}
 RUN = "outputs/2026-01-31/12-00-00-000000"
 
 

@@ -117,8 +117,8 @@ def _judged(
             f"real_questions={path}: {len(queries)} questions have no passage ids, and only an LLM can look for them. "
             "Set judge=true with an llm, or add a column passages with ids from corpus.jsonl"
         )
+    from embexp.arms import BM25, Arm, Dense
     from embexp.encoding import Encoder  # slow to import
-    from embexp.search import BM25, Arm, Dense
 
     corpus = {passage.id: passage.whole for passage in passages.values()}
     data = RetrievalSet(queries, corpus, {}, {})

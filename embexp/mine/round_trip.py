@@ -93,13 +93,13 @@ class Search:
 
     def by_keywords(self) -> dict[str, int]:
         """Question id -> the place of its first passage by BM25, from 1."""
-        from embexp.search import keyword_scores
+        from embexp.arms import keyword_scores
 
         return self._places(keyword_scores(self.data))
 
     def by_model(self, encoder: Encoder) -> dict[str, int]:
         """Question id -> the place of its first passage by an embedding model, from 1."""
-        from embexp.search import cosine_scores
+        from embexp.arms import cosine_scores
 
         return self._places(cosine_scores(self.data, encoder))
 
@@ -146,7 +146,7 @@ def complete(
     asked = [question for question in questions if question.kind not in PSEUDO]
     if not asked or top < 1:
         return {}
-    from embexp.search import BM25, Arm, Dense
+    from embexp.arms import BM25, Arm, Dense
 
     search = Search.over(asked, passages)
     arms: list[Arm] = [BM25(), *([Dense(encoder_of(model))] if model else [])]

@@ -14,8 +14,8 @@ import torch
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from embexp.errors import described
-from embexp.machine import Launched
-from embexp.processes import LostError, Processes, connected_over
+from embexp.parallel.machine import Launched
+from embexp.parallel.processes import LostError, Processes, connected_over
 
 OPEN, OVER = "open", "over"  # keys of the store: connect now; there is nothing to do any more
 LOST = 76  # exit code of a follower that has lost the others

@@ -18,7 +18,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.losses.gradcache import _create_minibatch
 
 from embexp.errors import UserError
-from embexp.processes import Processes
+from embexp.parallel.processes import Processes
 
 Features = dict[str, Any]
 

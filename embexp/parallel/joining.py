@@ -24,9 +24,9 @@ import torch
 from torch.distributed import FileStore  # type: ignore[attr-defined]
 
 from embexp.errors import UserError
-from embexp.machine import Launched, gpus, threads_of
-from embexp.meeting import LOST, OPEN, OVER, failure, here, store_of
-from embexp.processes import Groups, LostError, Processes, connected_over
+from embexp.parallel.machine import Launched, gpus, threads_of
+from embexp.parallel.meeting import LOST, OPEN, OVER, failure, here, store_of
+from embexp.parallel.processes import Groups, LostError, Processes, connected_over
 
 SECONDS_TO_END = 10.0
 SECONDS_TO_KNOW = 5.0  # until it shows which process has ended
@@ -119,10 +119,11 @@ class _Started(_Others):
         self._folder = Path(tempfile.mkdtemp(prefix="embexp-processes-"))  # nobody else may look into it
         super().__init__(FileStore(str(self._folder / "store"), count), count)
         self._children = {}
+        whose = [str(count), str(os.getpid())]
         for rank in range(1, count):
             with (self._folder / f"errors{rank}").open("wb") as errors:
                 self._children[rank] = subprocess.Popen(
-                    [sys.executable, "-m", "embexp.follower", self._folder, str(rank), str(count), str(os.getpid())],
+                    [sys.executable, "-m", "embexp.parallel.follower", self._folder, str(rank), *whose],
                     env=_environment(torch.get_num_threads(), devices[rank] if devices else None),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,

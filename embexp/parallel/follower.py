@@ -1,6 +1,6 @@
 """A process of a run beside the one that leads it: carries out what process 0 orders, and writes nothing.
 
-Started by `joining` as `python -m embexp.follower`, or by torchrun as `python -m embexp`.
+Started by `joining` as `python -m embexp.parallel.follower`, or by torchrun as `python -m embexp`.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ from typing import Any
 import torch
 from torch.distributed import FileStore  # type: ignore[attr-defined]
 
-from embexp import libraries, meeting
+from embexp import libraries
 from embexp.cache import folder_of, kept_in
 from embexp.components import build
 from embexp.embedding import encode_share
 from embexp.errors import UserError
 from embexp.losses import OWN_KEYS
-from embexp.machine import Launched, gpus, threads_of
 from embexp.models import EmbeddingModel
-from embexp.processes import LostError, Processes
+from embexp.parallel import meeting
+from embexp.parallel.machine import Launched, gpus, threads_of
+from embexp.parallel.processes import LostError, Processes
+from embexp.parallel.shares import same_weights, set_generators
 from embexp.retrieval_set import RetrievalSet
 from embexp.shapes import Rows
-from embexp.shares import same_weights, set_generators
 from embexp.training import train
 
 
@@ -49,7 +50,7 @@ class Led:
 
 
 def main() -> None:
-    """`python -m embexp.follower FOLDER RANK COUNT PARENT`: a follower of the process PARENT."""
+    """`python -m embexp.parallel.follower FOLDER RANK COUNT PARENT`: a follower of the process PARENT."""
     folder, rank, count, parent = sys.argv[1], *map(int, sys.argv[2:])
     end_with(parent)
     code = _followed(FileStore(str(Path(folder, "store")), count), rank, count)

@@ -1,0 +1,136 @@
+"""Finds passages: exact search over embeddings, or BM25. Called by `evaluators`, `negatives` and `teachers`."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import bm25s
+import numpy as np
+import torch
+
+from embexp.cache import arrays_kept
+from embexp.embedding import Embeddings
+from embexp.encoding import Encoder
+from embexp.ranking import GROUP, NEVER, First, Ranking
+from embexp.retrieval_set import RetrievalSet
+
+CELLS_AT_ONCE = 64_000_000  # scores held in memory at once: 256 MB of float32
+KEYWORD_CELLS_AT_ONCE = 16_000_000
+PASSAGES_AT_ONCE = 65_536
+
+
+class Arm(Protocol):
+    """Something that ranks passages; `encoder` is None where it has no embeddings."""
+
+    encoder: Encoder | None
+
+    def search(self, retrieval_set: RetrievalSet, *, top: int) -> Ranking:
+        """Rank the corpus for every query, `top` passages each."""
+
+
+class Dense:
+    """Exact search by cosine similarity."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder: Encoder | None = encoder
+
+    def search(self, retrieval_set: RetrievalSet, *, top: int) -> Ranking:
+        """Rank by cosine; see `ranking` for ties."""
+        assert self.encoder is not None
+        passages = self.encoder.passages(list(retrieval_set.corpus.values()))
+        queries = self.encoder.queries(list(retrieval_set.queries.values()))
+        return nearest(retrieval_set, queries, passages, top=top, device=self.encoder.device)
+
+
+class BM25:
+    """Keyword search with bm25s (Lù, 2024) at its defaults; words are lower-cased runs of word characters."""
+
+    encoder: Encoder | None = None
+
+    def search(self, retrieval_set: RetrievalSet, *, top: int) -> Ranking:
+        """Rank by BM25; passages that share no word with the query are not ranked."""
+
+        def make() -> dict[str, np.ndarray]:
+            found = ranked(retrieval_set, _sharing_words(keyword_scores(retrieval_set)), top=top)
+            return {"places": found.places, "scores": found.scores, "lowest": found.lowest}
+
+        found = arrays_kept("bm25", [retrieval_set.digest, top], make)
+        return Ranking(list(retrieval_set.queries), list(retrieval_set.corpus), **found)
+
+
+def nearest(
+    retrieval_set: RetrievalSet,
+    queries: Embeddings,
+    passages: Embeddings,
+    *,
+    top: int,
+    device: str | torch.device = "cpu",
+) -> Ranking:
+    """The `top` passages of each query by the product of their embeddings, a row for each in the set's order.
+
+    Passages are read once, in blocks, so that they may be a memory map that is larger than memory. All products have
+    one shape: where a library sums in another order for another shape, equal passages would not score alike.
+    """
+    first = First(retrieval_set, top=top, device=device)
+    parts = math.ceil(len(passages) / PASSAGES_AT_ONCE)
+    width = min(len(passages), math.ceil(len(passages) / parts / GROUP) * GROUP)
+    left = torch.from_numpy(queries).to(device)
+    height = max(1, min(len(left), CELLS_AT_ONCE // width))
+    room = torch.full((height, math.ceil(width / GROUP) * GROUP), NEVER, device=device)
+    for start in range(0, len(passages), width):
+        place = min(start, len(passages) - width)  # the last block begins in the one before it
+        right = torch.from_numpy(passages[place : place + width]).to(device)
+        for row in range(0, len(left), height):
+            scores = room[: len(left) - row]
+            torch.mm(left[row : row + height], right.T, out=scores[:, :width])
+            scores[:, : start - place] = NEVER
+            first.add(scores, row=row, place=place)
+    return first.ranking()
+
+
+def ranked(retrieval_set: RetrievalSet, scores: Iterable[np.ndarray], *, top: int) -> Ranking:
+    """The `top` passages per query from float32 blocks of shape (some queries, all passages), in the queries' order."""
+    first, row = First(retrieval_set, top=top), 0
+    for block in scores:
+        first.add(torch.from_numpy(block), row=row, place=0)
+        row += len(block)
+    return first.ranking()
+
+
+def cosine_scores(retrieval_set: RetrievalSet, encoder: Encoder) -> Iterator[np.ndarray]:
+    """Blocks of (some queries, passages) cosines, in the queries' order."""
+    passages = encoder.passages(list(retrieval_set.corpus.values()))
+    queries = encoder.queries(list(retrieval_set.queries.values()))
+    block = max(1, CELLS_AT_ONCE // len(passages))
+    return (queries[start : start + block] @ passages.T for start in range(0, len(queries), block))
+
+
+def keyword_scores(retrieval_set: RetrievalSet) -> Iterator[np.ndarray]:
+    """Blocks of (some queries, passages) BM25 scores, float32, in the queries' order; every core makes rows of them."""
+    index = bm25s.BM25()
+    index.index(_tokens(list(retrieval_set.corpus.values())), show_progress=False)
+    queries = [
+        [word for word in words if word in index.vocab_dict] for words in _tokens(list(retrieval_set.queries.values()))
+    ]
+    passages = len(retrieval_set.corpus)
+    height = max(1, KEYWORD_CELLS_AT_ONCE // passages)
+
+    def row(words: list[str]) -> np.ndarray:
+        return np.asarray(index.get_scores(words)) if words else np.zeros(passages, np.float32)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(queries), height):
+            yield np.stack(list(pool.map(row, queries[start : start + height])))
+
+
+def _sharing_words(scores: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Without the passages that share no word with the query."""
+    return (np.where(block > 0, block, np.float32(NEVER)) for block in scores)
+
+
+def _tokens(texts: Sequence[str]) -> list[list[str]]:
+    return bm25s.tokenize(texts, token_pattern=r"\w+", stopwords=None, return_ids=False, show_progress=False)
