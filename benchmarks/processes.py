@@ -26,10 +26,10 @@ def one(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train with one number of processes."""
     from hydra import compose, initialize_config_dir
 
+    from embexp import libraries, run
     from embexp.checks import CONFIG_FOLDER, plain
-    from embexp.run import quiet_libraries, run
 
-    quiet_libraries()
+    libraries.loaded()
     data = ["dataset=docstrings", *(["dataset.packages=[json,logging,email]"] if arguments.quick else [])]
     if arguments.data:
         data = ["dataset=pubmedqa", f"dataset.path={arguments.data}", "dataset.name=pqa_labeled"]

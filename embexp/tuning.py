@@ -90,7 +90,7 @@ def tune(model: EmbeddingModel, train_set: RetrievalSet, rows: Rows, plan: Plan,
     result["counts"] |= {"train_rows": len(rows), "masked_conflicts": done.masked_rows}
     result["counts"] |= {"steps": done.steps, "best_step": done.best_step}
     if watch is None or watch.scores_test:
-        _save(model, folder)
+        save(model, folder / "model", run=folder.name)
     # the weights are those of the last look where the last step is the best: what it embedded stands
     return encoders[0] if encoders and done.best_step == done.steps else Encoder(model, progress="tuned model")
 
@@ -112,14 +112,14 @@ def _choices(
     }
 
 
-def _save(model: EmbeddingModel, folder: Path) -> None:
-    """Save the model with its stamp in the run's folder, for SentenceTransformer to load."""
-    model.model.save_pretrained(str(folder / "model"), create_model_card=False)
+def save(model: EmbeddingModel, folder: Path, *, run: str) -> None:
+    """Save the model with its stamp, for SentenceTransformer(folder) to load. run: the name of its run's folder."""
+    model.model.save_pretrained(str(folder), create_model_card=False)
     longest = model.facts.max_seq_length
     stamp.write(
-        folder / "model",
+        folder,
         dimensions=model.facts.dimensions,
         max_seq_length=longest if longest is not None and math.isfinite(longest) else None,  # a static one's has no end
         prompts={"query": model.query_prompt, "passage": model.passage_prompt},
-        run=folder.name,
+        run=run,
     )

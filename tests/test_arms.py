@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embexp import search
+from embexp import arms
 from embexp.arms import BM25, Dense, nearest, ranked
 from embexp.cache import kept_in
 from embexp.encoding import Encoder
@@ -79,7 +79,7 @@ class Planted:
 
 @pytest.mark.parametrize("cells_at_once", [1, 7, 1_000])
 def test_dense_search_finds_the_nearest_by_angle_in_blocks_of_any_size(monkeypatch, cells_at_once):
-    monkeypatch.setattr(search, "CELLS_AT_ONCE", cells_at_once)
+    monkeypatch.setattr(arms, "CELLS_AT_ONCE", cells_at_once)
     data = set_of({"east": "0", "north": "90", "west": "180"}, {"q1": "10", "q2": "100", "q3": "170"}, {})
     ranking = Dense(Planted()).search(data, top=2)
     assert ids(ranking) == {"q1": ["east", "north"], "q2": ["north", "west"], "q3": ["west", "north"]}
@@ -88,8 +88,8 @@ def test_dense_search_finds_the_nearest_by_angle_in_blocks_of_any_size(monkeypat
 
 @pytest.mark.parametrize("at_once", [32, 50, 64, 1000])
 def test_nearest_reads_passages_in_blocks_and_ranks_each_once(monkeypatch, at_once):
-    monkeypatch.setattr(search, "PASSAGES_AT_ONCE", at_once)
-    monkeypatch.setattr(search, "CELLS_AT_ONCE", 700)
+    monkeypatch.setattr(arms, "PASSAGES_AT_ONCE", at_once)
+    monkeypatch.setattr(arms, "CELLS_AT_ONCE", 700)
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(150, 8)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
@@ -119,7 +119,7 @@ def test_passages_may_be_a_memory_map(tmp_path):
 def test_a_keyword_ranking_is_kept_between_runs(toy, tmp_path, monkeypatch):
     with kept_in(tmp_path):
         first = BM25().search(toy, top=3)
-        monkeypatch.setattr(search, "keyword_scores", None)  # asked again it would fail
+        monkeypatch.setattr(arms, "keyword_scores", None)  # asked again it would fail
         assert BM25().search(toy, top=3) == first
 
 

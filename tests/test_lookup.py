@@ -8,7 +8,7 @@ import pytest
 from embexp.arms import Dense
 from embexp.lookup import Finder, Known, known_questions
 from embexp.retrieval_set import RetrievalSet, Splits
-from tests.test_search import Planted
+from tests.test_arms import Planted
 
 CORPUS = {"east": "0", "north": "90", "west": "180", "also north": "90"}
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from embexp import usage
-from embexp.models import Transformer, save
+from embexp.models import Transformer
+from embexp.tuning import save
 from tests.command import REPOSITORY
 from tests.tiny import tiny_transformer
 
