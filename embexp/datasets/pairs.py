@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -169,13 +168,24 @@ def _put(texts: dict[str, str], key: str, text: str, where: str, what: str) -> N
         raise UserError(f"{where}: {what} id {key!r} stands for two texts: {texts[key][:40]!r} and {text[:40]!r}")
 
 
-def opened(file: Path) -> io.StringIO:
-    """The file's lines; raises UserError when they are not UTF-8."""
+def opened(file: Path) -> Iterator[str]:
+    """The file's lines, one at a time; raises UserError when they are not UTF-8."""
     try:
-        return io.StringIO(file.read_bytes().decode("utf-8-sig"), newline="")
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            yield from lines
     except UnicodeDecodeError as error:
-        line = file.read_bytes()[: error.start].count(b"\n") + 1
-        raise UserError(f"{file}, line {line} is not UTF-8 text; save the file as UTF-8") from error
+        raise UserError(f"{file}, line {_first_broken(file)} is not UTF-8 text; save the file as UTF-8") from error
+
+
+def _first_broken(file: Path) -> int:
+    """The number of the first line that is not UTF-8."""
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    raise AssertionError(file)
 
 
 def _read_jsonl(file: Path) -> Iterator[Row]:
