@@ -109,12 +109,13 @@ def arm(folder: Path, size: Size, *, batch: int, loss: str, attention: str, step
     libraries.loaded()
     libraries.quiet_keyword_search()
     logging.disable(logging.INFO)
-    measured = Measured()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    run_of(words, Path(tempfile.mkdtemp(dir=folder)))
-    mib = torch.cuda.max_memory_allocated() // 2**20 if torch.cuda.is_available() else measured.mib
-    return {"tokens": measured.real / measured.counts["seconds"], "mib": mib}
+    with Measured() as measured:
+        run_of(words, Path(tempfile.mkdtemp(dir=folder)))
+    counts = measured.counts
+    mib = torch.cuda.max_memory_allocated() // 2**20 if torch.cuda.is_available() else counts["mib"]
+    return {"tokens": counts["real"] / counts["seconds"], "mib": mib}
 
 
 def speeds(folder: Path, options: argparse.Namespace) -> str:

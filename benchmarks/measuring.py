@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LIBRARIES = ("torch", "sentence-transformers", "transformers", "numpy")
@@ -88,38 +89,50 @@ class Clock:
 
 
 class Measured:
-    """Times a trainer's `train` and counts the texts and tokens that reach the transformer."""
+    """While entered, times a trainer's `train` and counts the texts and tokens that reach the transformer."""
 
     def __init__(self) -> None:
-        from sentence_transformers import SentenceTransformerTrainer
-
         self._lock = threading.Lock()  # embexp embeds in several threads
         self._clock = Clock()
-        self.texts = self.real = self.padded = self.mib = 0
-        usual = SentenceTransformerTrainer.train
+        self._texts = self._padded = self._mib = 0
+        self._real: Any = 0
 
+    def __enter__(self) -> Measured:
+        from sentence_transformers import SentenceTransformerTrainer
+
+        self._patched = patch.object(SentenceTransformerTrainer, "train", self._timed(SentenceTransformerTrainer.train))
+        self._patched.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._patched.stop()
+
+    def _timed(self, usual: Callable[..., Any]) -> Callable[..., Any]:
         def train(trainer: Any, *args: Any, **kwargs: Any) -> Any:
             hook = trainer.model[0].register_forward_pre_hook(self._count)
             try:
                 with self._clock:
                     return usual(trainer, *args, **kwargs)
             finally:
-                self.mib = peak_mib()
+                self._mib = peak_mib()
                 hook.remove()
 
-        SentenceTransformerTrainer.train = train
+        return train
 
     def _count(self, module: Any, inputs: Any) -> None:
         mask = inputs[0]["attention_mask"]
         with self._lock:
-            self.texts += len(mask)
-            self.padded += mask.numel()
-            self.real += int(mask.sum())
+            self._texts += len(mask)
+            self._padded += mask.numel()
+            self._real = self._real + mask.sum()  # stays on a GPU, which need not wait for it
 
     @property
     def counts(self) -> dict[str, Any]:
-        counted = {name: value for name, value in vars(self).items() if not name.startswith("_")}
-        return {**counted, "seconds": self._clock.seconds, "cpu_seconds": self._clock.cpu_seconds}
+        """Texts, real and padded tokens, seconds, CPU seconds and the process's most memory in MiB when it ended."""
+        return {
+            "texts": self._texts, "real": int(self._real), "padded": self._padded, "mib": self._mib,
+            "seconds": self._clock.seconds, "cpu_seconds": self._clock.cpu_seconds,
+        }  # fmt: skip
 
 
 def product(dtype_name: str, *, side: int = 2048, device: str = "cpu") -> float:

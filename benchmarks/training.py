@@ -174,6 +174,16 @@ def weights_that_multiply(model: Any) -> int:
     return sum(weights.numel() for weights in model.parameters()) - sum(table.weight.numel() for table in tables)
 
 
+def trained_as(arm: str, rows: Any, train_set: Any, source: Any, folder: Path, *, steps: int) -> Any:
+    if arm == IDENTICAL[1]:
+        without_parts()
+    if arm in ("embexp", IDENTICAL[1]):
+        return train_embexp(rows, train_set, source, folder, steps=steps)
+    if arm == IDENTICAL[0]:
+        return train_identical(rows, train_set, source, folder, steps=steps)
+    return train_plain(rows, source, folder, bf16=arm == "plain bf16", steps=steps)
+
+
 def one(arm: str, data: str, model: str, steps: int) -> dict[str, Any]:
     """Train one arm, then measure its weights on test with embexp's evaluator, in float32."""
     from embexp import libraries
@@ -191,25 +201,16 @@ def one(arm: str, data: str, model: str, steps: int) -> dict[str, Any]:
     splits = splits_of(data)
     train_set, source = trainable(splits), source_of(model)
     rows = to_rows(train_set, "pair", negatives=draw_random, seed=SEED)
-    measured = Measured()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if arm == IDENTICAL[1]:
-            without_parts()
-        if arm in ("embexp", IDENTICAL[1]):
-            trained = train_embexp(rows, train_set, source, folder, steps=steps)
-        elif arm == IDENTICAL[0]:
-            trained = train_identical(rows, train_set, source, folder, steps=steps)
-        elif arm != "base":
-            trained = train_plain(rows, source, folder, bf16=arm == "plain bf16", steps=steps)
-        found: dict[str, Any] = {**measured.counts, "rows": measured.texts // 2}
-        if arm != "base":
-            found["useful"] = 6 * weights_that_multiply(trained) * measured.real / 1e9
+        with Measured() as measured:
+            trained = trained_as(arm, rows, train_set, source, folder, steps=steps)
+        found: dict[str, Any] = {**measured.counts, "rows": measured.counts["texts"] // 2}
+        found["useful"] = 6 * weights_that_multiply(trained) * found["real"] / 1e9
         found |= {dtype: product(dtype) / 1e9 for dtype in ("float32", "bfloat16")}
         if steps < 0:
-            if arm != "base":
-                trained.save_pretrained(str(folder / "model"), create_model_card=False)
-            weights = source if arm == "base" else Transformer(path=str(folder / "model"), dtype="float32")
+            trained.save_pretrained(str(folder / "model"), create_model_card=False)
+            weights = Transformer(path=str(folder / "model"), dtype="float32")
             result = Retrieval([10])(Dense(Encoder(weights.load([]))), splits.test, negatives=draw_random, seed=SEED)
             scores = result.scores["recall@10"]
             assert scores.values is not None
