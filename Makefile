@@ -18,11 +18,11 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 
 # measure anew what benchmarks/README.md shows: hours on two cores. make bench NAMES="search startup" measures these;
-# DATA=<folder with pqa_labeled/*.parquet> is a local copy of PubMedQA. The peer faiss-cpu is measured where it is installed
-DATA ?= ../shared/data/PubMedQA
+# DATA=<folder with pqa_labeled/*.parquet> is a local copy of PubMedQA, else docstrings stand in for it. The peer faiss-cpu is measured where it is installed
+DATA ?=
 NAMES ?=
 bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/tables.py --data $(DATA) $(NAMES)
+	$(BIN)/python benchmarks/tables.py --data "$(DATA)" $(NAMES)
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "embexp needs Python 3.11 or newer: make PYTHON=python3.11 ...")'

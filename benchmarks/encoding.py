@@ -1,6 +1,6 @@
 """Embedding a corpus with embexp and with SentenceTransformer.encode at its defaults, in pairs, in one process.
 
-Usage: python benchmarks/encoding.py [--texts N] [--rounds N] [--quick]
+Usage: python benchmarks/encoding.py [--data FOLDER|docstrings ...] [--texts N] [--rounds N] [--quick]
 
 Both have the same texts, weights, precision (float32), device and number of torch's threads. The processor's seconds
 stand beside the clock's: they say what was computed, whatever else the machine did.
@@ -10,24 +10,34 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPOSITORY))  # also for `benchmarks`, which is no package that is installed
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.measuring import in_turn, machine, ratios, spread, table  # noqa: E402
-from benchmarks.training import PUBMEDQA, source_of, splits_of  # noqa: E402
+from benchmarks.measuring import (
+    DATA_HELP,
+    DOCSTRINGS,
+    Clock,
+    data_at,
+    in_turn,
+    name_of,
+    ratios,
+    source_of,
+    splits_of,
+    spread,
+    table,
+)
 
 K = 10
 
 
 def timed(work: Callable[[], Any]) -> dict[str, Any]:
-    start, cpu_start = time.perf_counter(), time.process_time()
-    rows = work()
-    return {"rows": rows, "seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu_start}
+    clock = Clock()
+    with clock:
+        rows = work()
+    return {"rows": rows, "seconds": clock.seconds, "cpu": clock.cpu_seconds}
 
 
 def recall(model: Any, data: Any, passages: Any) -> float:
@@ -44,23 +54,30 @@ def recall(model: Any, data: Any, passages: Any) -> float:
     return float(np.mean(found))
 
 
+def cut_to(test: Any, passages: int) -> Any:
+    """About so many random passages, with the first queries and all that is relevant to them."""
+    import numpy as np
+
+    test = test.with_queries(list(test.queries)[: passages // 8])
+    keep = {passage for query in test.queries for passage in test.relevant(query)}
+    others = np.random.default_rng(0).permutation(list(test.corpus)).tolist()
+    return test.with_passages(list(dict.fromkeys([*sorted(keep), *others]))[: max(len(keep), passages)])
+
+
 def measure(data: str, options: argparse.Namespace) -> list[str]:
     import numpy as np
     import torch
 
-    from embexp.encoding import Encoder, token_lengths
+    from embexp.encoding import Encoder
+    from embexp.tokens import lengths
 
     embedding_model = source_of(options.model).load([])
     model = embedding_model.model
     test = splits_of(data).test
-    if options.texts:
-        generator = np.random.default_rng(0)
-        keep = {passage for query in list(test.queries)[: options.texts // 8] for passage in test.relevant(query)}
-        others = [passage for passage in generator.permutation(list(test.corpus)).tolist() if passage not in keep]
-        test = test.with_queries(list(test.queries)[: options.texts // 8])
-        test = test.with_passages([*keep, *others[: max(0, options.texts - len(keep))]])
+    if 0 < options.texts < len(test.corpus):
+        test = cut_to(test, options.texts)
     texts = list(test.corpus.values())
-    tokens = sum(min(length, model.max_seq_length) for length in token_lengths(embedding_model, texts, ""))
+    tokens = int(lengths(embedding_model, texts, "").sum())
     arms = {
         "model.encode": lambda: timed(
             lambda: model.encode(texts, normalize_embeddings=True, show_progress_bar=False)  # as embexp's rows are
@@ -73,9 +90,8 @@ def measure(data: str, options: argparse.Namespace) -> list[str]:
     theirs, ours = found["model.encode"], found["embexp"]
     difference = float(np.abs(theirs[-1]["rows"] - ours[-1]["rows"]).max())
     recalls = [recall(model, test, arm[-1]["rows"]) for arm in (theirs, ours)]
-    name = "docstrings" if data.startswith("docstrings") else "PubMedQA"
     return [
-        f"{name}, {len(texts)} passages, {tokens} tokens, {torch.get_num_threads()} threads",
+        f"{name_of(data)}, {len(texts)} passages, {tokens} tokens, {torch.get_num_threads()} threads",
         *(spread((run["seconds"] for run in arm), 1) for arm in (theirs, ours)),
         ratios([run["seconds"] for run in theirs], [run["seconds"] for run in ours]),
         *(spread((run["cpu"] for run in arm), 1) for arm in (theirs, ours)),
@@ -87,20 +103,18 @@ def measure(data: str, options: argparse.Namespace) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data", nargs="+", default=[str(PUBMEDQA), "docstrings"], help="PubMedQA's folder, docstrings"
-    )
+    parser.add_argument("--data", nargs="+", type=data_at, default=[DOCSTRINGS], help=DATA_HELP)
     parser.add_argument("--model", default="minilm", help="minilm or a model's folder")
-    parser.add_argument("--texts", type=int, default=0, help="at most so many passages; 0: the whole corpus")
+    parser.add_argument("--texts", type=int, default=800, help="about so many passages; 0: the whole corpus")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="a few texts of the standard library, one round")
     options = parser.parse_args()
     if options.quick:
-        options.data, options.texts, options.rounds = ["docstrings:json"], 32, 1
+        options.data, options.texts, options.rounds = [f"{DOCSTRINGS}:json"], 32, 1
     head = ["corpus", "model.encode s", "embexp s", "times as fast", "model.encode CPU s", "embexp CPU s"]
     head += ["times less CPU", "largest difference", f"recall@{K}, theirs and ours"]
-    rows = [measure(data, options) for data in options.data]
-    print(f"{machine()}\n\nEmbedding a corpus in float32; median (least to most) of {options.rounds} rounds.\n")
+    rows = [measure(data, options) for data in dict.fromkeys(options.data)]
+    print(f"Embedding a corpus in float32; median (least to most) of {options.rounds} rounds.\n")
     print(table(head, rows))
 
 

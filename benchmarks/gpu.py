@@ -20,13 +20,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from benchmarks.measuring import REPOSITORY, table
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.measuring import LENGTH, Measured, product, run_of, table
 
 # of the logarithm of a text's length in tokens, over PubMedQA's expert-labelled questions and sections: mean, deviation
 QUESTIONS, SECTIONS = (3.04, 0.31), (4.27, 0.80)
-LENGTH = 256
 RECIPE_ROWS = 630_000  # about as many question-section pairs as PubMedQA's artificial set has
 
 
@@ -95,9 +95,7 @@ def arm(folder: Path, size: Size, *, batch: int, loss: str, attention: str, step
     """Real tokens a second over `steps` steps of a run of the command, and the peak of the GPU's memory."""
     import torch
 
-    from benchmarks.training import Measured
     from embexp import libraries
-    from embexp.run import run
 
     data, model = folder / f"{batch}.jsonl", folder / str(size.hidden)
     if not data.exists():
@@ -106,52 +104,26 @@ def arm(folder: Path, size: Size, *, batch: int, loss: str, attention: str, step
         saved_model(model, size)
     words = [f"trainer.per_device_train_batch_size={batch}", f"loss={loss}", f"model.attention={attention}"]
     words += [f"+trainer.max_steps={steps}", "trainer.eval_strategy=no", "dataset.split.test=0.05", "cache=false"]
-    config = composed([*words, "dataset=pairs", f"dataset.path={data}", "model=local", f"model.path={model}"])
+    words += ["dataset=pairs", f"dataset.path={data}", "dataset.columns.group=group"]
+    words += ["model=local", f"model.path={model}"]
     libraries.loaded()
     libraries.quiet_keyword_search()
     logging.disable(logging.INFO)
-    measured = Measured()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    out = Path(tempfile.mkdtemp(dir=folder))
-    names = {"loss": loss, "model": "local", "dataset": "pairs"}
-    run(config, names=names, folder=out, group=str(out), resume=False)
-    mib = torch.cuda.max_memory_allocated() // 2**20 if torch.cuda.is_available() else measured.mib
-    return {"tokens": measured.real / measured.seconds, "mib": mib}
-
-
-def composed(words: list[str]) -> dict[str, Any]:
-    """What `python -m embexp` would run, without tracking."""
-    call = [sys.executable, "-m", "embexp", *words, "logger=none", "dataset.columns.group=group", "--cfg", "job"]
-    ended = subprocess.run(call, capture_output=True, text=True, check=True)
-    from omegaconf import OmegaConf
-
-    found: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(ended.stdout), resolve=True)  # type: ignore[assignment]
-    return found
-
-
-def peak() -> float:
-    """Floating-point operations a second of a bfloat16 matrix product, the best of a few."""
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    side = 8192 if device == "cuda" else 1024
-    left = torch.randn(side, side, dtype=torch.bfloat16, device=device)
-
-    def seconds() -> float:
-        start = time.perf_counter()
-        for _ in range(10):
-            left @ left
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return (time.perf_counter() - start) / 10
-
-    return 2 * side**3 / min(seconds() for _ in range(5))
+    with Measured() as measured:
+        run_of(words, Path(tempfile.mkdtemp(dir=folder)))
+    counts = measured.counts
+    mib = torch.cuda.max_memory_allocated() // 2**20 if torch.cuda.is_available() else counts["mib"]
+    return {"tokens": counts["real"] / counts["seconds"], "mib": mib}
 
 
 def speeds(folder: Path, options: argparse.Namespace) -> str:
     """The table of tokens per second."""
-    most = peak()
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    most = product("bfloat16", side=8192 if device == "cuda" else 1024, device=device)
     sizes, batches = (TINY, [16]) if options.quick else (SIZES, [64, 256, 1024])
     attentions = ["sdpa", *(["flash_attention_2"] if importlib.util.find_spec("flash_attn") else [])]
     rows = []
@@ -211,5 +183,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(REPOSITORY))
     main()

@@ -10,7 +10,6 @@ not.
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
@@ -19,13 +18,15 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.measuring import REPOSITORY, peak_mib
 from embexp.config import CONFIG_FOLDER
 from embexp.mine.client import Client
 from embexp.mine.llm import LLMMiner
 from embexp.mine.passages import Passage, Wanted
 from embexp.mine.server import Server
 
-REPOSITORY = Path(__file__).parent.parent
 WORDS = ["a", "heap", "is", "some", "tree", "whose", "parents", "come", "before", "their", "children", "always"]
 
 
@@ -49,13 +50,13 @@ def measure(port: int, count: int, latency: float, concurrency: int) -> str:
         price={"input": 0, "output": 0},
     )
     wanted = passages(count)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mib()
     with tempfile.TemporaryDirectory() as folder, Client(server, journal=Path(folder) / "answers.jsonl") as client:
         start, used = time.perf_counter(), time.process_time()
         mined = list(LLMMiner(prompt=prompt, client=client).mine(wanted))
         seconds, cpu = time.perf_counter() - start, time.process_time() - used
     questions = sum(len(each.questions) for each in mined)
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    grown = peak_mib() - before
     ideal = count / concurrency * latency
     share = f"{ideal / seconds:.1%} of the ideal {ideal:.1f} s" if latency else "no ideal without latency"
     return (

@@ -27,8 +27,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).parent.parent
-PUBMEDQA = REPOSITORY.parent / "shared" / "data" / "PubMedQA"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.measuring import data_at, search_path
+
 METRICS = ["recall@1", "recall@10", "ndcg@10", "mrr@10"]
 Row = Mapping[str, Any]
 
@@ -78,7 +80,7 @@ def run(module: str, *words: str) -> None:
     """One of the two programs, in a process of its own; its output is shown."""
     call = [sys.executable, "-m", module, *words]
     print("$ python -m", module, *words, file=sys.stderr, flush=True)
-    subprocess.run(call, check=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, stdout=sys.stderr)
+    subprocess.run(call, check=True, env={**os.environ, "PYTHONPATH": search_path()}, stdout=sys.stderr)
 
 
 def prepared(data: str, path: str, folder: Path) -> None:
@@ -141,10 +143,14 @@ def _rows(name: str, scores: Any) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", choices=DATA)
-    parser.add_argument("--data", default=str(PUBMEDQA), help="a local copy of PubMedQA")
+    parser.add_argument("--data", type=data_at, help="for pubmedqa: a local copy of it")
     parser.add_argument("--out", type=Path, default=Path("outputs/offline_mining"), help="where everything is written")
     parser.add_argument("words", nargs="*", help="further key=value of python -m embexp")
     options = parser.parse_intermixed_args()
+    if options.source == "pubmedqa" and options.data is None:
+        parser.error(
+            "pubmedqa is read from a local copy: --data <folder with pqa_labeled/*.parquet>; or try docstrings"
+        )
     folder = (options.out / options.source).resolve()
     prepared(options.source, options.data, folder)
     run(
@@ -158,5 +164,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(REPOSITORY))
     main()

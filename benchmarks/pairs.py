@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,9 @@ from unittest.mock import patch
 
 import numpy as np
 
-from benchmarks.measuring import REPOSITORY, apart, machine, peak_mib, table
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.measuring import Clock, apart, conf, peak_mib, source_of, table
 
 SIZES, QUICK = (100_000, 1_000_000), (1_000, 2_000)
 STAGES = ("read", "cut", "leaks", "rows", "sampler", "epoch")
@@ -68,7 +71,6 @@ def report(sizes: Iterator[int] | Any, *, limit: float | None) -> None:
         "CPU s: of the process, all threads.\n"
     )
     print(table([*HEAD, "CPU s", "peak MiB"], lines))
-    print(f"\n{machine()}")
 
 
 def measured(file: Path) -> dict[str, float]:
@@ -84,16 +86,17 @@ def measured(file: Path) -> dict[str, float]:
 
     logging.disable(logging.WARNING)
     seconds: dict[str, float] = {}
-    model = build({**_conf("model", "minilm")}, allowed=[], without=["kind"]).load([])
+    model = source_of("minilm").load([])
 
     def timed(stage: str, make: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        start = time.perf_counter()
-        made = make(*args, **options)
-        seconds[stage] = time.perf_counter() - start
+        clock = Clock()
+        with clock:
+            made = make(*args, **options)
+        seconds[stage] = clock.seconds
         return made
 
     cpu = time.process_time()
-    config = {**_conf("dataset", "pairs"), "path": str(file)}
+    config = {**conf("dataset", "pairs"), "path": str(file)}
     config["columns"] = {**config["columns"], "group": "group"}
     usual = pairs.cut
     with patch.object(pairs, "cut", lambda *args: timed("cut", usual, *args)):
@@ -108,18 +111,10 @@ def measured(file: Path) -> dict[str, float]:
 
     train, rows, _ = timed("rows", rows_of)
     arguments = {"per_device_train_batch_size": BATCH, "num_train_epochs": EPOCHS}
-    sampler = timed("sampler", training._sampler, model, rows, train, arguments, seed=0)
+    sampler = timed("sampler", training.sampler_of, model, rows, train, arguments, seed=0)
     read = timed("epoch", lambda: sum(map(len, sampler)))
     assert read == len(rows), f"{read} of {len(rows)} rows came"
     return {**seconds, "cpu": time.process_time() - cpu, "peak": peak_mib()}
-
-
-def _conf(group: str, name: str) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-
-    node = OmegaConf.to_container(OmegaConf.load(REPOSITORY / "conf" / group / f"{name}.yaml"))
-    assert isinstance(node, dict)
-    return {str(key): value for key, value in node.items()}
 
 
 def write(file: Path, rows: int) -> int:

@@ -12,24 +12,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from measuring import apart, in_turn, machine, ratios, spread, table
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.measuring import apart, in_turn, ratios, run_of, spread, table
 
 WARM = 2  # steps before the clock runs
 
 
 def one(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train with one number of processes."""
-    from hydra import compose, initialize_config_dir
-
-    from embexp import libraries, run
-    from embexp.checks import CONFIG_FOLDER, plain
-
-    libraries.loaded()
     data = ["dataset=docstrings", *(["dataset.packages=[json,logging,email]"] if arguments.quick else [])]
     if arguments.data:
         data = ["dataset=pubmedqa", f"dataset.path={arguments.data}", "dataset.name=pqa_labeled"]
@@ -41,18 +38,15 @@ def one(arguments: argparse.Namespace) -> dict[str, Any]:
         *few,
         "trainer.eval_strategy=no",
         "trainer.logging_steps=1",
-        "logger=none",
         "cache=false",
         "paraphrase=null",
     ]
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        config = plain(compose("config", [*data, *model, *chosen, *always]))
     with tempfile.TemporaryDirectory() as folder:
-        result = run(config, names={"loss": "mnrl", "model": "minilm", "dataset": "docstrings"}, folder=Path(folder))
+        result = run_of([*data, *model, *chosen, *always], Path(folder))
         lines = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "train/loss" in line]
     seconds = steps[-1]["seconds"] - steps[WARM - 1]["seconds"]
-    rows = (len(steps) - WARM) * config["trainer"]["per_device_train_batch_size"]
+    rows = (len(steps) - WARM) * result["batch"]
     return {
         "rows": rows / seconds,
         "embedding": result["seconds"]["base"],
@@ -79,7 +73,7 @@ def shown(found: dict[str, list[dict[str, Any]]]) -> str:
     return (
         f"{table(head, lines)}\n\nMedian (least to most) of {len(first)}, in turn; {os.cpu_count()} cores shared out. "
         f"Over {len(losses)} steps no loss differs by more than {apart_by:.1e} of its value; the last is "
-        f"{first[0]['losses'][-1]:.4f}. {machine()}"
+        f"{first[0]['losses'][-1]:.4f}."
     )
 
 

@@ -12,10 +12,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent))
-from measuring import REPOSITORY, apart, in_turn, machine, peak_mib, ratios, spread, table
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.measuring import Clock, apart, in_turn, peak_mib, ratios, spread, table
 
 K = [1, 3, 5, 10, 100]
 WITH_FAISS = ("faiss", "mine-faiss")
@@ -60,8 +59,7 @@ def main() -> None:
 
 def run(folder: Path, arm: str, memory_gib: float | None = None) -> dict[str, Any]:
     """One arm in a process of its own."""
-    paths = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return apart(__file__, "--arm", arm, str(folder), memory_gib=memory_gib, environment={"PYTHONPATH": paths})
+    return apart(__file__, "--arm", arm, str(folder), memory_gib=memory_gib)
 
 
 def report(
@@ -90,7 +88,7 @@ def report(
         f"relative margin of 0.05. Median and spread of {options.rounds} rounds, arms in turn, each in a process of "
         "its own. Agreement: of metrics the largest difference, of faiss the share of queries with the same passages, "
         "of negatives with the same one, where the other found any. "
-        f"{missing}{machine()}.\n\n{table(head, rows)}"
+        f"{missing}\n\n{table(head, rows)}"
     )
 
 
@@ -265,11 +263,11 @@ ARMS: dict[str, Callable[[Given, Path], Callable[[], dict[str, Any]]]] = {
 def measured(folder: Path, arm: str) -> dict[str, Any]:
     """Do one arm's work here, keep what it found beside its data; its time and this process's memory."""
     work = ARMS[arm](Given(folder), folder)
-    start = time.perf_counter()
-    found = work()
-    seconds = time.perf_counter() - start
+    clock = Clock()
+    with clock:
+        found = work()
     np.savez(folder / f"{arm}.npz", **found)
-    return {"seconds": seconds, "peak_mib": peak_mib()}
+    return {"seconds": clock.seconds, "peak_mib": peak_mib()}
 
 
 def parsed() -> argparse.Namespace:

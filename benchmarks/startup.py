@@ -1,6 +1,6 @@
 """How long it takes to start: the command line beside `import hydra`, and all that a run does beside training.
 
-    python benchmarks/startup.py            # the demo's data and MiniLM, a quarter of an hour on two cores
+    python benchmarks/startup.py            # the demo's data and MiniLM, about five minutes on two cores
     python benchmarks/startup.py --quick    # a toy model and a few queries, seconds
 
 Every command is a process of its own, in turn with the others. A round's first run begins with an empty cache, and its
@@ -24,7 +24,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from measuring import REPOSITORY, in_turn, machine, ratios, spread, table
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.measuring import in_turn, ratios, search_path, spread, table
 
 QUICK = ["model=static", "model.dimension=16", "trainer=smoke", "limit=20"]
 WANDB = ["logger.mode=offline"]  # whether this machine has a key or not
@@ -42,7 +44,7 @@ class Timed:
 
 def command(*arguments: str, cache: Path) -> Timed:
     """`python arguments`, ended well."""
-    variables = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY), "EMBEXP_CACHE": str(cache)}
+    variables = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": search_path(), "EMBEXP_CACHE": str(cache)}
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     ended = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=variables, cwd=cache)
     wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -70,7 +72,9 @@ def measured(parent: Path, *, rounds: int, quick: bool) -> dict[str, list[Timed]
                                 "try: runpy.run_module('embexp', run_name='__main__')\n"
                                 "except SystemExit as end: sys.exit(end.code != 1)"],
     }  # fmt: skip
-    found = in_turn({name: partial(command, *call, cache=parent) for name, call in shown.items()}, rounds=2 * rounds)
+    found = in_turn(
+        {name: partial(command, *call, cache=parent) for name, call in shown.items()}, rounds=2 if quick else 5 * rounds
+    )
     common = QUICK if quick else ["trainer.max_steps=2"]
     runs = {
         "first run": [*common, "logger=none"],
@@ -99,7 +103,7 @@ def line(name: str, times: Sequence[Timed], beside: Sequence[Timed]) -> list[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=1, help="of the runs; commands have five times as many")
     parser.add_argument("--quick", action="store_true", help="a toy model, one round")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as parent:
@@ -108,8 +112,8 @@ def main() -> None:
     rows = [line(name, times, found["`import hydra`"]) for name, times in found.items()]
     print(
         "Seconds are of the whole command, imports included; of a run without training and the tuned model's "
-        "evaluation. The processor's seconds are compared, since others on the machine do not change them. "
-        f"{machine()}\n\n{table(head, rows)}"
+        "evaluation. The processor's seconds are compared, since others on the machine do not change them."
+        f"\n\n{table(head, rows)}"
     )
 
 

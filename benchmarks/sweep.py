@@ -23,6 +23,8 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from embexp.sweep.reference import Address
 from embexp.sweep.storage import opened
 

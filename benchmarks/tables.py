@@ -8,8 +8,9 @@ A block of the page begins with a comment that holds the command, and that comma
     (what `python benchmarks/search.py --rounds 3` printed, and on which machine)
     <!-- end -->
 
-DATA in a command stands for `--data`, a local copy of PubMedQA. NAME limits it to the scripts of this name. A benchmark
-that fails leaves its block as it was, and the exit code is 1.
+DATA in a command stands for `--data`, a local copy of PubMedQA, and without one for the standard library's docstrings.
+The machine, its load and the time taken are put below what was printed. NAME limits it to the scripts of this name. A
+benchmark that fails leaves its block as it was, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.measuring import REPOSITORY, machine
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.measuring import DATA_HELP, DOCSTRINGS, REPOSITORY, machine
 
 PAGE = REPOSITORY / "benchmarks" / "README.md"
 BLOCK = re.compile(r"<!-- bench: (?P<command>[^\n]+) -->\n(?P<content>.*?)<!-- end -->", re.DOTALL)
@@ -53,7 +56,7 @@ def rewritten(page: str, *, data: str, names: Sequence[str]) -> tuple[str, list[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=str(REPOSITORY.parent / "shared" / "data" / "PubMedQA"))
+    parser.add_argument("--data", default="", help=DATA_HELP)
     parser.add_argument("--page", type=Path, default=PAGE, help=argparse.SUPPRESS)
     parser.add_argument("names", nargs="*", metavar="NAME")
     options = parser.parse_args()
@@ -61,9 +64,17 @@ def main() -> None:
     known = {Path(shlex.split(block["command"])[0]).stem for block in BLOCK.finditer(page)}
     if unknown := set(options.names) - known:
         parser.error(f"{options.page} has no block of {', '.join(sorted(unknown))}; it has {', '.join(sorted(known))}")
+    if not options.data:
+        print(
+            "no copy of PubMedQA was given (make bench DATA=<folder with pqa_labeled/*.parquet>): the standard "
+            "library's docstrings stand in for it",
+            file=sys.stderr,
+        )
     failed = []
     for name in options.names or sorted(known):  # script by script: a later failure or Ctrl-C loses nothing
-        page, failures = rewritten(options.page.read_text(encoding="utf-8"), data=options.data, names=[name])
+        page, failures = rewritten(
+            options.page.read_text(encoding="utf-8"), data=options.data or DOCSTRINGS, names=[name]
+        )
         options.page.write_text(page, encoding="utf-8")
         failed += failures
     if failed:

