@@ -218,7 +218,7 @@ def _training_arguments(
     if chosen.get("logging_strategy", "steps") == "steps":
         chosen["logging_steps"] = at_least_every(chosen["logging_steps"], total, 10)
     try:
-        return SentenceTransformerTrainingArguments(
+        made = SentenceTransformerTrainingArguments(
             **chosen,
             output_dir=str(folder / "checkpoints"),
             report_to="none",
@@ -237,3 +237,5 @@ def _training_arguments(
         )
     except (TypeError, ValueError) as error:
         raise UserError(f"trainer: {error}") from error
+    made._n_gpu = min(1, made.n_gpu)  # one for each process; else the library splits the batches by nn.DataParallel
+    return made

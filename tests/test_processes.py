@@ -28,7 +28,7 @@ from embexp.errors import Pruned, UserError
 from embexp.losses import OWN_KEYS
 from embexp.models import Transformer
 from embexp.negatives import draw_random
-from embexp.parallel import joining
+from embexp.parallel import machine
 from embexp.parallel.joining import joined
 from embexp.parallel.machine import Launched, agreed, launched
 from embexp.parallel.shares import _own_randomness, rows_by_process, same_weights, shared
@@ -77,7 +77,7 @@ def followers(of=None):
     found = []
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
-        if words[1:3] == ["-m", "embexp.parallel.follower"] and words[-1] == str(of or os.getpid()):
+        if words[2:4] == ["-m", "embexp.parallel.follower"] and words[-1] == str(of or os.getpid()):
             found.append(process)
     return found
 
@@ -240,7 +240,7 @@ def orphans():
     """Followers whose process 0 has ended."""
     found = {process: process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])}
     parents = {
-        process: int(words[-1]) for process, words in found.items() if words[1:3] == ["-m", "embexp.parallel.follower"]
+        process: int(words[-1]) for process, words in found.items() if words[2:4] == ["-m", "embexp.parallel.follower"]
     }
     return [process for process, parent in parents.items() if not psutil.pid_exists(parent)]
 
@@ -295,7 +295,7 @@ def test_a_pruned_run_ends_its_followers(folder, tmp_path):
 
 PARENT = """
 import os, subprocess, sys, time
-subprocess.Popen([sys.executable, "-m", "embexp.parallel.follower", sys.argv[1], "1", "2", str(os.getpid())])
+subprocess.Popen([sys.executable, "-P", "-m", "embexp.parallel.follower", sys.argv[1], "1", "2", str(os.getpid())])
 time.sleep(100)
 """
 
@@ -303,7 +303,7 @@ time.sleep(100)
 def test_a_follower_ends_soon_when_process_0_is_killed(tmp_path):
     store = FileStore(str(tmp_path / "store"), 2)
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], cwd=REPOSITORY)
-    gone(lambda: not store.check(["here/1"]))
+    gone(lambda: not store.check(["ready/1"]))
     (follower,) = followers(parent.pid)
     parent.kill()
     parent.wait()
@@ -419,7 +419,7 @@ def test_the_config_says_how_many_processes_torchrun_has_started():
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
-    monkeypatch.setattr(joining, "gpus", lambda: ["0", "5"])
+    monkeypatch.setattr(machine, "gpus", lambda: ["0", "5"])
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     with pytest.raises(UserError, match=r"trainer.processes=3: there are 2 GPUs"), joined(3, None):
         pass

@@ -17,8 +17,9 @@ import pytest
 
 from embexp import workers
 from embexp.errors import UserError
+from embexp.parallel.machine import Slot
 from embexp.sweep.crew import End, end_of
-from embexp.workers import Ended, Slot, Worker, in_own_process, slots, wait_for_any
+from embexp.workers import Ended, Worker, in_own_process, slots, wait_for_any
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and sends signals")
 
@@ -315,10 +316,11 @@ PARENT = """
 import sys, threading, time
 from pathlib import Path
 from embexp import workers
+from embexp.parallel.machine import Slot
 from tests.test_workers import Task, do_sleep, pid_of_mine
 workers.PRELOADED[:] = ["embexp.workers"]  # torch takes seconds
 folder = Path(sys.argv[1])
-worker = workers.Worker(Task(folder, "sleep"), workers.Slot(), quiet=False)
+worker = workers.Worker(Task(folder, "sleep"), Slot(), quiet=False)
 threading.Thread(target=workers.in_own_process, args=(pid_of_mine, folder / "function"), daemon=True).start()
 time.sleep(60)
 """
