@@ -1,4 +1,5 @@
-"""Texts through a model: in parts of like length, on each core, and on all processes of a run. Called by `encoding`."""
+"""Texts through a model: in parts of like length, on each core, and on all processes of a run. Called by `encoding`, and by
+`follower` for its share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fine-tunes a model on rows with a sentence-transformers loss. Called by `experiment`.
+"""Fine-tunes a model on rows with a sentence-transformers loss. Called by `tuning` and `follower`.
 
 Everything that the library has is used as it is: its trainer, its arguments, its losses. Ours are the batches, the
 choice of the best checkpoint by dev, and the refusal to go on after a NaN.

@@ -20,6 +20,7 @@ import torch
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from torch.distributed import FileStore, TCPStore
 
+from embexp import embedding
 from embexp.checkpoints import Checkpoint
 from embexp.components import build
 from embexp.config import mistakes_in
@@ -189,10 +190,20 @@ def test_texts_are_embedded_as_by_one_process_and_each_makes_its_share(folder, t
     assert sum(shapes) == 12  # of 23 texts
 
 
-def test_a_few_texts_are_embedded_though_a_process_gets_none(folder, two):
+@pytest.mark.parametrize("number", [0, 1, 2, 7])  # of seven, three at a time for each of two, the last is alone
+def test_a_few_texts_are_embedded_though_a_process_gets_none(folder, two, monkeypatch, number):
+    monkeypatch.setattr(embedding, "TOLD", 3)
     model = loaded(two, "Transformer", path=str(folder))
-    expected = Encoder(replace(model, processes=None)).queries(["the apple", "the bread"])
-    np.testing.assert_array_equal(Encoder(model).queries(["the apple", "the bread"]), expected)
+    texts = [f"the {fruit}" for fruit in ("apple", "bread", "cherry", "date", "elm", "fig", "grape")][:number]
+    expected = Encoder(replace(model, processes=None)).queries(texts)
+    assert expected.shape == (number, model.model.get_embedding_dimension())
+    np.testing.assert_allclose(Encoder(model).queries(texts), expected, atol=1e-6)
+
+
+def test_a_process_trains_on_one_gpu_though_it_sees_two(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.nn, "DataParallel", lambda *_: pytest.fail("the batch would be split"))
+    trained(loaded(None, "Static", dimension=8), tmp_path / "one", loss=PLAIN, use_cpu=False)
 
 
 def test_rows_are_shared_out_by_tokens_and_everyone_has_one():
