@@ -1,5 +1,7 @@
-"""Texts through a model: in parts of like length, on each core, and on all processes of a run. Called by `encoding`, and by
-`follower` for its share."""
+"""Texts through a model: in parts of like length, on each core, and on all processes of a run.
+
+Called by `encoding` and, for a process's share, by `follower`.
+"""
 
 from __future__ import annotations
 
