@@ -52,6 +52,15 @@ class Training:
     best_step: int | None
 
 
+class OneGpuArguments(SentenceTransformerTrainingArguments):
+    """Training arguments of a process that uses one GPU, however many it sees."""
+
+    @property
+    def n_gpu(self) -> int:
+        """1, or 0 without a GPU; with more the library splits each batch, and its negatives, by nn.DataParallel."""
+        return min(1, super().n_gpu)
+
+
 def train(
     embedding_model: EmbeddingModel,
     rows: Rows,
@@ -201,7 +210,7 @@ def _training_arguments(
     *,
     seed: int,
     folder: Path,
-) -> SentenceTransformerTrainingArguments:
+) -> OneGpuArguments:
     """The user's arguments with those that the runner owns.
 
     On small data the model is evaluated (and saved) at least twice an epoch, but `looks` times at most in all, and the
@@ -218,7 +227,7 @@ def _training_arguments(
     if chosen.get("logging_strategy", "steps") == "steps":
         chosen["logging_steps"] = at_least_every(chosen["logging_steps"], total, 10)
     try:
-        made = SentenceTransformerTrainingArguments(
+        return OneGpuArguments(
             **chosen,
             output_dir=str(folder / "checkpoints"),
             report_to="none",
@@ -237,5 +246,3 @@ def _training_arguments(
         )
     except (TypeError, ValueError) as error:
         raise UserError(f"trainer: {error}") from error
-    made._n_gpu = min(1, made.n_gpu)  # one for each process; else the library splits the batches by nn.DataParallel
-    return made

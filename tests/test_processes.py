@@ -200,10 +200,16 @@ def test_a_few_texts_are_embedded_though_a_process_gets_none(folder, two, monkey
     np.testing.assert_allclose(Encoder(model).queries(texts), expected, atol=1e-6)
 
 
-def test_a_process_trains_on_one_gpu_though_it_sees_two(tmp_path, monkeypatch):
+def test_a_process_trains_on_one_gpu_though_it_sees_two(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.nn, "DataParallel", lambda *_: pytest.fail("the batch would be split"))
+
+    class Split(torch.nn.DataParallel):
+        def __init__(self, *_, **__):
+            pytest.fail("the batch is split")
+
+    monkeypatch.setattr(torch.nn, "DataParallel", Split)
     trained(loaded(None, "Static", dimension=8), tmp_path / "one", loss=PLAIN, use_cpu=False)
+    assert "DataParallel" not in caplog.text  # nor does the library say so
 
 
 def test_rows_are_shared_out_by_tokens_and_everyone_has_one():
