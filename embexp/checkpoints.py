@@ -1,6 +1,6 @@
 """Checkpoints that are whole or not used: each is sealed with the digests of its files once all are written.
 
-The trainer writes a checkpoint file by file, so a killed run leaves half of one. Called by `training` and `experiment`;
+The trainer writes a checkpoint file by file, so a killed run leaves half of one. Called by `trainer` and `tuning`;
 knows nothing of models.
 """
 

@@ -28,7 +28,10 @@ def main() -> None:
     with ends_with_one():
         started = launched()
         if started is not None and started.rank > 0:
-            from embexp.parallel.follower import follow_launched  # torch: seconds
+            from embexp.parallel import meeting  # torch: seconds
+
+            meeting.enter(started)
+            from embexp.parallel.follower import follow_launched  # further seconds
 
             sys.exit(follow_launched(started))
         with _released(started):

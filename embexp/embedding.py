@@ -1,4 +1,7 @@
-"""Texts through a model: in parts of like length, on each core, and on all processes of a run. Called by `encoding`."""
+"""Texts through a model: in parts of like length, on each core, and on all processes of a run.
+
+Called by `encoding` and, for a process's share, by `follower`.
+"""
 
 from __future__ import annotations
 
@@ -83,6 +86,8 @@ def _tokenised(
     model: SentenceTransformer, texts: Sequence[str], prompt: str
 ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
     """The places in `texts` of the parts to embed in one pass each, and their features."""
+    if not texts:  # a process's share of fewer texts than there are processes
+        return
     order = np.argsort([-len(text) for text in texts], kind="stable")  # nearly by tokens, which are not counted yet
     cut = can_be_cut(model.preprocess([texts[order[0]]], prompt=prompt or None))
     at_once = TOKENISED if cut else UNCUT

@@ -1,4 +1,4 @@
-"""Texts to unit vectors with an EmbeddingModel, fast and checked. Called by `search` and `evaluators`."""
+"""Texts to unit vectors with an EmbeddingModel, fast and checked. Called by `arms`, `experiment` and `negatives`."""
 
 from __future__ import annotations
 

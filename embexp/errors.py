@@ -56,6 +56,11 @@ def is_full(error: Exception) -> bool:
     return any(words in str(error) for words in FULL)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error means that memory was refused, the machine's or a GPU's."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)
+
+
 def described(error: Exception) -> str:
     """An error's text, with what to try where the machine is at fault: its disk or its memory."""
     text = str(error).strip() or type(error).__name__
@@ -66,7 +71,7 @@ def described(error: Exception) -> str:
         return f"the disk is full, or nearly ({named}). Free some space, then resume the run"
     if isinstance(error, PermissionError) or "Read-only file system" in text:
         return f"a file can't be written ({named}). Mend the permissions, then resume the run"
-    if isinstance(error, MemoryError) or any(words in text for words in NO_MEMORY):
+    if is_out_of_memory(error):
         return (
             f"memory was refused ({named.splitlines()[0]}). Try trainer.per_device_train_batch_size=16, "
             "model.max_seq_length=128 or a smaller model"

@@ -22,7 +22,8 @@ from embexp.checks import plain
 from embexp.config import mistakes_in
 from embexp.errors import UserError, explained
 from embexp.job import Job
-from embexp.workers import Slot, Worker, wait_for_any
+from embexp.parallel.machine import Slot
+from embexp.workers import Worker, wait_for_any
 
 log = logging.getLogger("embexp")
 

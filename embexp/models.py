@@ -1,7 +1,7 @@
 """Loads the base model that a file in conf/model names, with its prompts, precision and origin.
 
-Called by `experiment`. Weights come from a local folder, an installed package or the Hub; only safetensors are read and
-no code that comes with a model is run.
+Called by `preparing` and `follower`. Weights come from a local folder, an installed package or the Hub; only
+safetensors are read and no code that comes with a model is run.
 """
 
 from __future__ import annotations

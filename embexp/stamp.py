@@ -1,6 +1,6 @@
 """What a model's folder is known by, so that an index made with another model is noticed: re-embed required.
 
-`models` and `export` write the stamp, embexp.json, beside the weights. Whoever serves the model stores a copy with the
+`tuning` and `export` write the stamp, embexp.json, beside the weights. Whoever serves the model stores a copy with the
 index and checks at start-up. Reads files and nothing else, so that importing it takes no time; needs no torch.
 """
 

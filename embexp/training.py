@@ -1,4 +1,4 @@
-"""Fine-tunes a model on rows with a sentence-transformers loss. Called by `experiment`.
+"""Fine-tunes a model on rows with a sentence-transformers loss. Called by `tuning` and `follower`.
 
 Everything that the library has is used as it is: its trainer, its arguments, its losses. Ours are the batches, the
 choice of the best checkpoint by dev, and the refusal to go on after a NaN.
@@ -50,6 +50,15 @@ class Training:
     steps: int
     masked_rows: int
     best_step: int | None
+
+
+class OneGpuArguments(SentenceTransformerTrainingArguments):
+    """Training arguments of a process that uses one GPU, however many it sees."""
+
+    @property
+    def n_gpu(self) -> int:
+        """1, or 0 without a GPU; with more the library splits each batch, and its negatives, by nn.DataParallel."""
+        return min(1, super().n_gpu)
 
 
 def train(
@@ -203,7 +212,7 @@ def _training_arguments(
     *,
     seed: int,
     folder: Path,
-) -> SentenceTransformerTrainingArguments:
+) -> OneGpuArguments:
     """The user's arguments with those that the runner owns.
 
     On small data the model is evaluated (and saved) at least twice an epoch, but `looks` times at most in all, and the
@@ -220,7 +229,7 @@ def _training_arguments(
     if chosen.get("logging_strategy", "steps") == "steps":
         chosen["logging_steps"] = at_least_every(chosen["logging_steps"], total, 10)
     try:
-        return SentenceTransformerTrainingArguments(
+        return OneGpuArguments(
             **chosen,
             output_dir=str(folder / "checkpoints"),
             report_to="none",

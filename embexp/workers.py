@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,20 +19,12 @@ from typing import Any
 import psutil
 
 from embexp.job import Job
-from embexp.parallel.machine import cores, gpus
+from embexp.parallel.machine import Slot, cores, end_with, gpus, gpus_for, keep_to
 
 # imports only: a matrix product there hangs the children (OpenMP)
 PRELOADED = ["embexp.run", "embexp.sweep.trial", "embexp.training", "embexp.losses", "embexp.page.writing"]
 SECONDS_TO_END = 30  # after Ctrl-C
 UNKNOWN = 255  # what multiprocessing gives for an exit code that nobody was left to tell
-
-
-@dataclass(frozen=True)
-class Slot:
-    """What a job may use of the machine: threads, and the GPUs that it sees (None: all there are)."""
-
-    threads: int | None = None
-    devices: str | None = None
 
 
 @dataclass(frozen=True)
@@ -110,11 +101,17 @@ def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
     return answer
 
 
-def slots(number: int) -> list[Slot]:
-    """That many slots, with the cores shared out among them and the GPUs in turn."""
-    threads = max(1, cores() // number)
-    devices = gpus()
-    return [Slot(threads, devices[place % len(devices)] if devices else None) for place in range(number)]
+def slots(number: int, *, processes: int = 1) -> list[Slot]:
+    """That many slots, with the cores shared out among them and the GPUs in turn, one for each process of a job.
+
+    processes: of each job. Raises UserError where a job has more of them than there are GPUs.
+    """
+    if processes > 1:
+        gpus_for(processes)  # before the first job, which would refuse them too, as would all others
+    threads, devices = max(1, cores() // number), gpus()
+    each = min(processes, len(devices))
+    turns = [[devices[(place * each + further) % len(devices)] for further in range(each)] for place in range(number)]
+    return [Slot(threads, ",".join(turn) or None) for turn in turns]
 
 
 def _carry_out(job: Job, slot: Slot, quiet: bool) -> None:
@@ -136,24 +133,8 @@ def _answer(answer: Any, function: Callable[..., Any], arguments: Sequence[Any])
 def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
-
-    def end() -> None:
-        parent.join()
-        os._exit(1)  # the parent was killed: nobody waits for this job
-
-    threading.Thread(target=end, daemon=True).start()
-
-
-def keep_to(slot: Slot) -> None:
-    """Use no more of the machine than the slot; called in the job's process."""
-    if slot.devices is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = slot.devices  # read when CUDA starts, which it has not yet
-    if slot.threads is not None:
-        import torch
-
-        torch.set_num_threads(slot.threads)
-        for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS"):  # read when first used
-            os.environ[name] = str(slot.threads)
+    assert parent.pid is not None
+    end_with(parent.pid)  # not the system's parent, which is the process that forks
 
 
 def _into_log(path: Path) -> None:

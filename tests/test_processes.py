@@ -20,6 +20,7 @@ import torch
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from torch.distributed import FileStore, TCPStore
 
+from embexp import embedding
 from embexp.checkpoints import Checkpoint
 from embexp.components import build
 from embexp.config import mistakes_in
@@ -28,7 +29,7 @@ from embexp.errors import Pruned, UserError
 from embexp.losses import OWN_KEYS
 from embexp.models import Transformer
 from embexp.negatives import draw_random
-from embexp.parallel import joining
+from embexp.parallel import machine
 from embexp.parallel.joining import joined
 from embexp.parallel.machine import Launched, agreed, launched
 from embexp.parallel.shares import _own_randomness, rows_by_process, same_weights, shared
@@ -77,7 +78,7 @@ def followers(of=None):
     found = []
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
-        if words[1:3] == ["-m", "embexp.parallel.follower"] and words[-1] == str(of or os.getpid()):
+        if words[2:4] == ["-m", "embexp.parallel.follower"] and words[-1] == str(of or os.getpid()):
             found.append(process)
     return found
 
@@ -189,10 +190,26 @@ def test_texts_are_embedded_as_by_one_process_and_each_makes_its_share(folder, t
     assert sum(shapes) == 12  # of 23 texts
 
 
-def test_a_few_texts_are_embedded_though_a_process_gets_none(folder, two):
+@pytest.mark.parametrize("number", [0, 1, 2, 7])  # of seven, three at a time for each of two, the last is alone
+def test_a_few_texts_are_embedded_though_a_process_gets_none(folder, two, monkeypatch, number):
+    monkeypatch.setattr(embedding, "TOLD", 3)
     model = loaded(two, "Transformer", path=str(folder))
-    expected = Encoder(replace(model, processes=None)).queries(["the apple", "the bread"])
-    np.testing.assert_array_equal(Encoder(model).queries(["the apple", "the bread"]), expected)
+    texts = [f"the {fruit}" for fruit in ("apple", "bread", "cherry", "date", "elm", "fig", "grape")][:number]
+    expected = Encoder(replace(model, processes=None)).queries(texts)
+    assert expected.shape == (number, model.model.get_embedding_dimension())
+    np.testing.assert_allclose(Encoder(model).queries(texts), expected, atol=1e-6)
+
+
+def test_a_process_trains_on_one_gpu_though_it_sees_two(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+    class Split(torch.nn.DataParallel):
+        def __init__(self, *_, **__):
+            pytest.fail("the batch is split")
+
+    monkeypatch.setattr(torch.nn, "DataParallel", Split)
+    trained(loaded(None, "Static", dimension=8), tmp_path / "one", loss=PLAIN, use_cpu=False)
+    assert "DataParallel" not in caplog.text  # nor does the library say so
 
 
 def test_rows_are_shared_out_by_tokens_and_everyone_has_one():
@@ -240,7 +257,7 @@ def orphans():
     """Followers whose process 0 has ended."""
     found = {process: process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])}
     parents = {
-        process: int(words[-1]) for process, words in found.items() if words[1:3] == ["-m", "embexp.parallel.follower"]
+        process: int(words[-1]) for process, words in found.items() if words[2:4] == ["-m", "embexp.parallel.follower"]
     }
     return [process for process, parent in parents.items() if not psutil.pid_exists(parent)]
 
@@ -295,7 +312,7 @@ def test_a_pruned_run_ends_its_followers(folder, tmp_path):
 
 PARENT = """
 import os, subprocess, sys, time
-subprocess.Popen([sys.executable, "-m", "embexp.parallel.follower", sys.argv[1], "1", "2", str(os.getpid())])
+subprocess.Popen([sys.executable, "-P", "-m", "embexp.parallel.follower", sys.argv[1], "1", "2", str(os.getpid())])
 time.sleep(100)
 """
 
@@ -303,7 +320,7 @@ time.sleep(100)
 def test_a_follower_ends_soon_when_process_0_is_killed(tmp_path):
     store = FileStore(str(tmp_path / "store"), 2)
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], cwd=REPOSITORY)
-    gone(lambda: not store.check(["here/1"]))
+    gone(lambda: not store.check(["ready/1"]))
     (follower,) = followers(parent.pid)
     parent.kill()
     parent.wait()
@@ -419,7 +436,7 @@ def test_the_config_says_how_many_processes_torchrun_has_started():
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
-    monkeypatch.setattr(joining, "gpus", lambda: ["0", "5"])
+    monkeypatch.setattr(machine, "gpus", lambda: ["0", "5"])
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     with pytest.raises(UserError, match=r"trainer.processes=3: there are 2 GPUs"), joined(3, None):
         pass

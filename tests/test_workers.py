@@ -14,11 +14,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from omegaconf import OmegaConf
 
 from embexp import workers
 from embexp.errors import UserError
+from embexp.parallel.machine import Slot
 from embexp.sweep.crew import End, end_of
-from embexp.workers import Ended, Slot, Worker, in_own_process, slots, wait_for_any
+from embexp.sweep.sweeper import _crew_for
+from embexp.workers import Ended, Worker, in_own_process, slots, wait_for_any
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and sends signals")
 
@@ -152,6 +156,32 @@ def test_slots_share_the_cores_out(machine, number, threads):
 def test_slots_are_bound_to_the_gpus_that_may_be_used_in_turn(machine, gpus, visible, devices):
     machine(gpus=gpus, visible=visible)
     assert [slot.devices for slot in slots(3)] == devices
+
+
+@pytest.mark.parametrize(
+    ("gpus", "processes", "devices"),
+    [
+        (4, 2, ["0,1", "2,3", "0,1"]),
+        (3, 2, ["0,1", "2,0", "1,2"]),
+        (2, 2, ["0,1", "0,1", "0,1"]),
+        (None, 2, [None, None, None]),
+    ],
+)
+def test_a_slot_has_a_gpu_for_each_process_of_its_job(machine, monkeypatch, gpus, processes, devices):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    machine(gpus=gpus)
+    assert [slot.devices for slot in slots(3, processes=processes)] == devices
+
+
+def test_a_sweep_refuses_more_processes_than_gpus_before_its_first_trial(machine, monkeypatch):
+    launcher = {"_target_": "hydra_plugins.embexp_launcher.ProcessLauncher"}
+    config = OmegaConf.create({"trainer": {"processes": 3}, "hydra": {"launcher": launcher}})
+    machine(gpus=2)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with pytest.raises(UserError, match=r"trainer.processes=3: there are 2 GPUs.*set trainer.processes=2"):
+        _crew_for(config, 1)
+    monkeypatch.setattr(torch.version, "cuda", None)  # a torch that can use none of them
+    assert _crew_for(config, 1).has_room()
 
 
 def test_a_worker_keeps_to_its_slot(tmp_path):
@@ -315,10 +345,11 @@ PARENT = """
 import sys, threading, time
 from pathlib import Path
 from embexp import workers
+from embexp.parallel.machine import Slot
 from tests.test_workers import Task, do_sleep, pid_of_mine
 workers.PRELOADED[:] = ["embexp.workers"]  # torch takes seconds
 folder = Path(sys.argv[1])
-worker = workers.Worker(Task(folder, "sleep"), workers.Slot(), quiet=False)
+worker = workers.Worker(Task(folder, "sleep"), Slot(), quiet=False)
 threading.Thread(target=workers.in_own_process, args=(pid_of_mine, folder / "function"), daemon=True).start()
 time.sleep(60)
 """

@@ -5,13 +5,10 @@ Started by `joining` as `python -m embexp.parallel.follower`, or by torchrun as 
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
 import sys
-import threading
-import time
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
@@ -30,7 +27,7 @@ from embexp.errors import UserError
 from embexp.losses import OWN_KEYS
 from embexp.models import EmbeddingModel
 from embexp.parallel import meeting
-from embexp.parallel.machine import Launched, gpus, threads_of
+from embexp.parallel.machine import Launched, Slot, end_with, keep_to, threads_of, usable_gpus
 from embexp.parallel.processes import LostError, Processes
 from embexp.parallel.shares import same_weights, set_generators
 from embexp.retrieval_set import RetrievalSet
@@ -149,27 +146,9 @@ def take_up(launched: Launched) -> None:
     end_with(os.getppid())
     for ending in (signal.SIGINT, signal.SIGTERM):  # process 0 hears them too, and ends the others
         signal.signal(ending, signal.SIG_IGN)
-    devices = gpus() if torch.version.cuda is not None else []
-    if launched.rank < len(devices):  # else process 0 refuses
-        os.environ["CUDA_VISIBLE_DEVICES"] = devices[launched.rank]
-    torch.set_num_threads(threads_of(launched.count, launched, now=torch.get_num_threads()))
-
-
-def end_with(parent: int) -> None:
-    """Let this process be killed when its parent ends, however that ends."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(meeting.LOST)
-
-    if os.getppid() != parent:
-        os._exit(meeting.LOST)
-    if sys.platform != "linux":
-        threading.Thread(target=watch, daemon=True).start()
+    devices = usable_gpus()
+    device = devices[launched.rank] if launched.rank < len(devices) else None  # too few: process 0 refuses
+    keep_to(Slot(threads_of(launched.count, launched, now=torch.get_num_threads()), device))
 
 
 if __name__ == "__main__":

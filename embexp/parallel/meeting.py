@@ -1,6 +1,6 @@
 """Where the processes of a run meet: a store of torch's in which each says that it is there, and why it ended.
 
-Called by `joining` in process 0 and by `follower` in the others, which connect once process 0 wants them.
+Called by `joining` in process 0, by `follower` in the others, which connect once process 0 wants them, and by `cli`.
 """
 
 from __future__ import annotations
@@ -15,22 +15,25 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 
 from embexp.errors import described
 from embexp.parallel.machine import Launched
-from embexp.parallel.processes import LostError, Processes, connected_over
+from embexp.parallel.processes import Processes, connected_over, connection
 
 OPEN, OVER = "open", "over"  # keys of the store: connect now; there is nothing to do any more
 LOST = 76  # exit code of a follower that has lost the others
 
 
+def enter(launched: Launched) -> None:
+    """Say that this follower of torchrun's is there, so that process 0 sees its end however early it is."""
+    store_of(launched).set(here(launched.rank), str(os.getpid()))
+
+
 def as_follower(store: Any, rank: int, count: int) -> Processes | None:
     """This process as one of a run's, once process 0 wants it; None when it never does."""
-    try:
-        store.set(here(rank), str(os.getpid()))
+    with connection():
+        store.set(ready(rank), "")
         while not store.check([OPEN]):
             if store.check([OVER]):
                 return None
             time.sleep(0.05)
-    except RuntimeError as error:  # the store has gone, with whoever held it
-        raise LostError(str(error)) from error
     gpu = torch.version.cuda is not None and torch.cuda.is_available()
     groups = connected_over(store, rank, count, gpu=gpu)
     return Processes(rank, count, lambda: groups)
@@ -55,8 +58,13 @@ def release(launched: Launched) -> None:
 
 
 def here(rank: int) -> str:
-    """The key that holds the process id of a follower, once it is there."""
+    """The key that holds the process id of a follower of torchrun's, once it is there."""
     return f"here/{rank}"
+
+
+def ready(rank: int) -> str:
+    """The key that says that a follower can connect."""
+    return f"ready/{rank}"
 
 
 def failure(rank: int) -> str:

@@ -1,12 +1,13 @@
 """What the processes of one run pass to each other: orders, embeddings, gradients.
 
 Process 0 runs the experiment and gives the orders; the others, its followers, carry them out. Libraries see none of
-this: torch's default group stays unset, so that each process's trainer believes that it is alone. Used by `encoding`,
-`shares` and `experiment`; how the processes come together is told in `joining`.
+this: torch's default group stays unset, so that each process's trainer believes that it is alone. Used by `embedding`,
+`shares`, `preparing`, `tuning` and `training`; how the processes come together is told in `joining`.
 """
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
+from embexp.errors import is_out_of_memory
 
 EVER = timedelta(days=365)  # followers wait while process 0 reads data or searches; a lost process is noticed otherwise
 BUCKET = 2**23  # elements that are summed at once, while the next ones are still copied
@@ -65,8 +68,9 @@ class Processes:
     def tell(self, order: str, **arguments: Any) -> None:
         """Give the followers an order."""
         assert self.leads
-        # a pickle among the processes of one run, which all are this program
-        content = torch.frombuffer(bytearray(pickle.dumps((order, arguments))), dtype=torch.uint8)
+        written = io.BytesIO()  # whose bytes are sent from where they are: an order may hold all rows of a training
+        pickle.dump((order, arguments), written)  # among the processes of one run, which all are this program
+        content = torch.frombuffer(written.getbuffer(), dtype=torch.uint8)
         self._from_first(torch.tensor([len(content)]))
         self._from_first(content)
 
@@ -76,7 +80,7 @@ class Processes:
         self._from_first(length)
         content = torch.empty(int(length), dtype=torch.uint8)
         self._from_first(content)
-        order: Order = pickle.loads(content.numpy().tobytes())
+        order: Order = pickle.loads(content.numpy().data)
         return order
 
     def gathered(self, rows: torch.Tensor, numbers: Sequence[int]) -> list[torch.Tensor]:
@@ -85,7 +89,7 @@ class Processes:
         padded[: len(rows)] = rows
         group, padded = self._group_of(padded)
         parts = [torch.empty_like(padded) for _ in numbers]
-        with _connected():
+        with connection():
             group.allgather([parts], [padded]).wait()
         return [part[:number].to(rows.device) for part, number in zip(parts, numbers, strict=True)]
 
@@ -94,10 +98,10 @@ class Processes:
         waiting = []
         for bucket in _buckets(tensors):
             group, flat = self._group_of(torch.cat([tensor.reshape(-1) for tensor in bucket]))
-            with _connected():
+            with connection():
                 waiting.append((bucket, flat, group.allreduce([flat])))
         for bucket, flat, work in waiting:
-            with _connected():
+            with connection():
                 work.wait()
             for tensor, total in zip(bucket, torch.split(flat, [each.numel() for each in bucket]), strict=True):
                 tensor.copy_(total.view_as(tensor))
@@ -106,12 +110,12 @@ class Processes:
         """Put into each tensor what process 0 has in it."""
         for tensor in tensors:
             group, passed = self._group_of(tensor.reshape(-1).contiguous().view(torch.uint8))
-            with _connected():
+            with connection():
                 group.broadcast([passed]).wait()
             tensor.copy_(passed.view(tensor.dtype).view_as(tensor))
 
     def _from_first(self, tensor: torch.Tensor) -> None:
-        with _connected():
+        with connection():
             self._groups.memory.broadcast([tensor]).wait()
 
     def _group_of(self, tensor: torch.Tensor) -> tuple[Any, torch.Tensor]:
@@ -126,7 +130,7 @@ def connected_over(store: Any, rank: int, count: int, *, gpu: bool) -> Groups:
     options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
     options._timeout = EVER
-    with _connected():
+    with connection():
         memory = dist.ProcessGroupGloo(PrefixStore("memory", store), rank, count, options)
         if not gpu:
             return Groups(memory)
@@ -135,10 +139,13 @@ def connected_over(store: Any, rank: int, count: int, *, gpu: bool) -> Groups:
 
 
 @contextmanager
-def _connected() -> Iterator[None]:
+def connection() -> Iterator[None]:
+    """Raises LostError where a connection breaks; what has no memory left says so itself."""
     try:
         yield
-    except RuntimeError as error:  # what torch raises when a connection breaks
+    except RuntimeError as error:  # what torch raises when a connection breaks, and also where memory is refused
+        if is_out_of_memory(error):
+            raise
         raise LostError(str(error)) from error
 
 

@@ -54,10 +54,11 @@ class Crew(Protocol):
 
 
 class LocalCrew:
-    """A process for each trial, in one of some slots."""
+    """A process for each trial, which may have further ones of its own, in one of some slots."""
 
-    def __init__(self, places: int) -> None:
-        self._free = slots(places)
+    def __init__(self, places: int, *, processes: int) -> None:
+        """processes: of each trial. Raises UserError where there are fewer GPUs than these."""
+        self._free = slots(places, processes=processes)
         self._at_work: dict[str, tuple[Worker, int]] = {}  # by owner: one trial may be given out again meanwhile
 
     def has_room(self) -> bool:

@@ -20,10 +20,10 @@ from omegaconf import OmegaConf
 
 from embexp.errors import UserError
 from embexp.job import Job
+from embexp.parallel.machine import Slot, keep_to
 from embexp.sweep.crew import End, end_with
 from embexp.sweep.lease import RENEWALS
 from embexp.sweep.study import Study
-from embexp.workers import Slot, keep_to
 
 log = logging.getLogger(__name__)
 

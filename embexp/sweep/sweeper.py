@@ -208,7 +208,7 @@ def _crew_for(config: DictConfig, places: int) -> Crew:
     node: Mapping[str, Any] = plain(config.hydra.launcher)
     target = str(node.get("_target_"))
     if target == "hydra_plugins.embexp_launcher.ProcessLauncher":
-        return LocalCrew(places)
+        return LocalCrew(places, processes=config.trainer.processes)
     if target.startswith("hydra_plugins.hydra_submitit_launcher."):
         return SubmittedCrew(node, places)
     raise UserError(f"a sweep runs with hydra/launcher=embexp, submitit_slurm or submitit_local; {target} is none")
