@@ -18,6 +18,8 @@ TOLD = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "G
         "ROLE_RANK", "ROLE_NAME", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # fmt: skip
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
+MOST_THREADS = 8  # Python's lock is shared
+
 
 @dataclass(frozen=True)
 class Launched:
@@ -81,6 +83,12 @@ def number_of(config: Mapping[str, Any], launched: Launched | None) -> int:
 def cores() -> int:
     """How many this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads() -> int:
+    """How many threads work is shared out among where torch, which knows, is not at hand: as OMP_NUM_THREADS says."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return int(said) if said.isdecimal() and int(said) else min(cores(), MOST_THREADS)
 
 
 def gpus() -> list[str]:
