@@ -182,7 +182,7 @@ def test_texts_that_a_prompt_leaves_no_room_for_are_refused(load, full):
     if full == "passage":
         usual, filled = filled, usual
     usual(TEXTS)
-    with pytest.raises(UserError, match="all 5 texts the same embedding.*a prompt may fill model.max_seq_length"):
+    with pytest.raises(UserError, match=r"all 5 texts the same embedding.*a prompt may fill model\.max_seq_length"):
         filled(TEXTS)
     filled(TEXTS[:2])  # two may be alike
     with pytest.raises(UserError, match="all 3 texts the same embedding"):
