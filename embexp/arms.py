@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -12,7 +11,7 @@ import bm25s
 import numpy as np
 import torch
 
-from embexp.cache import arrays_kept
+from embexp.cache import arrays_kept, digest
 from embexp.embedding import Embeddings
 from embexp.encoding import Encoder
 from embexp.ranking import GROUP, NEVER, First, Ranking
@@ -21,6 +20,8 @@ from embexp.retrieval_set import RetrievalSet
 CELLS_AT_ONCE = 64_000_000  # scores held in memory at once: 256 MB of float32
 KEYWORD_CELLS_AT_ONCE = 16_000_000
 PASSAGES_AT_ONCE = 65_536
+
+Without = Mapping[str, Collection[str]]  # query id -> passages that are not ranked for it
 
 
 class Arm(Protocol):
@@ -38,12 +39,12 @@ class Dense:
     def __init__(self, encoder: Encoder) -> None:
         self.encoder: Encoder | None = encoder
 
-    def search(self, retrieval_set: RetrievalSet, *, top: int) -> Ranking:
-        """Rank by cosine; see `ranking` for ties."""
+    def search(self, retrieval_set: RetrievalSet, *, top: int, without: Without | None = None) -> Ranking:
+        """Rank by cosine; see `ranking` for ties, and `First` for what is left out."""
         assert self.encoder is not None
         passages = self.encoder.passages(list(retrieval_set.corpus.values()))
         queries = self.encoder.queries(list(retrieval_set.queries.values()))
-        return nearest(retrieval_set, queries, passages, top=top, device=self.encoder.device)
+        return nearest(retrieval_set, queries, passages, top=top, device=self.encoder.device, without=without)
 
 
 class BM25:
@@ -51,14 +52,15 @@ class BM25:
 
     encoder: Encoder | None = None
 
-    def search(self, retrieval_set: RetrievalSet, *, top: int) -> Ranking:
-        """Rank by BM25; passages that share no word with the query are not ranked."""
+    def search(self, retrieval_set: RetrievalSet, *, top: int, without: Without | None = None) -> Ranking:
+        """Rank by BM25; passages that share no word with the query are not ranked, nor what is to be left out."""
 
         def make() -> dict[str, np.ndarray]:
-            found = ranked(retrieval_set, _sharing_words(keyword_scores(retrieval_set)), top=top)
+            found = ranked(retrieval_set, _sharing_words(keyword_scores(retrieval_set)), top=top, without=without)
             return {"places": found.places, "scores": found.scores, "lowest": found.lowest}
 
-        found = arrays_kept("bm25", [retrieval_set.digest, top], make)
+        left_out = {query: sorted(passages) for query, passages in (without or {}).items()}
+        found = arrays_kept("bm25", [retrieval_set.digest, top, digest(left_out)], make)
         return Ranking(list(retrieval_set.queries), list(retrieval_set.corpus), **found)
 
 
@@ -69,13 +71,14 @@ def nearest(
     *,
     top: int,
     device: str | torch.device = "cpu",
+    without: Without | None = None,
 ) -> Ranking:
     """The `top` passages of each query by the product of their embeddings, a row for each in the set's order.
 
     Passages are read once, in blocks, so that they may be a memory map that is larger than memory. All products have
     one shape: where a library sums in another order for another shape, equal passages would not score alike.
     """
-    first = First(retrieval_set, top=top, device=device)
+    first = First(retrieval_set, top=top, device=device, without=without)
     parts = math.ceil(len(passages) / PASSAGES_AT_ONCE)
     width = min(len(passages), math.ceil(len(passages) / parts / GROUP) * GROUP)
     left = torch.from_numpy(queries).to(device)
@@ -92,9 +95,11 @@ def nearest(
     return first.ranking()
 
 
-def ranked(retrieval_set: RetrievalSet, scores: Iterable[np.ndarray], *, top: int) -> Ranking:
+def ranked(
+    retrieval_set: RetrievalSet, scores: Iterable[np.ndarray], *, top: int, without: Without | None = None
+) -> Ranking:
     """The `top` passages per query from float32 blocks of shape (some queries, all passages), in the queries' order."""
-    first, row = First(retrieval_set, top=top), 0
+    first, row = First(retrieval_set, top=top, without=without), 0
     for block in scores:
         first.add(torch.from_numpy(block), row=row, place=0)
         row += len(block)
@@ -110,7 +115,7 @@ def cosine_scores(retrieval_set: RetrievalSet, encoder: Encoder) -> Iterator[np.
 
 
 def keyword_scores(retrieval_set: RetrievalSet) -> Iterator[np.ndarray]:
-    """Blocks of (some queries, passages) BM25 scores, float32, in the queries' order; every core makes rows of them."""
+    """Blocks of (some queries, passages) BM25 scores, float32, in the queries' order; made by as many threads as torch has."""
     index = bm25s.BM25()
     index.index(_tokens(list(retrieval_set.corpus.values())), show_progress=False)
     queries = [
@@ -122,7 +127,7 @@ def keyword_scores(retrieval_set: RetrievalSet) -> Iterator[np.ndarray]:
     def row(words: list[str]) -> np.ndarray:
         return np.asarray(index.get_scores(words)) if words else np.zeros(passages, np.float32)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # a run's share of the cores
         for start in range(0, len(queries), height):
             yield np.stack(list(pool.map(row, queries[start : start + height])))
 

@@ -38,6 +38,7 @@ MAPPED_FROM = 2**26  # bytes of an array from which it is mapped, not read
 FEW = 16  # values of a list that are looked into one by one
 AT_ONCE = 1000  # values of a longer one that are turned into text together
 ENTRY = re.compile("[0-9a-f]{64}")  # the name of its file
+PATIENCE = 5.0  # seconds of waiting before the log says for what
 LEFT_OVER = 24 * 3600  # seconds after which nobody can still be writing a partial file
 _folder: ContextVar[Path | None] = ContextVar("cache folder", default=None)
 
@@ -241,7 +242,11 @@ def _alone(path: Path) -> Iterator[None]:
     lock = FileLock(f"{path}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        try:
+            lock.acquire(timeout=PATIENCE)
+        except Timeout:
+            log.info("waiting for %s, which another run is making", path)
+            lock.acquire()
     except OSError as error:
         log.warning("the cache folder %s can't be used (%s); the run goes on without", path.parent, error)
     try:

@@ -6,7 +6,6 @@ and Srikant, 2007), so that each text is compared with those alone that stand in
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+
+from embexp.parallel.machine import threads
 
 BANDS = 2.0 ** np.arange(2, 31)  # n-grams by how often they stand in the texts: up to 4, 8, 16, ... times
 LEFT_AT_ONCE, RIGHT_AT_ONCE = 4_000, 8_000  # texts; so few that their sums stay in the processor's cache
@@ -38,7 +39,7 @@ def near_duplicates(
     texts = _Texts.of([*left.values(), *right.values()], threshold=threshold)
     sides = np.arange(len(left)), np.arange(len(left), len(texts.sizes))
     found = [np.empty((0, 2), np.int64)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # the products leave Python's lock
+    with ThreadPoolExecutor(threads()) as pool:  # the products leave Python's lock
         for block in _blocks(texts, *sides):
             found += pool.map(partial(_near, texts, block, threshold=threshold), texts.parts(block.left, LEFT_AT_ONCE))
     pairs = np.concatenate(found)

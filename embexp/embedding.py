@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from sentence_transformers import SentenceTransformer
 from tqdm import tqdm
 
 from embexp.models import EmbeddingModel
 from embexp.parts import can_be_cut, parts, tokens_at_once, workers
+
+if TYPE_CHECKING:  # slow to import, and not needed where all embeddings are kept
+    from sentence_transformers import SentenceTransformer
 
 TOLD = 4096  # texts, to a process at a time: a million are never all on their way at once
 TOKENISED = 1024  # texts at once, by the tokenizer's own threads; they are then cut into parts by their tokens

@@ -68,7 +68,7 @@ class Encoder:
     @property
     def device(self) -> torch.device:
         """Where the model is, and where its embeddings are best compared."""
-        return self._model.model.device
+        return torch.device(self._model.facts.device)  # the model itself may never be needed, and then is not loaded
 
     def _embedded(self, texts: Sequence[str], prompt: str) -> Embeddings:
         if not texts:
@@ -77,14 +77,15 @@ class Encoder:
         new = known.lacks(texts)
         if new:
             rows = self._encoded(new, prompt)
-            earlier = next((each.batches[0][0] for each in self._known.values() if each.batches), rows[0])
-            _refuse_unusable(rows, beside=earlier)
+            _refuse_unusable(rows, different=len(set(new)), beside=known.first)
             known.add(new, rows)
         return known.of(texts)
 
     def _encoded(self, texts: Sequence[str], prompt: str) -> Embeddings:
         def make() -> dict[str, Embeddings]:
-            return {"rows": embedded(self._model, texts, prompt, self._progress)}
+            different = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+            rows = embedded(self._model, list(different), prompt, self._progress)
+            return {"rows": rows if len(rows) == len(texts) else rows[[different[text] for text in texts]]}
 
         if self.identity is None:
             return make()["rows"]
@@ -92,33 +93,45 @@ class Encoder:
 
 
 class _Rows:
-    """The embeddings of texts, as the arrays that they were made in."""
+    """The embeddings of texts, as the arrays that they were made in.
+
+    A text that stands twice in what is asked has two rows: a corpus with repeated passages is given out as it is kept,
+    which may be a memory map.
+    """
 
     def __init__(self) -> None:
-        self.batches: list[Embeddings] = []
-        self._place: dict[str, int] = {}  # text -> row, counted through all batches
+        self._batches: list[tuple[list[str], Embeddings]] = []
+        self._place: dict[str, int] = {}  # text -> its first row, counted through all batches
+
+    @property
+    def first(self) -> np.ndarray | None:
+        """A row to compare others with; None before there is one."""
+        return self._batches[0][1][0] if self._batches else None
 
     def lacks(self, texts: Sequence[str]) -> list[str]:
-        """Those that are not here yet, each once."""
-        return list(dict.fromkeys(text for text in texts if text not in self._place))
+        """Those that are not here yet, repeated where they are."""
+        return [text for text in texts if text not in self._place]
 
-    def add(self, texts: Sequence[str], rows: Embeddings) -> None:
+    def add(self, texts: list[str], rows: Embeddings) -> None:
         """Texts that were lacking, and a row for each."""
-        self._place.update(zip(texts, range(len(self._place), len(self._place) + len(texts)), strict=True))
-        self.batches.append(rows)
+        start = sum(len(earlier) for earlier, _ in self._batches)
+        for place, text in enumerate(texts, start):
+            self._place.setdefault(text, place)
+        self._batches.append((texts, rows))
 
     def of(self, texts: Sequence[str]) -> Embeddings:
         """A row per text: what is kept itself, not a copy, where the texts are those of one batch or a part of it."""
+        first = self._place[texts[0]]
+        for known, rows in self._batches:
+            if 0 <= first < len(known) and known[first : first + len(texts)] == list(texts):
+                return rows[first : first + len(texts)]
+            first -= len(known)
         places = np.fromiter(map(self._place.__getitem__, texts), dtype=np.int64, count=len(texts))
-        ends = np.cumsum([len(batch) for batch in self.batches])
-        batch = int(np.searchsorted(ends, places[0], side="right"))
-        first = int(places[0] - (ends[batch] - len(self.batches[batch])))
-        if (np.diff(places) == 1).all() and places[-1] < ends[batch]:
-            return self.batches[batch][first : first + len(places)]
-        found = np.empty((len(texts), self.batches[0].shape[1]), dtype=np.float32)
-        for rows, end in zip(self.batches, ends.tolist(), strict=True):
-            here = (places >= end - len(rows)) & (places < end)
-            found[here] = rows[places[here] - (end - len(rows))]
+        found = np.empty((len(texts), self._batches[0][1].shape[1]), dtype=np.float32)
+        for _, rows in self._batches:
+            here = (places >= 0) & (places < len(rows))
+            found[here] = rows[places[here]]
+            places -= len(rows)
         return found
 
 
@@ -163,15 +176,21 @@ class Truncated(Encoder):
         return part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), np.finfo(np.float32).tiny)
 
 
-def _refuse_unusable(rows: Embeddings, *, beside: np.ndarray) -> None:
+def _refuse_unusable(rows: Embeddings, *, different: int, beside: np.ndarray | None) -> None:
+    """different: how many texts there are, each counted once. beside: the row of an earlier text; None without one.
+
+    It must have had the same prompt: two prompts give unlike vectors even where the texts have no part in them.
+    """
     parts = [rows[start : start + ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE)]
     bad = sum(int((~np.isfinite(part).all(axis=1)).sum()) for part in parts)
     if bad:
         raise UserError(
             f"the model gives NaN or infinite embeddings for {bad} of {len(rows)} texts; it can't be scored"
         )
-    # beside an earlier text's row, since a few new texts may rightly be equal ("Red apple?" and "red apple?")
-    if len(rows) > 1 and all(float(np.abs(part - beside).max()) < 1e-6 for part in parts):
+    # two new texts may rightly be equal ("Red apple?" and "red apple?"), but hardly an earlier one as well
+    other, enough = (rows[0], 3) if beside is None else (beside, 2)
+    if different >= enough and all(float(np.abs(part - other).max()) < 1e-6 for part in parts):
         raise UserError(
-            f"the model gives all {len(rows)} texts the same embedding; it has collapsed and can't be scored"
+            f"the model gives all {different} texts the same embedding; it has collapsed and can't be scored. If it "
+            "was sound before, a prompt may fill model.max_seq_length, which leaves no room for the texts"
         )

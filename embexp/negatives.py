@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from embexp.arms import BM25, Dense
 from embexp.cache import digest, json_kept
 from embexp.encoding import Encoder
 from embexp.errors import UserError
-from embexp.ranking import Ranking, Relevant
+from embexp.ranking import Ranking
 from embexp.retrieval_set import RetrievalSet
 from embexp.teachers import Cosines, CrossEncoderScores, Judge, Keywords
 
@@ -77,8 +76,8 @@ def draw_bm25(
 
     def make() -> list[Any]:
         known = _known(retrieval_set)
-        ranking = BM25().search(retrieval_set, top=last + _most(known))
-        candidates = _passages(ranking, _unknown(ranking, known, first, last))
+        ranking = BM25().search(retrieval_set, top=last, without=known)
+        candidates = _passages(ranking, _from(ranking, first))
         return list(_filled(retrieval_set, candidates, known, per_query=per_query, seed=seed))
 
     by_query, filled = json_kept("negatives", parts | _content(retrieval_set), make)
@@ -116,8 +115,8 @@ def draw_hard(
 
     def make() -> list[Any]:
         known = _known(retrieval_set)
-        ranking = Dense(encoder).search(retrieval_set, top=last + _most(known))
-        fit = _unknown(ranking, known, first, last)
+        ranking = Dense(encoder).search(retrieval_set, top=last, without=known)
+        fit = _from(ranking, first)
         if limited and rescoring is None:
             lowest = ranking.lowest.astype(np.float64)
             limits = np.where(np.isfinite(lowest), limit(np.where(np.isfinite(lowest), lowest, 0)), np.inf)
@@ -187,19 +186,11 @@ def _known(retrieval_set: RetrievalSet) -> dict[str, set[str]]:
     return known
 
 
-def _most(known: Mapping[str, set[str]]) -> int:
-    return max(map(len, known.values()), default=0)
-
-
-def _unknown(ranking: Ranking, known: Mapping[str, set[str]], first: int, last: int) -> np.ndarray:
-    """(queries, top): where the passages stand that rank first to last when known positives are not counted."""
-    positives = Relevant(
-        {query: dict.fromkeys(passages, 1) for query, passages in known.items()}, ranking.query_ids, ranking.passage_ids
-    )
-    rows, places = torch.arange(len(ranking))[:, None], torch.from_numpy(ranking.places)
-    unknown = ((positives.grades(rows, places) == 0) & (places >= 0)).numpy()
-    rank = unknown.cumsum(axis=1)
-    return np.asarray(unknown & (rank >= first) & (rank <= last))
+def _from(ranking: Ranking, first: int) -> np.ndarray:
+    """(queries, top): where a passage stands that ranks at `first` or later."""
+    fit = ranking.places >= 0
+    fit[:, : first - 1] = False
+    return fit
 
 
 def _passages(ranking: Ranking, chosen: np.ndarray) -> dict[str, list[str]]:

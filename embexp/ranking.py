@@ -6,7 +6,7 @@ flatters, and how the scores were cut into blocks changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -124,8 +124,15 @@ class First:
     then its place by id. Memory is that of (queries, top) such numbers, however many passages come by.
     """
 
-    def __init__(self, retrieval_set: RetrievalSet, *, top: int, device: str | torch.device = "cpu") -> None:
-        """device: where the scores are."""
+    def __init__(
+        self,
+        retrieval_set: RetrievalSet,
+        *,
+        top: int,
+        device: str | torch.device = "cpu",
+        without: Mapping[str, Collection[str]] | None = None,
+    ) -> None:
+        """device: where the scores are. without: query id -> passages that are not ranked for it."""
         self._ids, self._queries = list(retrieval_set.corpus), list(retrieval_set.queries)
         assert len(self._ids) < MOST_PASSAGES, "a place has 31 bits"
         self._top = min(top, len(self._ids))
@@ -134,16 +141,24 @@ class First:
         self._id_rank = torch.empty_like(self._place_by_id)
         self._id_rank[self._place_by_id] = torch.arange(len(by_id), device=device)
         self._relevant = Relevant(retrieval_set.qrels, self._queries, self._ids, device=device)
+        left_out = {query: dict.fromkeys(passages, 1) for query, passages in (without or {}).items()}
+        self._left_out = Relevant(left_out, self._queries, self._ids, device=device)
         self._lowest = torch.full((len(self._queries),), torch.inf, device=device)
         self._best = torch.full((len(self._queries), self._top), NOBODY, device=device)
 
     def add(self, scores: torch.Tensor, *, row: int, place: int) -> None:
-        """scores: (some queries, some passages) float32, the first of them at `row` and `place`; none is NaN."""
+        """scores: (some queries, some passages) float32, the first of them at `row` and `place`; none is NaN.
+
+        What is left out of the ranking is NEVER in them afterwards.
+        """
         if not len(scores):
             return
-        rows, places = self._relevant.inside(range(row, row + len(scores)), range(place, place + scores.shape[1]))
+        down, across = range(row, row + len(scores)), range(place, place + scores.shape[1])
+        rows, places = self._relevant.inside(down, across)
         lowest = scores[rows - row, places - place]
         self._lowest.scatter_reduce_(0, rows, torch.where(lowest > NEVER, lowest, torch.inf), "amin")
+        rows, places = self._left_out.inside(down, across)
+        scores[rows - row, places - place] = NEVER
         if missing := -scores.shape[1] % GROUP:
             scores = torch.nn.functional.pad(scores, (0, missing), value=NEVER)
         best = self._best[row : row + len(scores)]

@@ -8,7 +8,7 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,10 +179,12 @@ def write_retrieval(arms: Mapping[str, Evaluation], splits: Splits, folder: Path
     test = splits.test
     for name, evaluation in ranked.items():
         assert evaluation.ranking is not None
-        (folder / f"{name}.test.trec").write_text(_trec(evaluation.ranking, name), encoding="utf-8")
-    lines = ["query-id\tcorpus-id\tscore"]
-    lines += [f"{query}\t{passage}\t{grade}" for query in test.queries for passage, grade in test.qrels[query].items()]
-    (folder / "qrels.test.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        with (folder / f"{name}.test.trec").open("w", encoding="utf-8") as file:
+            file.writelines(_trec(evaluation.ranking, name))
+    judged = ((query, *pair) for query in test.queries for pair in test.qrels[query].items())
+    with (folder / "qrels.test.tsv").open("w", encoding="utf-8") as file:
+        file.write("query-id\tcorpus-id\tscore\n")
+        file.writelines(f"{query}\t{passage}\t{grade}\n" for query, passage, grade in judged)
     frame = _per_query(ranked, test, splits.slices)
     shown = changes.examples(
         {name: arm.ranking or {} for name, arm in ranked.items()}, frame, test, metric=config["metric"]
@@ -193,12 +195,11 @@ def write_retrieval(arms: Mapping[str, Evaluation], splits: Splits, folder: Path
     (folder / "examples.json").write_text(json.dumps(shown, indent=1), encoding="utf-8")
 
 
-def _trec(ranking: Ranking, tag: str) -> str:
-    return "".join(
-        f"{query} Q0 {passage} {rank} {score:.9g} {tag}\n"
-        for query, hits in ranking.items()
-        for rank, (passage, score) in enumerate(hits, start=1)
-    )
+def _trec(ranking: Ranking, tag: str) -> Iterator[str]:
+    """A line at a time: those of a million queries would be gigabytes."""
+    for query, hits in ranking.items():
+        for rank, (passage, score) in enumerate(hits, start=1):
+            yield f"{query} Q0 {passage} {rank} {score:.9g} {tag}\n"
 
 
 def _per_query(arms: Mapping[str, Evaluation], test: RetrievalSet, slices: Mapping[str, Any]) -> pd.DataFrame:

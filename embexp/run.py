@@ -121,13 +121,15 @@ def _tidy(config: Mapping[str, Any], folder: Path) -> None:
 def _kept(config: Mapping[str, Any]) -> Iterator[None]:
     """The cache that the config names, in its bounds again when the run has ended."""
     folder, most = folder_of(config["cache"]), config["cache_size_gb"]
-    with kept_in(folder):
-        yield
-    if folder is not None and most is not None:
-        try:
-            trim(folder, gigabytes=most)
-        except OSError as error:
-            log.warning("the cache %s can't be kept in its bounds (%s)", folder, error)
+    try:
+        with kept_in(folder):
+            yield
+    finally:  # runs that fail fill a disk as well
+        if folder is not None and most is not None:
+            try:
+                trim(folder, gigabytes=most)
+            except OSError as error:
+                log.warning("the cache %s can't be kept in its bounds (%s)", folder, error)
 
 
 @contextmanager

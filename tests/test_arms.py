@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -121,6 +123,26 @@ def test_a_keyword_ranking_is_kept_between_runs(toy, tmp_path, monkeypatch):
         first = BM25().search(toy, top=3)
         monkeypatch.setattr(arms, "keyword_scores", None)  # asked again it would fail
         assert BM25().search(toy, top=3) == first
+
+
+def test_a_keyword_ranking_without_some_passages_is_kept_apart(toy, tmp_path):
+    with kept_in(tmp_path):
+        whole = BM25().search(toy, top=3)
+        part = BM25().search(toy, top=3, without={"q3.0": ["p3"]})
+    assert (whole["q3.0"][0][0], whole["q3.1"]) == ("p3", part["q3.1"])
+    assert "p3" not in ids(part)["q3.0"]
+
+
+def test_keyword_scores_take_no_more_threads_than_torch(toy, monkeypatch):
+    pools = []
+    monkeypatch.setattr(arms, "ThreadPoolExecutor", lambda count: pools.append(count) or ThreadPoolExecutor(count))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        list(arms.keyword_scores(toy))
+    finally:
+        torch.set_num_threads(before)
+    assert pools == [3]
 
 
 def test_bm25_finds_keywords_in_any_case_and_leaves_out_passages_without_one():

@@ -7,6 +7,7 @@ import json
 import logging
 import multiprocessing
 import os
+import threading
 import time
 from types import MappingProxyType
 
@@ -182,6 +183,32 @@ def test_concurrent_runs_make_an_entry_once(tmp_path):
         process.join(60)
     assert [process.exitcode for process in processes] == [0] * 4
     assert log.read_text() == "made\n"
+
+
+def test_waiting_for_what_another_run_makes_is_said_once(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(cache, "PATIENCE", 0.05)
+    making, may_end = threading.Event(), threading.Event()
+
+    def slow():
+        making.set()
+        assert may_end.wait(30)
+        return "made"
+
+    def other():
+        with cache.kept_in(tmp_path):
+            cache.json_kept("rankings", 1, slow)
+
+    with caplog.at_level(logging.INFO, logger="embexp"), cache.kept_in(tmp_path):
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert making.wait(30)
+        threading.Timer(0.5, may_end.set).start()
+        assert cache.json_kept("rankings", 1, None) == "made"
+        thread.join()
+        assert cache.json_kept("rankings", 2, lambda: "at once") == "at once"
+    waited = [line for line in caplog.messages if line.startswith("waiting")]
+    (path,) = (path for path in entries(tmp_path) if "made" in path.read_text())
+    assert waited == [f"waiting for {path}, which another run is making"]
 
 
 def kept(folder, *kinds):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from embexp import embedding, encoding, tokens, training
+from embexp import cache, embedding, encoding, tokens, training
 from embexp.cache import kept_in
 from embexp.encoding import Encoder
 from embexp.errors import UserError
@@ -110,15 +111,32 @@ def test_what_is_remembered_is_given_out_and_not_copied(load):
     assert encoder.passages([]).shape == (0, 32)
 
 
+def test_a_corpus_with_repeated_texts_is_given_out_as_it_is_kept_a_memory_map_too(load, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "MAPPED_FROM", 100)
+    texts = ["the apple", *TEXTS, "igloo", "the apple"]
+    model = load()
+    with kept_in(tmp_path):
+        for _ in range(2):
+            encoder = Encoder(model, content=model.origin["content"])
+            rows = encoder.passages(texts)
+            assert isinstance(rows, np.memmap)
+            assert np.shares_memory(encoder.passages(texts), rows)
+            assert np.array_equal(rows, encoder.passages(TEXTS)[[0, 0, 1, 2, 3, 4, 2, 0]])
+            more = encoder.passages(["bread", "igloo", "bread", "?"])  # bread is new
+            assert np.array_equal(more[[1, 3]], rows[[3, 5]])
+            assert np.array_equal(more[[0, 2]], encoder.passages(["bread", "bread"]))
+
+
 def test_nan_and_collapse_are_seen_in_every_part_of_many_rows(monkeypatch):
     monkeypatch.setattr(encoding, "ROWS_AT_ONCE", 2)
     rows = np.eye(5, dtype=np.float32)
-    encoding._refuse_unusable(np.vstack([rows[[0, 0]], rows]), beside=rows[0])  # only the first part is all equal
+    # only the first part is all equal
+    encoding._refuse_unusable(np.vstack([rows[[0, 0]], rows]), different=7, beside=rows[0])
     with pytest.raises(UserError, match="all 5 texts the same"):
-        encoding._refuse_unusable(np.tile(rows[0], (5, 1)), beside=rows[0])
+        encoding._refuse_unusable(np.tile(rows[0], (5, 1)), different=5, beside=rows[0])
     rows[4, 0] = np.nan
     with pytest.raises(UserError, match="NaN or infinite embeddings for 1 of 5 texts"):
-        encoding._refuse_unusable(rows, beside=rows[0])
+        encoding._refuse_unusable(rows, different=5, beside=rows[0])
 
 
 def test_embeddings_kept_are_not_those_of_a_model_whose_pooling_alone_changed(folder, tmp_path):
@@ -150,6 +168,30 @@ def test_two_new_texts_that_read_alike_are_no_collapse(load):
     encoder.passages(["the apple", "the bread"])
     rows = encoder.queries(["Red apple?", "red apple?"])
     assert rows[0] == pytest.approx(rows[1], abs=1e-6)
+
+
+def test_one_question_asked_three_times_is_no_collapse(load):
+    assert len(Encoder(load()).queries(["the apple"] * 3)) == 3
+
+
+@pytest.mark.parametrize("full", ["query", "passage"])
+def test_texts_that_a_prompt_leaves_no_room_for_are_refused(load, full):
+    words = "the size and colour of the apple : "  # with [CLS] more than 8 tokens hold
+    encoder = Encoder(load(prompts={"query": "", "passage": "", full: words}, max_seq_length=8))
+    usual, filled = encoder.passages, encoder.queries
+    if full == "passage":
+        usual, filled = filled, usual
+    usual(TEXTS)
+    with pytest.raises(UserError, match=r"all 5 texts the same embedding.*a prompt may fill model\.max_seq_length"):
+        filled(TEXTS)
+    filled(TEXTS[:2])  # two may be alike
+    with pytest.raises(UserError, match="all 3 texts the same embedding"):
+        filled(TEXTS)  # an earlier one and three more may not
+
+
+def test_where_embeddings_are_compared_is_known_without_the_model(load):
+    model = replace(load(), loaded=None)  # asked for, it would fail
+    assert Encoder(model).device == torch.device("cpu")
 
 
 def test_a_transformer_that_gives_one_vector_for_all_is_refused(load):

@@ -213,6 +213,15 @@ def test_a_run_whose_cache_may_hold_nothing_leaves_it_empty_and_scores_the_same(
     assert tight.result["tuned"] == loose.result["tuned"]
 
 
+def test_a_run_that_fails_leaves_the_cache_in_its_bounds_as_well(embexp, tmp_path, monkeypatch):
+    monkeypatch.setattr("embexp.tuning.tune", lambda *_, **__: 1 / 0)
+    choices = [*QUICK, "dataset.packages=[json,logging,email]", f"cache={tmp_path / 'kept'}"]
+    failed = embexp(*choices, "cache_size_gb=1e-6")
+    assert failed.result["status"] == "failed"
+    assert "of the cache removed, the longest unused" in failed.output
+    assert not [path for path in (tmp_path / "kept").rglob("*") if path.is_file()]
+
+
 def test_without_a_cache_the_scores_are_the_same(embexp, tmp_path):
     choices = [*QUICK, "negatives=hard", "loss=triplet", "dataset.packages=[json,logging,email]"]
     kept, made = embexp(*choices, f"cache={tmp_path / 'kept'}"), embexp(*choices, "cache=false")

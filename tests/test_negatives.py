@@ -153,6 +153,30 @@ def test_ranks_are_counted_without_known_positives():
     assert hard(FIVE, rank_range=[2, 3], per_query=2)["q"] == ["edge", "near"]
 
 
+@pytest.mark.parametrize("arm", ["Dense", "BM25"])
+def test_no_more_ranks_are_looked_at_than_asked_however_many_positives_one_query_has(monkeypatch, arm):
+    copies = {f"copy{number}": "answer" for number in range(50)}
+    data = replace(FIVE, queries={"q": "answer almost edge near", "r": "far answer"}, corpus={**FIVE.corpus, **copies})
+    data = replace(data, qrels={"q": {"answer": 1}, "r": {"far": 1}})
+    tops = []
+    search = getattr(negatives, arm).search
+
+    def watched(self, retrieval_set, *, top, **options):
+        tops.append(top)
+        return search(self, retrieval_set, top=top, **options)
+
+    monkeypatch.setattr(f"embexp.negatives.{arm}.search", watched)
+    if arm == "Dense":
+        drawn = hard(data, rank_range=[1, 3], per_query=3)
+        assert drawn["q"] == ["almost", "edge", "near"]
+        assert drawn["r"] == ["answer", "copy0", "copy1"]
+    else:
+        drawn = draw_bm25(data, rank_range=[1, 3], per_query=3, seed=0)
+        assert set(drawn["q"]) == {"almost", "edge", "near"}
+        assert drawn["r"] == ["answer", "copy0", "copy1"]
+    assert (tops, drawn.filled_at_random) == ([3], 0)
+
+
 def test_where_too_few_pass_the_rest_is_drawn_at_random_and_counted():
     drawn = hard(FIVE, per_query=3, relative_margin=0.2)  # only near and far pass
     assert drawn["q"][:2] == ["near", "far"]

@@ -2,11 +2,17 @@
 
 import json
 import math
+import tracemalloc
 
+import numpy as np
 import pytest
 
 from embexp import report as reports
 from embexp import result as results
+from embexp.evaluators import Evaluation
+from embexp.retrieval_set import RetrievalSet, Splits
+from embexp.significance import Scores
+from tests.hits import ranking_of
 
 
 def test_result_json_is_strict_json_with_null_for_nan_and_infinity(tmp_path):
@@ -18,6 +24,29 @@ def test_result_json_is_strict_json_with_null_for_nan_and_infinity(tmp_path):
 
     read = json.loads(content, parse_constant=refuse)
     assert (read["metric"], read["part"], read["text"]) == (None, {"scores": [1.5, None, None]}, "NaN")
+
+
+def test_rankings_are_written_line_by_line_and_never_whole_in_memory(tmp_path):
+    names = [f"q{number}" for number in range(500)]
+    hits = {name: [f"p{place}" for place in range(row % 10, row % 10 + 100)] for row, name in enumerate(names)}
+    corpus = {f"p{place}": "a text" for place in range(110)}
+    data = RetrievalSet(dict.fromkeys(names, "a question"), corpus, {name: {"p9": 2} for name in names}, {})
+    base = Evaluation({"hit": Scores(names, np.ones(500))}, ranking_of(hits, list(corpus)))
+    splits, config = Splits(data, data, data, {}), {"metric": "hit", "report_texts": False}
+    peaks = []
+    for _ in range(2):  # the first time it imports
+        tracemalloc.start()
+        results.write_retrieval({"base": base}, splits, tmp_path, config)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    lines = (tmp_path / "base.test.trec").read_text().splitlines()
+    assert len(lines) == 50_000
+    assert lines[:2] == ["q0 Q0 p0 1 1 base", "q0 Q0 p1 2 0.5 base"]
+    assert lines[-1] == "q499 Q0 p108 100 0.00999999978 base"
+    assert (tmp_path / "qrels.test.tsv").read_text() == "query-id\tcorpus-id\tscore\n" + "".join(
+        f"{name}\tp9\t2\n" for name in names
+    )
+    assert peaks[1] < 1_000_000  # of a file of 1.5 million bytes
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
@@ -170,6 +171,18 @@ def test_a_cut_is_looked_through_again_once_a_side_of_it_or_the_threshold_has_ch
     )
     with pytest.raises(UserError, match="leak: 1 query stands, exactly or nearly, in train and in test"):
         refuse_leaks(replace(splits, train=train, test=test), near_duplicate=0.9)
+
+
+@pytest.mark.parametrize(("said", "count"), [("3", 3), ("12", 12), ("", 8), ("0", 8), ("2,1", 8)])
+def test_near_copies_are_sought_with_as_many_threads_as_the_run_may_use(monkeypatch, said, count):
+    pools = []
+    monkeypatch.setattr(copies, "ThreadPoolExecutor", lambda count: pools.append(count) or ThreadPoolExecutor(1))
+    monkeypatch.setattr("embexp.parallel.machine.cores", lambda: 64)
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert list(near_duplicates({"a": "blue whale"}, {"b": "Blue whale!"}, threshold=0.9)) == [("a", "b")]
+    monkeypatch.setattr("embexp.parallel.machine.cores", lambda: 2)
+    list(near_duplicates({"a": "blue whale"}, {"b": "Blue whale!"}, threshold=0.9))
+    assert pools == [count, count if count in (3, 12) else 2]
 
 
 WORDS = st.lists(

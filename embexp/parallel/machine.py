@@ -24,6 +24,8 @@ NAMED = ("GPU-", "MIG-")  # how CUDA_VISIBLE_DEVICES begins an entry that is no 
 BETWEEN_LOOKS = 0.5  # seconds, at the process that this one must not outlive
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
+MOST_THREADS = 8  # Python's lock is shared
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -102,6 +104,12 @@ def number_of(config: Mapping[str, Any], launched: Launched | None) -> int:
 def cores() -> int:
     """How many this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads() -> int:
+    """How many threads work is shared out among where torch, which knows, is not at hand: as OMP_NUM_THREADS says."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return int(said) if said.isdecimal() and int(said) else min(cores(), MOST_THREADS)
 
 
 def gpus() -> list[str]:
