@@ -11,6 +11,7 @@ from embexp.evaluators import Evaluation, Retrieval
 from embexp.looks import Asked, asked_of, every_look, planned
 from embexp.models import Static
 from embexp.retrieval_set import RetrievalSet
+from tests.hits import ranking_of
 
 NEGATIVES = {"negatives": None, "seed": 0}
 
@@ -41,9 +42,9 @@ def words(monkeypatch):
 
 def plan(dev, *, tokens, looks, fixed=False, share=0.05, distractors=10, model=None):
     others = list(dev.corpus)[len(dev.queries) :]
-    base = Evaluation({}, {query: [(passage, 1.0) for passage in others] for query in dev.queries})
+    base = Evaluation({}, ranking_of(dict.fromkeys(dev.queries, others), list(dev.corpus)))
     return planned(
-        [Retrieval([1], training_distractors=distractors)],
+        [Retrieval([10], training_distractors=distractors)],
         base,
         dev,
         model=model or Words(),
