@@ -26,7 +26,6 @@ from embexp.retrieval_set import Qrels, RetrievalSet
 from embexp.shapes import to_rows
 from embexp.significance import DRAWS_OF_STATISTICS, Scores
 
-
 log = logging.getLogger(__name__)
 
 
@@ -88,8 +87,8 @@ class Retrieval:
     def __post_init__(self) -> None:
         if self.training_distractors is not None and self.training_distractors > max(self.k_values):
             log.warning(
-                "evaluator.retrieval.training_distractors=%d: the base model's ranking holds %d passages, the largest of "
-                "k_values, so a look has fewer; lower it, or raise k_values",
+                "evaluator.retrieval.training_distractors=%d: the base model's ranking holds %d passages, the largest "
+                "of k_values, so a look has fewer; lower it, or raise k_values",
                 self.training_distractors,
                 max(self.k_values),
             )
