@@ -32,7 +32,7 @@ from embexp.evaluators import graded
 from embexp.leaks import refuse_leaks
 from embexp.metrics import ndcg, recall
 from embexp.models import EmbeddingModel
-from embexp.paraphrases import centred, similar
+from embexp.paraphrases import centred, common_mean, similar
 from embexp.retrieval_set import RetrievalSet, Splits
 from embexp.significance import Scores, compare
 from embexp.splits import NEAR_COPIES
@@ -262,8 +262,9 @@ def planted_leaks(model: EmbeddingModel, real: Mapping[str, Splits]) -> None:
 def pairs_found(model: EmbeddingModel, kind: str, planted: Mapping[str, str], test: Mapping[str, str]) -> None:
     """A row: how many of the pairs with the same id each guard finds."""
     by_letters = sum(left == right for left, right in near_duplicates(planted, test, threshold=NEAR_DUPLICATE))
-    left, right = centred(embedded(model, planted), embedded(model, test))
-    cosines = (left * right).sum(axis=1)
+    left, right = embedded(model, planted), embedded(model, test)
+    mean = common_mean(left, right)
+    cosines = (centred(left, mean) * centred(right, mean)).sum(axis=1)
     cells = [share(int((cosines >= threshold).sum()), len(test)) for threshold in THRESHOLDS]
     print(f"| {kind} | {len(test)} | {share(by_letters, len(test))} | {' | '.join(cells)} |")
 
@@ -271,8 +272,7 @@ def pairs_found(model: EmbeddingModel, kind: str, planted: Mapping[str, str], te
 def dropped(model: EmbeddingModel, splits: Splits, threshold: float) -> list[str]:
     """Train queries that the run would drop as paraphrases."""
     others = {f"{name} {key}": text for name in ("dev", "test") for key, text in getattr(splits, name).queries.items()}
-    left, right = centred(embedded(model, splits.train.queries), embedded(model, others))
-    near = similar(left, right, threshold=threshold)
+    near = similar(embedded(model, splits.train.queries), embedded(model, others), threshold=threshold)
     return [query for query, is_near in zip(splits.train.queries, near, strict=True) if is_near]
 
 

@@ -7,9 +7,10 @@ Evaluation. Called by `experiment`.
 from __future__ import annotations
 
 import functools
+import logging
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +25,8 @@ from embexp.ranking import Ranking, Relevant
 from embexp.retrieval_set import Qrels, RetrievalSet
 from embexp.shapes import to_rows
 from embexp.significance import DRAWS_OF_STATISTICS, Scores
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,17 +51,21 @@ def evaluate(
     return Evaluation(scores, next((part.ranking for part in parts if part.ranking is not None), None))
 
 
+class Choice(Protocol):
+    """What of dev is measured while training; cheap, as it is asked for again and again until the looks fit."""
+
+    def __call__(self, part: RetrievalSet, *, at_most: int | None = None) -> RetrievalSet:
+        """The part, or what of its corpus counts. at_most: hard distractors per query; None for as configured."""
+
+
 class Evaluator(Protocol):
     """What the files in conf/evaluator name."""
 
     def __call__(self, arm: Arm, data: RetrievalSet, *, negatives: Negatives, seed: int) -> Evaluation:
         """Measure one arm on one split."""
 
-    def during_training(self, base: Evaluation, data: RetrievalSet, *, at_most: int | None = None) -> RetrievalSet:
-        """What to measure dev, or a part of its queries, on while training.
-
-        base: the base model's evaluation on all of dev. at_most: hard distractors per query; None for as configured.
-        """
+    def during_training(self, base: Evaluation, dev: RetrievalSet) -> Choice:
+        """Says what to measure dev, or a part of its queries, on while training. base: evaluated on all of dev."""
 
     def texts(self, data: RetrievalSet, *, negatives: Negatives, seed: int) -> tuple[list[str], list[str]]:
         """The queries and the passages that measuring `data` embeds."""
@@ -76,6 +83,15 @@ class Retrieval:
     k_values: list[int]
     training_distractors: int | None = 10
     dimensions: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.training_distractors is not None and self.training_distractors > max(self.k_values):
+            log.warning(
+                "evaluator.retrieval.training_distractors=%d: the base model's ranking holds %d passages, the largest "
+                "of k_values, so a look has fewer; lower it, or raise k_values",
+                self.training_distractors,
+                max(self.k_values),
+            )
 
     def __call__(self, arm: Arm, data: RetrievalSet, *, negatives: Negatives, seed: int) -> Evaluation:
         """Rank, then measure every query; one whose relevant passages are missing scores 0."""
@@ -105,18 +121,44 @@ class Retrieval:
         del negatives, seed
         return list(data.queries.values()), list(data.corpus.values())
 
-    def during_training(self, base: Evaluation, data: RetrievalSet, *, at_most: int | None = None) -> RetrievalSet:
+    def during_training(self, base: Evaluation, dev: RetrievalSet) -> Choice:
         """Dev with the relevant passages and the base model's nearest others as its corpus."""
         if self.training_distractors is None:
-            return data
-        distractors = self.training_distractors if at_most is None else min(at_most, self.training_distractors)
+            return _all_of
         assert base.ranking is not None
-        kept = {passage for query in data.queries for passage in data.relevant(query)}
-        for query in data.queries:
-            relevant = set(data.relevant(query))
-            others = [passage for passage, _ in base.ranking[query] if passage not in relevant]
-            kept.update(others[:distractors])
-        return data.with_passages(kept)
+        return _Nearby(base.ranking, dev.qrels, most=self.training_distractors)
+
+
+def _all_of(part: RetrievalSet, *, at_most: int | None = None) -> RetrievalSet:
+    del at_most
+    return part
+
+
+class _Nearby:
+    """Each query's relevant passages and the nearest `most` others, looked up once for all parts of the queries."""
+
+    def __init__(self, ranking: Ranking, qrels: Qrels, *, most: int) -> None:
+        self._ids = ranking.passage_ids
+        self._row_of = {query: row for row, query in enumerate(ranking.query_ids)}
+        relevant, places = Relevant(qrels, ranking.query_ids, self._ids), torch.from_numpy(ranking.places)
+        grades = relevant.grades(torch.arange(len(ranking))[:, None], places)
+        others = ((grades == 0) & (places >= 0)).numpy()
+        rank = others.cumsum(axis=1, dtype=np.int32)  # among the others
+        row, column = np.nonzero(others & (rank <= most))
+        own_row, own_place = (found.numpy() for found in relevant.inside(range(len(ranking)), range(len(self._ids))))
+        # a line for each passage of each query; a relevant one has rank 0, so that it is always in
+        self._rows = np.concatenate([own_row, row])
+        self._places = np.concatenate([own_place, ranking.places[row, column]])
+        self._ranks = np.concatenate([np.zeros_like(own_row), rank[row, column]])
+
+    def __call__(self, part: RetrievalSet, *, at_most: int | None = None) -> RetrievalSet:
+        asked = np.zeros(len(self._row_of), dtype=bool)
+        asked[[self._row_of[query] for query in part.queries]] = True
+        here = asked[self._rows]
+        if at_most is not None:
+            here &= self._ranks <= at_most
+        kept = [self._ids[place] for place in np.unique(self._places[here]).tolist()]  # in the corpus's order
+        return replace(part, corpus={passage: part.corpus[passage] for passage in kept})
 
 
 def graded(ranking: Ranking, qrels: Qrels, query_ids: Sequence[str], *, ranks: int) -> Graded:
@@ -176,10 +218,10 @@ class Pairs:
         queries, *passages = rows.text_columns
         return list(rows.columns[queries]), [text for column in passages for text in rows.columns[column]]
 
-    def during_training(self, base: Evaluation, data: RetrievalSet, *, at_most: int | None = None) -> RetrievalSet:
+    def during_training(self, base: Evaluation, dev: RetrievalSet) -> Choice:
         """All of it."""
-        del base, at_most
-        return data
+        del base, dev
+        return _all_of
 
 
 class _Embedded:

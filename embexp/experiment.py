@@ -72,10 +72,12 @@ def measure(run: Run, processes: Processes | None) -> None:
         with stage("rows"):
             train_set, rows = rows_of(config, model, splits, encoder, result)
             plan = _plan(config, evaluators, arms["base"]["dev"], splits.dev, train_set, rows, model, watch)
+            untrained = plan.score(Dense(encoder))
+        del encoder  # as large as the corpus, and the tuned model's embeddings will be too
         with stage("libraries"):
             tuning.load(model)
         with stage("training"):
-            tuned = tuning.tune(model, train_set, rows, plan, run, base=encoder)
+            tuned = tuning.tune(model, train_set, rows, plan, run, untrained=untrained)
         with stage("tuned"):
             measured("tuned", Dense(tuned))
             _say_if_unmoved(result)

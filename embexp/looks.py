@@ -79,14 +79,16 @@ def planned(
     where even that is too much, one look at the end is left. That one is not counted: the tuned model's evaluation
     needs its embeddings too. base: its evaluation on all of dev, which says what is hard.
     """
+    choices = [one.during_training(base, dev) for one in evaluators]
     if share is None or asked is None:
-        return Plan([(one, one.during_training(base, dev)) for one in evaluators], negatives)
+        return Plan([(one, choice(dev)) for one, choice in zip(evaluators, choices, strict=True)], negatives)
     order = np.random.default_rng(0).permutation(sorted(dev.queries)).tolist()
     cost = _Cost(model, negatives)
 
     def sets(queries: int, distractors: int) -> Sets:
         part = dev if queries == len(order) else dev.with_queries(sorted(order[:queries]))
-        return [(one, one.during_training(base, part, at_most=distractors)) for one in evaluators]
+        chosen = (choice(part, at_most=distractors) for choice in choices)
+        return list(zip(evaluators, chosen, strict=True))
 
     budget, queries = share * TRAINING * asked.tokens, len(order)
     paid = asked.looks if asked.fixed else asked.looks - 1

@@ -144,15 +144,20 @@ def second_look(drawn: Drawn, retrieval_set: RetrievalSet, *, encoder: Encoder, 
     """
     asked = sorted(random.Random(seed).sample(sorted(drawn), min(LOOKED_AT, len(drawn))))
     unjudged = {query: [p for p in drawn[query] if p not in retrieval_set.qrels[query]] for query in asked}
-    judge: Judge
-    if drawn.found_by == "model":
-        name, judge = "bm25", Keywords(retrieval_set)
-    else:
-        name, judge = "model", Cosines(encoder)
-    doubtful = looked_at = 0
-    for _, positive, scores in _judged(retrieval_set, unjudged, judge):
-        doubtful += int((scores >= positive).sum())
-        looked_at += len(scores)
+    name = "bm25" if drawn.found_by == "model" else "model"
+
+    def make() -> list[int]:
+        judge: Judge = Keywords(retrieval_set) if name == "bm25" else Cosines(encoder)
+        doubtful = looked_at = 0
+        for _, positive, scores in _judged(retrieval_set, unjudged, judge):
+            doubtful += int((scores >= positive).sum())
+            looked_at += len(scores)
+        return [doubtful, looked_at]
+
+    by = name if name == "bm25" else encoder.identity
+    parts = {"by": by, "drawn": unjudged, "data": retrieval_set.digest}
+    # a model in training has no identity: nothing to know its opinion by
+    doubtful, looked_at = make() if by is None else json_kept("second_look", parts, make)
     return {
         "found_by": drawn.found_by,
         "drawn": sum(map(len, drawn.values())),

@@ -17,7 +17,7 @@ from embexp.retrieval_set import RetrievalSet, Splits
 
 log = logging.getLogger(__name__)
 
-ROWS_AT_ONCE = 1000
+ROWS_AT_ONCE = 2048  # of either side: 17 MB of cosines, however long the sides are
 
 
 def without_paraphrases(
@@ -31,8 +31,7 @@ def without_paraphrases(
     held_out = [*splits.dev.queries.values(), *(splits.test.queries[query] for query in splits.judged)]
     if threshold is None or not train.queries or not held_out:
         return train
-    left, right = centred(encoder.queries(list(train.queries.values())), encoder.queries(held_out))
-    near = similar(left, right, threshold=threshold)
+    near = similar(encoder.queries(list(train.queries.values())), encoder.queries(held_out), threshold=threshold)
     if 2 * int(near.sum()) > len(near):
         raise UserError(
             f"paraphrase={threshold}: {int(near.sum())} of {len(near)} train queries are this near to a dev or test "
@@ -44,20 +43,30 @@ def without_paraphrases(
     return train.with_queries(query for query, is_near in zip(train.queries, near, strict=True) if not is_near)
 
 
-def centred(left: Embeddings, right: Embeddings) -> tuple[Embeddings, Embeddings]:
-    """Both without their common mean, at length 1.
-
-    Models differ in how near they put any two texts (E5 0.7 and more); without the mean one threshold fits them.
-    """
-    total = left.sum(axis=0, dtype=np.float64) + right.sum(axis=0, dtype=np.float64)
-    mean = (total / (len(left) + len(right))).astype(np.float32)
-    sides = [side - mean for side in (left, right)]
-    sides = [side / np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-12) for side in sides]
-    return sides[0], sides[1]
-
-
 def similar(left: Embeddings, right: Embeddings, *, threshold: float) -> np.ndarray:
-    """For each row of `left` whether a row of `right` has this cosine or more; in blocks, so that memory stays flat."""
-    blocks = (left[start : start + ROWS_AT_ONCE] for start in range(0, len(left), ROWS_AT_ONCE))
-    nearest = [np.max(block @ right.T, axis=1, initial=-1.0) for block in blocks]
-    return np.concatenate([np.empty(0, np.float32), *nearest]) >= threshold - 1e-6
+    """For each row of `left` whether a row of `right` has this cosine or more once their common mean is taken off.
+
+    Models differ in how near they put any two texts (E5 0.7 and more); without the mean one threshold fits them. Both
+    sides are read in blocks and never copied whole.
+    """
+    mean = common_mean(left, right)
+    nearest = np.full(len(left), -1.0, dtype=np.float32)
+    for start in range(0, len(left), ROWS_AT_ONCE):
+        rows, best = centred(left[start : start + ROWS_AT_ONCE], mean), nearest[start : start + ROWS_AT_ONCE]
+        for other in range(0, len(right), ROWS_AT_ONCE):
+            beside = centred(right[other : other + ROWS_AT_ONCE], mean)
+            np.maximum(best, (rows @ beside.T).max(axis=1), out=best)
+    return nearest >= threshold - 1e-6
+
+
+def common_mean(left: Embeddings, right: Embeddings) -> np.ndarray:
+    """(dimensions) of the rows of both sides."""
+    total = left.sum(axis=0, dtype=np.float64) + right.sum(axis=0, dtype=np.float64)
+    return (total / (len(left) + len(right))).astype(np.float32)
+
+
+def centred(rows: Embeddings, mean: np.ndarray) -> Embeddings:
+    """The rows without the mean, at length 1; one that is the mean itself stays zero."""
+    moved = rows - mean
+    moved /= np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-12)
+    return moved

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -57,28 +55,22 @@ def count_truncated(embedding_model: EmbeddingModel, data: RetrievalSet) -> int:
 
 
 def token_lengths(embedding_model: EmbeddingModel, texts: Sequence[str], prompt: str) -> list[int]:
-    """The length of each text in tokens, prompt and special tokens included, before truncation."""
-    tokenizer = embedding_model.model.tokenizer
-    prompted = [prompt + text for text in texts]
-    kept = arrays_kept(
-        "token_lengths",
-        [_tokenizer_digest(tokenizer), digest(prompted)],
-        lambda: {"lengths": _counted(tokenizer, prompted)},
-    )
+    """The length of each text in tokens, prompt and special tokens included, before truncation.
+
+    The model is loaded only where nothing is kept for these texts.
+    """
+    if not texts:
+        return []
+    # the digest of the model is known before it is loaded, and covers its tokenizer, which training leaves as it is
+    parts = [embedding_model.origin["content"], prompt, digest(texts)]
+    kept = arrays_kept("token_lengths", parts, lambda: {"lengths": _counted(embedding_model, texts, prompt)})
     return kept["lengths"].tolist()
 
 
-def _counted(tokenizer: Any, texts: Sequence[str]) -> np.ndarray:
+def _counted(embedding_model: EmbeddingModel, texts: Sequence[str], prompt: str) -> np.ndarray:
+    tokenizer, prompted = embedding_model.model.tokenizer, [prompt + text for text in texts]
     if isinstance(tokenizer, Tokenizer):
-        counts = [len(encoding.ids) for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+        counts = [len(encoding.ids) for encoding in tokenizer.encode_batch(prompted, add_special_tokens=False)]
     else:
-        counts = [len(ids) for ids in tokenizer(texts, truncation=False, verbose=False)["input_ids"]] if texts else []
+        counts = [len(ids) for ids in tokenizer(prompted, truncation=False, verbose=False)["input_ids"]]
     return np.asarray(counts, dtype=np.int32)
-
-
-def _tokenizer_digest(tokenizer: Any) -> str:
-    rust = tokenizer if isinstance(tokenizer, Tokenizer) else getattr(tokenizer, "backend_tokenizer", None)
-    if rust is None:  # one written in Python
-        return digest([type(tokenizer).__name__, tokenizer.get_vocab(), tokenizer.init_kwargs])
-    settings = json.loads(rust.to_str())
-    return digest({key: value for key, value in settings.items() if key not in ("truncation", "padding")})

@@ -57,10 +57,12 @@ def load(model: EmbeddingModel) -> None:
             importlib.import_module(module)
 
 
-def tune(model: EmbeddingModel, train_set: RetrievalSet, rows: Rows, plan: Plan, run: Run, *, base: Encoder) -> Encoder:
+def tune(
+    model: EmbeddingModel, train_set: RetrievalSet, rows: Rows, plan: Plan, run: Run, *, untrained: Mapping[str, float]
+) -> Encoder:
     """Train the model in place and save it, but for a trial's. Returns an encoder of its weights.
 
-    rows: of the train set. plan: what a look at dev measures. base: the encoder of the model as it still is.
+    rows: of the train set. plan: what a look at dev measures. untrained: what it measures of the model as it still is.
     """
     from embexp.losses import OWN_KEYS
     from embexp.training import train
@@ -71,7 +73,7 @@ def tune(model: EmbeddingModel, train_set: RetrievalSet, rows: Rows, plan: Plan,
     checkpoint = last_usable(folder, made_from=made_from)
     run.tracker.cut_back(to_step=checkpoint.step if checkpoint else None)
     if checkpoint is None:
-        run.tracker.log({f"dev/{name}": score for name, score in plan.score(Dense(base)).items()}, step=0)
+        run.tracker.log({f"dev/{name}": score for name, score in untrained.items()}, step=0)
     else:
         log.info("going on from step %d", checkpoint.step)
     choices = {"folder": folder, "made_from": made_from, **_choices(config, plan, watch, checkpoint)}

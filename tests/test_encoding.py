@@ -225,6 +225,25 @@ def test_token_lengths_count_prompt_and_special_tokens_before_truncation(load, c
     assert token_lengths(model, [], "") == []
 
 
+def unloadable():
+    raise AssertionError("the model was loaded")
+
+
+def test_lengths_that_are_kept_and_those_of_no_texts_load_no_model(load, tmp_path, monkeypatch):
+    loaded = load(prompts=PROMPTS)
+    kept = replace(loaded, loaded=unloadable)
+    other = replace(kept, origin={**loaded.origin, "content": "another model's"})
+    monkeypatch.setattr(tokens, "TEXTS_AT_ONCE", 4)
+    assert token_lengths(kept, [], PROMPTS["query"]) == []
+    with kept_in(tmp_path):
+        few, many = token_lengths(loaded, TEXTS[:3], "passage : "), tokens.lengths(loaded, TEXTS, "passage : ")
+        assert token_lengths(kept, TEXTS[:3], "passage : ") == few
+        assert tokens.lengths(kept, TEXTS, "passage : ").tolist() == many.tolist()
+        for model, prompt in ((kept, "query : "), (other, "passage : ")):
+            with pytest.raises(AssertionError, match="was loaded"):
+                token_lengths(model, TEXTS[:3], prompt)
+
+
 def test_passages_longer_than_the_model_reads_are_counted(toy, load):
     # [CLS] the apple is known for its apple colour and size [SEP] has 12 tokens
     assert count_truncated(load(max_seq_length=12), toy) == 0

@@ -121,11 +121,40 @@ def test_the_whole_chain_ranks_and_measures_by_keyword(toy):
 def test_during_training_dev_keeps_all_relevant_passages_and_the_nearest_others():
     data = set_of({"q1": {"a": 1, "gone": 1}, "q2": {"e": 2, "b": 0}})
     base = Evaluation({}, ranking_of({"q1": ["b", "a", "c"], "q2": ["b", "a", "d"]}, "abcde"))
-    part = Retrieval([1], training_distractors=1).during_training(base, data)
+    part = Retrieval([1], training_distractors=1).during_training(base, data)(data)
     assert list(part.corpus) == ["a", "b", "e"]
     assert part.qrels == data.qrels  # a passage that is missing stays a miss
-    assert list(Retrieval([1], training_distractors=2).during_training(base, data).corpus) == ["a", "b", "c", "e"]
-    assert Retrieval([1], training_distractors=None).during_training(base, data) is data
+    choice = Retrieval([1], training_distractors=2).during_training(base, data)
+    assert list(choice(data).corpus) == ["a", "b", "c", "e"]
+    assert list(choice(data, at_most=1).corpus) == ["a", "b", "e"]
+    assert list(choice(data, at_most=3).corpus) == ["a", "b", "c", "e"]  # as configured is the most
+    assert list(choice(data.with_queries(["q2"]), at_most=2).corpus) == ["a", "b", "e"]
+    assert Retrieval([1], training_distractors=None).during_training(base, data)(data) is data
+
+
+def test_any_part_of_dev_is_chosen_as_by_hand_and_the_ranking_is_looked_at_once():
+    rng = np.random.default_rng(0)
+    corpus = [f"p{place}" for place in rng.permutation(40)]
+    hits = {f"q{row}": [corpus[place] for place in rng.permutation(40)[: rng.integers(1, 8)]] for row in range(30)}
+    qrels = {query: {corpus[place]: int(place) % 3 for place in rng.integers(0, 40, 3)} for query in hits}
+    data, base = set_of(qrels, corpus), Evaluation({}, ranking_of(hits, corpus))
+    choice = Retrieval([8], training_distractors=4).during_training(base, data)
+    base.ranking.places[:] = -1
+    for queries, most in ((30, 4), (30, 1), (11, 2), (1, 3)):
+        part = data.with_queries(sorted(hits)[:queries])
+        expected = {passage for query in part.queries for passage in part.relevant(query)}
+        for query in part.queries:
+            expected |= set([passage for passage in hits[query] if passage not in data.relevant(query)][:most])
+        assert list(choice(part, at_most=most).corpus) == [passage for passage in corpus if passage in expected]
+
+
+def test_more_hard_passages_than_a_ranking_holds_are_said_to_be_fewer(caplog):
+    Retrieval([1, 10], training_distractors=10)
+    assert not caplog.messages
+    Retrieval([1, 3], training_distractors=10)
+    (message,) = caplog.messages
+    assert "training_distractors=10: the base model's ranking holds 3 passages" in message
+    assert "lower it, or raise k_values" in message
 
 
 def test_two_evaluators_are_reported_together(toy, load):

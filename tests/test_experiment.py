@@ -1,12 +1,16 @@
 """What a run does and leaves: its folder, its scores, its verdict, its failures."""
 
+import gc
 import json
 import shutil
+import weakref
 
 import pandas as pd
 import pytest
 
 from embexp import result as results
+from embexp import training
+from embexp.encoding import Encoder
 from embexp.report import HEADLINE
 from tests.command import QUICK
 from tests.tiny import tiny_transformer
@@ -184,6 +188,28 @@ def test_a_full_run_keeps_checkpoints_when_asked(embexp, sources):
     kept = sorted(path.name for path in (run.folder / "checkpoints").glob("checkpoint-*"))
     assert kept == ["checkpoint-2", "checkpoint-4"]
     shutil.rmtree(run.folder)
+
+
+def test_while_training_no_embeddings_of_the_base_are_held(embexp, sources, monkeypatch):
+    encoders, seen = weakref.WeakSet(), []
+    made, train = Encoder.__init__, training.train
+
+    def counted(self, *arguments, **options):
+        encoders.add(self)
+        made(self, *arguments, **options)
+
+    def watched(*arguments, **options):
+        gc.collect()
+        seen.append(len(encoders))
+        return train(*arguments, **options)
+
+    monkeypatch.setattr(Encoder, "__init__", counted)
+    monkeypatch.setattr(training, "train", watched)
+    run = embexp(*QUICK, *sources["pairs"], "evaluator=[retrieval,similarity]")
+    assert seen == [0]
+    first = json.loads((run.folder / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["step"] == 0
+    assert first["dev/similarity.spearman_cosine"] == run.result["base"]["dev"]["similarity.spearman_cosine"]
 
 
 def test_a_second_run_on_the_same_data_and_base_makes_nothing_anew(embexp, tmp_path):

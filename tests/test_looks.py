@@ -1,13 +1,17 @@
 """Looks at dev cost what they may: fewer distractors first, then fewer looks, then fewer queries; by tokens alone."""
 
 import logging
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from embexp.cache import kept_in
 from embexp.evaluators import Evaluation, Retrieval
 from embexp.looks import Asked, asked_of, every_look, planned
 from embexp.models import Static
 from embexp.retrieval_set import RetrievalSet
+from tests.hits import ranking_of
 
 NEGATIVES = {"negatives": None, "seed": 0}
 
@@ -30,17 +34,20 @@ class Words:
 
 @pytest.fixture(autouse=True)
 def words(monkeypatch):
-    monkeypatch.setattr("embexp.looks.lengths", lambda model, texts, prompt: [len(text.split()) for text in texts])
+    def counted(model, texts, prompt):
+        return np.array([len(text.split()) for text in texts], dtype=np.int64)
+
+    monkeypatch.setattr("embexp.looks.lengths", counted)
 
 
-def plan(dev, *, tokens, looks, fixed=False, share=0.05, distractors=10):
+def plan(dev, *, tokens, looks, fixed=False, share=0.05, distractors=10, model=None):
     others = list(dev.corpus)[len(dev.queries) :]
-    base = Evaluation({}, {query: [(passage, 1.0) for passage in others] for query in dev.queries})
+    base = Evaluation({}, ranking_of(dict.fromkeys(dev.queries, others), list(dev.corpus)))
     return planned(
-        [Retrieval([1], training_distractors=distractors)],
+        [Retrieval([10], training_distractors=distractors)],
         base,
         dev,
-        model=Words(),
+        model=model or Words(),
         asked=Asked(tokens, looks, fixed),
         share=share,
         negatives=NEGATIVES,
@@ -149,3 +156,19 @@ def test_a_static_model_counts_its_own_tokens(monkeypatch):
     found = asked_of(ARGUMENTS, DEV, 40, model=model, per_epoch=None)
     ids = model.model.tokenizer.encode_batch([*DEV.queries.values(), *list(DEV.corpus.values())[:20]])
     assert found.tokens == 3 * sum(len(encoding.ids) for encoding in ids)
+
+
+def test_a_second_run_plans_its_looks_without_loading_the_model(monkeypatch, tmp_path):
+    monkeypatch.undo()
+
+    def unloadable():
+        raise AssertionError("the model was loaded")
+
+    def chosen(model):
+        asked = asked_of(ARGUMENTS, DEV, 40, model=model, per_epoch=None)
+        return asked, size(plan(DEV, tokens=3299, looks=4, model=model))
+
+    model = Static(dimension=8, vocabulary=200).load(DEV.corpus.values())
+    with kept_in(tmp_path):
+        first = chosen(model)
+        assert chosen(replace(model, loaded=unloadable)) == first

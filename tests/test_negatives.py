@@ -293,6 +293,28 @@ def test_found_negatives_are_kept_between_runs_by_content(toy, tmp_path, monkeyp
             draw_bm25(toy, **options | {"seed": 1})
 
 
+def test_a_second_look_is_kept_by_the_judge_the_data_and_what_was_drawn(toy, tmp_path, monkeypatch):
+    found = Drawn({query: ["p0", "p1"] for query in toy.queries if query[1] not in "01"}, "model")
+    other = Drawn({**found, "q3.0": ["p0", "p2"]}, "model")
+    with kept_in(tmp_path):
+        first = second_look(found, toy, encoder=Fixed(), seed=0)
+        monkeypatch.setattr(negatives, "Keywords", None)  # asked again it would fail
+        assert second_look(found, toy, encoder=Fixed(), seed=0) == first
+        for drawn, data in ((other, toy), (found, replace(toy, corpus={**toy.corpus, "p5": "another text"}))):
+            with pytest.raises(TypeError):
+                second_look(drawn, data, encoder=Fixed(), seed=0)
+
+
+def test_a_model_in_training_has_its_second_look_each_time(tmp_path):
+    data = passages("weak answer", "almost", "edge", "far", relevant=("weak answer",))
+    named = Fixed()
+    named.identity = {"content": "a model's"}
+    with kept_in(tmp_path):
+        for encoder, kept in ((Fixed(), 0), (named, 1)):
+            second_look(Drawn({"q": ["almost", "far"]}, "random"), data, encoder=encoder, seed=0)
+            assert len(list(tmp_path.glob("second_look/*.lock"))) == kept
+
+
 @pytest.mark.parametrize("ranks", [[0, 5], [5, 1], [1]])
 def test_a_rank_range_that_is_none_is_refused(ranks):
     with pytest.raises(UserError, match="it must be \\[first, last\\]"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -52,18 +53,31 @@ def test_the_kept_queries_keep_their_qrels_and_the_corpus():
 
 
 def test_a_cosine_that_equals_the_threshold_counts_as_near():
-    assert similar(at(0)[None], at(0)[None], threshold=1).tolist() == [True]
+    opposite = np.stack([at(0), at(180)])  # their mean is zero
+    assert similar(opposite, opposite, threshold=1).tolist() == [True, True]
 
 
 def test_what_a_model_adds_to_every_text_does_not_make_queries_near():
     left, right = (np.array([[10, 1], [10, -1]], np.float32), np.array([[10, 1.0]], np.float32))  # cosines 1 and 0.98
-    assert similar(*paraphrases.centred(left, right), threshold=0.9).tolist() == [True, False]
+    assert similar(left, right, threshold=0.9).tolist() == [True, False]
 
 
-def test_every_block_of_rows_is_looked_at(monkeypatch):
-    monkeypatch.setattr(paraphrases, "ROWS_AT_ONCE", 2)
-    left = np.stack([at(angle) for angle in (90, 90, 90, 90, 1)])
-    assert similar(left, at(0)[None], threshold=0.9).tolist() == [False, False, False, False, True]
+@pytest.mark.parametrize("rows", [1, 2, 4, 100])
+def test_every_block_of_rows_of_both_sides_is_looked_at(rows, monkeypatch):
+    monkeypatch.setattr(paraphrases, "ROWS_AT_ONCE", rows)
+    left = np.stack([at(angle) for angle in (90, 270, 90, 270, 1, 181)])
+    right = np.stack([at(angle) for angle in (45, 225, 45, 225, 0, 180)])
+    assert similar(left, right, threshold=0.9).tolist() == [False, False, False, False, True, True]
+
+
+def test_memory_does_not_grow_with_the_sides(monkeypatch):
+    monkeypatch.setattr(paraphrases, "ROWS_AT_ONCE", 100)
+    sides = np.random.default_rng(0).normal(size=(2, 20_000, 32)).astype(np.float32)  # 2.6 MB each
+    tracemalloc.start()
+    similar(sides[0], sides[1, :5000], threshold=0.95)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 500_000  # a block of 100 x 5,000 cosines is four times that
 
 
 def test_more_than_half_of_train_is_not_thrown_away_in_silence():
