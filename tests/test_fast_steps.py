@@ -20,7 +20,7 @@ from embexp.retrieval_set import RetrievalSet
 from embexp.shapes import to_rows
 from embexp.tracking import Tracker
 from embexp.training import train
-from tests.tiny import tiny_transformer
+from tests.tiny import tiny_modernbert, tiny_transformer
 
 WORDS = ["the", "size", "and", "colour", "is", "known", "for", "its", "question"]
 QUERIES = [" ".join(WORDS[: 1 + row % 3]) for row in range(40)]
@@ -125,6 +125,37 @@ def test_several_parts_are_under_way_at_once(model, two_threads):
     with parts_of_like_length(model, tokens=20):  # 4 + 4 + 5 tokens, then 5 + 5
         model(model.preprocess(["the size", "the size", "the size and", "the size and", "the size and"]))
     hook.remove()
+
+
+def test_with_a_dropout_inside_the_attention_function_one_part_comes_after_the_other(tmp_path, two_threads):
+    modern = SentenceTransformer(str(tiny_modernbert(tmp_path / "modern", attention_dropout=0.2)), device="cpu").train()
+    threads = set()
+    hook = modern[0].register_forward_pre_hook(lambda *_: (threads.add(threading.get_ident()), None)[1])
+    with parts_of_like_length(modern, tokens=20):
+        modern(modern.preprocess(PASSAGES))
+    hook.remove()
+    assert threads == {threading.get_ident()}
+
+
+class Shifted(torch.nn.Module):
+    """Adds the sum of two weights, for both of which autograd returns one and the same gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = (torch.nn.Parameter(torch.zeros(32)) for _ in range(2))
+
+    def forward(self, features):
+        return {**features, "sentence_embedding": features["sentence_embedding"] + (self.one + self.other)}
+
+
+def test_one_gradient_that_autograd_returns_for_two_weights_is_added_once_to_each(model, two_threads):
+    model.append(Shifted())
+    loss = MultipleNegativesRankingLoss(model.double())
+    _, gradients = step(model, loss)
+    with parts_of_like_length(model, tokens=60):
+        _, parts = step(model, loss)
+    for name in ("3.one", "3.other"):
+        torch.testing.assert_close(parts[name], gradients[name], rtol=0, atol=1e-12)
 
 
 def test_tables_of_words_get_plain_gradients_and_keep_their_setting(model):

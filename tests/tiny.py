@@ -10,7 +10,15 @@ import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    ModernBertConfig,
+    ModernBertModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from tests.conftest import TOPICS
 
@@ -24,11 +32,30 @@ def tiny_transformer(folder: Path, *, prompts: dict[str, str] | None = None) -> 
     """Save a SentenceTransformer in `folder` and return it: a random 2-layer BERT of 32 dimensions for 64 tokens."""
     with tempfile.TemporaryDirectory() as parts, torch.random.fork_rng():
         torch.manual_seed(0)
-        words = _tokenizer(parts)
-        BertModel(BertConfig(vocab_size=words, max_position_embeddings=64, **SIZES)).save_pretrained(parts)
-        modules = [Transformer(parts, max_seq_length=64), Pooling(32), Normalize()]
-    SentenceTransformer(modules=modules, prompts=prompts, device="cpu").save_pretrained(str(folder))
+        config = BertConfig(vocab_size=_tokenizer(parts), max_position_embeddings=64, **SIZES)
+        _save(BertModel(config), parts, folder, prompts=prompts)
     return folder
+
+
+def tiny_modernbert(folder: Path, *, attention_dropout: float) -> Path:
+    """The same of a ModernBERT, whose only dropout is one that it hands to the attention function."""
+    with tempfile.TemporaryDirectory() as parts, torch.random.fork_rng():
+        torch.manual_seed(0)
+        special = {
+            f"{name}_token_id": place for place, name in enumerate(["pad", "unk", "cls", "sep"]) if name != "unk"
+        }
+        config = ModernBertConfig(
+            vocab_size=_tokenizer(parts), max_position_embeddings=64, attention_dropout=attention_dropout,
+            bos_token_id=2, eos_token_id=3, **special, **SIZES,
+        )  # fmt: skip
+        _save(ModernBertModel(config), parts, folder)
+    return folder
+
+
+def _save(encoder: PreTrainedModel, parts: str, folder: Path, *, prompts: dict[str, str] | None = None) -> None:
+    encoder.save_pretrained(parts)
+    modules = [Transformer(parts, max_seq_length=64), Pooling(32), Normalize()]
+    SentenceTransformer(modules=modules, prompts=prompts, device="cpu").save_pretrained(str(folder))
 
 
 def tiny_cross_encoder(folder: Path, *, outputs: int = 1) -> Path:
