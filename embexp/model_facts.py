@@ -42,7 +42,7 @@ def facts_of(model: Any) -> Facts:
 def dropouts(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str]]:
     """What may drop: modules, each with the name of its attribute that holds the share.
 
-    That is `p` of torch's Dropout, or a number that a module gives to a function, as ModernBERT's attention_dropout.
+    That is `p` of torch's Dropout, or a number that a module gives to a function, as Qwen3's attention_dropout.
     """
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):

@@ -14,10 +14,10 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertModel,
-    ModernBertConfig,
-    ModernBertModel,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3Model,
 )
 
 from tests.conftest import TOPICS
@@ -37,18 +37,13 @@ def tiny_transformer(folder: Path, *, prompts: dict[str, str] | None = None) -> 
     return folder
 
 
-def tiny_modernbert(folder: Path, *, attention_dropout: float) -> Path:
-    """The same of a ModernBERT, whose only dropout is one that it hands to the attention function."""
+def tiny_qwen(folder: Path, *, attention_dropout: float) -> Path:
+    """The same of a Qwen3, whose only dropout is a number that it hands to the attention function."""
     with tempfile.TemporaryDirectory() as parts, torch.random.fork_rng():
         torch.manual_seed(0)
-        special = {
-            f"{name}_token_id": place for place, name in enumerate(["pad", "unk", "cls", "sep"]) if name != "unk"
-        }
-        config = ModernBertConfig(
-            vocab_size=_tokenizer(parts), max_position_embeddings=64, attention_dropout=attention_dropout,
-            bos_token_id=2, eos_token_id=3, **special, **SIZES,
-        )  # fmt: skip
-        _save(ModernBertModel(config), parts, folder)
+        heads = {"num_key_value_heads": 2, "head_dim": 16, "attention_dropout": attention_dropout}
+        config = Qwen3Config(vocab_size=_tokenizer(parts), max_position_embeddings=64, **SIZES, **heads)
+        _save(Qwen3Model(config), parts, folder)
     return folder
 
 
