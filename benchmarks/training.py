@@ -126,34 +126,34 @@ def train_identical(rows: Any, train_set: Any, source: Any, folder: Path, *, ste
 
 
 def train_embexp(rows: Any, train_set: Any, source: Any, folder: Path, *, steps: int) -> Any:
-    from embexp.components import build
     from embexp.tracking import Tracker
-    from embexp.training import OURS, train
+    from embexp.training import OURS, Task, train
 
     embedding_model = source.load([])
     arguments = {key: value for key, value in conf("trainer", "default").items() if key not in OURS}
     train(
         embedding_model,
-        rows,
-        train_set,
-        loss=build(conf("loss", "mnrl"), allowed=[], without=["shape", "accepts"]),
-        arguments={
-            **arguments,
-            "num_train_epochs": 1,
-            "max_steps": steps,
-            "per_device_train_batch_size": BATCH,
-            "learning_rate": LEARNING_RATE,
-            "warmup_steps": WARMUP,
-            "eval_strategy": "no",
-        },
-        early_stopping=None,
-        looks=None,
+        Task(
+            rows,
+            train_set,
+            loss=conf("loss", "mnrl"),
+            allowed_packages=[],
+            arguments={
+                **arguments,
+                "num_train_epochs": 1,
+                "max_steps": steps,
+                "per_device_train_batch_size": BATCH,
+                "learning_rate": LEARNING_RATE,
+                "warmup_steps": WARMUP,
+                "eval_strategy": "no",
+            },
+            metric="recall@10",
+            seed=SEED,
+            folder=folder,
+            made_from="benchmark",
+        ),
         dev_metrics=dict,
-        metric="recall@10",
-        seed=SEED,
-        folder=folder,
         tracker=Tracker(folder, None),
-        made_from="benchmark",
     )
     return embedding_model.model
 

@@ -27,8 +27,8 @@ RUNNER_OWNS: dict[str, dict[str, str]] = {
         "load_best_model_at_end": "dev always decides",
         "metric_for_best_model": "set metric=",
         "greater_is_better": "higher is better for every metric here",
-        "save_strategy": "a checkpoint is saved at each evaluation; set trainer.eval_strategy",
-        "save_steps": "a checkpoint is saved at each evaluation; set trainer.eval_steps",
+        "save_strategy": "a checkpoint is saved where an evaluation may be; set trainer.eval_strategy",
+        "save_steps": "a checkpoint is saved where an evaluation may be; set trainer.eval_steps",
         "prompts": "set model.prompts, which evaluation uses too",
         "seed": "set seed=",
         "data_seed": "set seed=",
@@ -112,8 +112,11 @@ def _mistakes_of_experiments(config: Mapping[str, Any]) -> list[str]:
 
 def _trainer_mistakes(trainer: Mapping[str, Any]) -> list[str]:
     problems = [f"trainer.{key} must be set: trainer.{key}=..." for key in TRAINER_NEEDS if key not in trainer]
-    if trainer.get("early_stopping") and trainer.get("eval_strategy") in ("no", False):
+    if trainer.get("early_stopping") and trainer.get("eval_strategy") == "no":
         problems.append("trainer.early_stopping needs evaluations: set trainer.eval_strategy=steps or epoch")
+    share = trainer.get("evaluation_share")
+    if isinstance(share, int | float) and share > 1:
+        problems.append(f"trainer.evaluation_share={share} must be a share of the training's time: 0.05 is 5 %")
     several = isinstance(trainer.get("processes"), int) and trainer["processes"] > 1
     problems += [
         f"trainer.{key} can't be combined with trainer.processes={trainer['processes']}; leave one of them out"

@@ -5,7 +5,7 @@ Read this module first; every step is one call into the module that does it. Cal
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,19 +15,17 @@ from embexp import tuning
 from embexp.arms import BM25, Arm, Dense
 from embexp.components import build
 from embexp.encoding import Encoder
-from embexp.evaluators import Evaluation, Evaluator, evaluate
-from embexp.looks import Plan, asked_of, planned
-from embexp.models import EmbeddingModel
+from embexp.evaluators import Evaluation, evaluate
+from embexp.looks import plan_of
 from embexp.negatives import draw_random
 from embexp.preparing import data_of, helpers_of, model_of, note, rows_of
 from embexp.retrieval_set import RetrievalSet, Splits
-from embexp.shapes import Rows
 from embexp.stages import timer
 from embexp.tuning import Run
 
 if TYPE_CHECKING:
+    from embexp.callbacks import Watch
     from embexp.parallel.processes import Processes
-    from embexp.trainer import Watch
 
 # the pairs that dev and test are measured on do not depend on what is trained with, so that runs compare
 EVALUATION_NEGATIVES: dict[str, Any] = {"negatives": partial(draw_random, per_query=1), "seed": 0}
@@ -71,7 +69,11 @@ def measure(run: Run, processes: Processes | None) -> None:
     if config["trainer"] is not None:
         with stage("rows"):
             train_set, rows = rows_of(config, model, splits, encoder, result)
-            plan = _plan(config, evaluators, arms["base"]["dev"], splits.dev, train_set, rows, model, watch)
+            plan = plan_of(
+                config["trainer"], evaluators, arms["base"]["dev"], splits.dev, model=model, train_set=train_set,
+                rows=len(rows), looks_per_epoch=watch.looks if watch is not None else None,
+                negatives=EVALUATION_NEGATIVES, folder=run.folder,
+            )  # fmt: skip
             untrained = plan.score(Dense(encoder))
         del encoder  # as large as the corpus, and the tuned model's embeddings will be too
         with stage("libraries"):
@@ -108,17 +110,6 @@ def digests(config: Mapping[str, Any]) -> dict[str, Any]:
 def splits_of(config: Mapping[str, Any]) -> Splits:
     """The data set that a config names, checked and limited as a run would."""
     return data_of(config, results.empty(config))
-
-
-def _plan(
-    config: Config, evaluators: Sequence[Evaluator], base: Evaluation, dev: RetrievalSet,
-    train_set: RetrievalSet, rows: Rows, model: EmbeddingModel, watch: Watch | None,
-) -> Plan:  # fmt: skip
-    """What dev is measured on while training."""
-    per_epoch = watch.looks if watch is not None else None
-    asked = asked_of(config["trainer"], train_set, len(rows), model=model, per_epoch=per_epoch)
-    share, negatives = config["trainer"]["evaluation_share"], EVALUATION_NEGATIVES
-    return planned(evaluators, base, dev, model=model, asked=asked, share=share, negatives=negatives)
 
 
 def _say_if_unmoved(result: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformer
 
+from embexp.model_facts import dropouts
 from embexp.parts import Features, can_be_cut, even, how_many, parts, workers
 
 Embed = Callable[[], torch.Tensor]  # embeds one part
@@ -60,8 +61,7 @@ def _embedded(usual: Callable[..., Features], part: Features, arguments: dict[st
 
 
 def _draws(model: SentenceTransformer) -> bool:
-    dropouts = [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
-    return any(dropout.p > 0 and dropout.training for dropout in dropouts)
+    return any(module.training and getattr(module, name) > 0 for module, name in dropouts(model))
 
 
 def _at_once(embed: Sequence[Embed], model: SentenceTransformer, pool: Executor) -> Sequence[torch.Tensor]:
@@ -91,20 +91,20 @@ class _AtOnce(torch.autograd.Function):
         pairs = list(zip(context.embeddings, gradients, strict=True))
         context.embeddings = None  # so that a part's graph goes as soon as it is used
 
-        def work(share: list[tuple[torch.Tensor, torch.Tensor]]) -> Gradients:
-            found: Gradients = [None] * len(context.trained)
+        def work(share: list[tuple[torch.Tensor, torch.Tensor]]) -> _Sum:
+            found = _Sum(len(context.trained))
             while share:
                 embeddings, gradient = share.pop()
-                part = torch.autograd.grad(embeddings, context.trained, gradient, allow_unused=True)
-                found = _summed(found, part)
+                found.add(torch.autograd.grad(embeddings, context.trained, gradient, allow_unused=True))
             return found
 
         shares = [pairs[first :: context.count] for first in range(context.count)]
         del pairs
-        total: Gradients = [None] * len(context.trained)
-        for found in context.pool.map(work, shares):
-            total = _summed(total, found)
-        return None, None, None, *(one.to_dense() if one is not None and one.is_sparse else one for one in total)
+        total, *others = context.pool.map(work, shares)
+        for other in others:
+            total.add(other.gradients)
+        dense = [one.to_dense() if one is not None and one.is_sparse else one for one in total.gradients]
+        return None, None, None, *dense
 
 
 @contextmanager
@@ -120,5 +120,23 @@ def _sparse_gradients(model: SentenceTransformer) -> Iterator[None]:
             table.sparse = False
 
 
-def _summed(one: Gradients, other: Gradients) -> Gradients:
-    return [b if a is None else a if b is None else a.add_(b) for a, b in zip(one, other, strict=True)]
+class _Sum:
+    """Adds up gradients of several parts, in tensors of its own."""
+
+    def __init__(self, count: int) -> None:
+        self.gradients: list[torch.Tensor | None] = [None] * count
+        self._own: set[int] = set()
+
+    def add(self, gradients: Gradients) -> None:
+        """Add those of one more part; None where it has none."""
+        for place, one in enumerate(gradients):
+            before = self.gradients[place]
+            if one is None:
+                continue
+            if before is None:
+                self.gradients[place] = one
+            elif place in self._own:
+                before.add_(one)
+            else:  # autograd may have returned one tensor for two weights
+                self.gradients[place] = before + one
+                self._own.add(place)

@@ -7,15 +7,19 @@ never on the clock, so that a resumed run looks as often as one that never stopp
 from __future__ import annotations
 
 import bisect
+import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from embexp.arms import Arm
+from embexp.cache import digest
+from embexp.durable import write_whole
 from embexp.errors import counted
 from embexp.evaluators import Evaluation, Evaluator, evaluate
 from embexp.models import EmbeddingModel
@@ -28,6 +32,7 @@ NEVER = 10**9  # steps
 TRAINING = 3  # times what embedding a token costs: forward once, backward twice as much
 DISTRACTORS = (10, 5, 2, 1)  # hard ones per query, tried in turn
 QUERIES = 100  # a score of fewer says little
+KEPT = "checkpoints/looks.json"  # in a run's folder
 Sets = Sequence[tuple[Evaluator, RetrievalSet]]
 
 
@@ -35,14 +40,12 @@ Sets = Sequence[tuple[Evaluator, RetrievalSet]]
 class Plan:
     """What a look measures: each evaluator with its part of dev.
 
-    most: looks in the whole training, the one at its end included; None for as many as the config says. share: of the
-    training's time, as tokens let expect; None where nothing is bounded.
+    most: looks in the whole training, the one at its end included; None for as many as the config says.
     """
 
     sets: Sets
     negatives: Mapping[str, Any]
     most: int | None = None
-    share: float | None = None
 
     def score(self, arm: Arm) -> dict[str, float]:
         """What is measured of an arm at a look."""
@@ -61,6 +64,55 @@ class Asked:
     tokens: int
     looks: int
     fixed: bool
+
+
+def plan_of(
+    trainer: Mapping[str, Any],
+    evaluators: Sequence[Evaluator],
+    base: Evaluation,
+    dev: RetrievalSet,
+    *,
+    model: EmbeddingModel,
+    train_set: RetrievalSet,
+    rows: int,
+    looks_per_epoch: int | None,
+    negatives: Mapping[str, Any],
+    folder: Path,
+) -> Plan:
+    """What the run in `folder` measures of dev while it trains on so many `rows`, as conf/trainer says.
+
+    looks_per_epoch: that a study asks for. A run that goes on keeps its plan: on other threads or processes the base
+    may rank otherwise by rounding, and choose other distractors. base and negatives: see `planned`.
+    """
+    file, made_from = folder / KEPT, digest([dev.digest, model.origin["content"]])
+    if (plan := _read(file, made_from, evaluators, dev, negatives)) is not None:
+        return plan
+    asked = asked_of(trainer, train_set, rows, model=model, per_epoch=looks_per_epoch)
+    share = trainer["evaluation_share"]
+    plan = planned(evaluators, base, dev, model=model, asked=asked, share=share, negatives=negatives)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, json.dumps({"made_from": made_from, "most": plan.most, "sets": _ids(plan, dev)}))
+    return plan
+
+
+def _ids(plan: Plan, dev: RetrievalSet) -> list[list[list[str] | None]]:
+    """Of each set the queries and the passages; None for all of dev's."""
+    parts = [((data.queries, dev.queries), (data.corpus, dev.corpus)) for _, data in plan.sets]
+    return [[list(some) if len(some) < len(all_) else None for some, all_ in part] for part in parts]
+
+
+def _read(
+    file: Path, made_from: str, evaluators: Sequence[Evaluator], dev: RetrievalSet, negatives: Mapping[str, Any]
+) -> Plan | None:
+    """The plan that was written to the file for this dev and this base; None without one."""
+    content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    if content is None or content["made_from"] != made_from:
+        return None
+    sets = []
+    for evaluator, (queries, passages) in zip(evaluators, content["sets"], strict=True):
+        part = dev if queries is None else dev.with_queries(queries)
+        sets.append((evaluator, part if passages is None else part.with_passages(passages)))
+    return Plan(sets, negatives, content["most"])
 
 
 def planned(
@@ -103,19 +155,19 @@ def planned(
         paid = paid if fit or asked.fixed else 0
     chosen = sets(queries, distractors)
     expected = paid * cost.of(chosen) / (TRAINING * asked.tokens)
-    plan = Plan(chosen, negatives, asked.looks if asked.fixed else paid + 1, expected)
-    _say(plan, asked, queries=queries, of=len(order), distractors=distractors)
-    return plan
+    most = None if asked.fixed else paid + 1
+    _say(asked, most=most, queries=queries, of=len(order), distractors=distractors, share=expected)
+    return Plan(chosen, negatives, most)
 
 
-def _say(plan: Plan, asked: Asked, *, queries: int, of: int, distractors: int) -> None:
+def _say(asked: Asked, *, most: int | None, queries: int, of: int, distractors: int, share: float) -> None:
     log.info(
         "while training: %s at %s of %d dev queries, with up to %d hard passages each; expected to cost %.1f %% of it",
-        f"{plan.most} of {asked.looks} looks" if plan.most != asked.looks else counted(asked.looks, "look"),
+        f"{most} of {asked.looks} looks" if most not in (None, asked.looks) else counted(asked.looks, "look"),
         "all" if queries == of else queries,
         of,
         distractors,
-        100 * (plan.share or 0),
+        100 * share,
     )
 
 
@@ -147,7 +199,7 @@ def asked_of(
     per_epoch: looks that a study asks for. What is trained on is counted in pairs of the train set, whatever shape the
     rows have, and for a study in one epoch, so that all its runs are looked at alike.
     """
-    if arguments["eval_strategy"] in ("no", False):
+    if arguments["eval_strategy"] == "no":
         return None
     tokens = _tokens_of_pairs(train_set, model)
     if per_epoch is not None:

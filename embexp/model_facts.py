@@ -5,7 +5,7 @@ With these at hand embeddings that are kept can be found and checked without loa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,9 +34,23 @@ def facts_of(model: Any) -> Facts:
         max_seq_length=getattr(model, "max_seq_length", None),
         attention=getattr(getattr(model.transformers_model, "config", None), "_attn_implementation", None),
         transformer=model.transformers_model is not None,
-        drops=any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules()),
+        drops=any(getattr(module, name) > 0 for module, name in dropouts(model)),
         prompts=dict(model.prompts),
     )
+
+
+def dropouts(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str]]:
+    """What may drop: modules, each with the name of its attribute that holds the share.
+
+    That is `p` of torch's Dropout, or a number that a module gives to a function, as Qwen3's attention_dropout.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            yield module, "p"
+            continue
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, int | float) and not isinstance(value, bool):
+                yield module, name
 
 
 def machine() -> list[str | None]:

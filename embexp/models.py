@@ -24,7 +24,7 @@ from embexp import libraries
 from embexp.cache import json_kept
 from embexp.errors import UserError
 from embexp.hub import snapshot
-from embexp.model_facts import Facts, facts_of, has_fast_bfloat16, machine
+from embexp.model_facts import Facts, dropouts, facts_of, has_fast_bfloat16, machine
 from embexp.model_folder import LOADED, hashes, refuse_unsafe, sha256, why_not_loaded
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class Transformer:
         digests = hashes(self._folder)
         loaded = functools.cache(functools.partial(self._loaded, digests))
         parts = [digests["content"], self._prompts, self._max_seq_length, self._dropout, self._attention, machine()]
-        facts = Facts(**json_kept("model", parts, lambda: asdict(facts_of(loaded()))))
+        facts = Facts(**json_kept("model_facts", parts, lambda: asdict(facts_of(loaded()))))
         log.info("model %s, %s tokens at most", self._path, facts.max_seq_length)
         on_cpu = facts.device == "cpu" and facts.transformer
         slow_fused = facts.drops or _wants_bfloat16(self._dtype, facts)  # torch's fused attention, on a CPU
@@ -164,9 +164,8 @@ class Transformer:
                 )
             model.max_seq_length = self._max_seq_length
         if self._dropout is not None:
-            for module in model.modules():
-                if isinstance(module, torch.nn.Dropout):
-                    module.p = self._dropout
+            for module, name in dropouts(model):
+                setattr(module, name, self._dropout)
         if self._prompts is not None:
             # saved with the model, so that encode_query and encode_document use them without embexp
             model.prompts = {"query": self._prompts.get("query", ""), "document": self._prompts.get("passage", "")}

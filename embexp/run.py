@@ -27,7 +27,7 @@ from embexp.tracking import Tracker, open_beside
 from embexp.tuning import Run
 
 if TYPE_CHECKING:
-    from embexp.trainer import Watch
+    from embexp.callbacks import Watch
 
 log = logging.getLogger(__name__)
 

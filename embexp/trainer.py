@@ -5,13 +5,11 @@ Called by `training`, which says what to train on and how.
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,8 +17,6 @@ from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.base.losses.merged_forward import column_merging_disabled
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
-from tqdm import tqdm
-from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
 from embexp import checkpoints
@@ -31,9 +27,6 @@ from embexp.errors import UserError
 from embexp.fast_steps import parts_of_like_length
 from embexp.parallel.processes import Processes
 from embexp.parallel.shares import add_gradients, same_weights, shared
-from embexp.tracking import Tracker
-
-log = logging.getLogger(__name__)
 
 LOSS_PARAMETERS = "loss.safetensors"  # in a checkpoint
 ROW = "row"  # a column that carries the row's number to the loss; never embedded
@@ -186,97 +179,8 @@ class Dev(BaseEvaluator):
             raise diverged(str(error), step=steps) from error
 
 
-class Watch(Protocol):
-    """Who follows a run while it trains and may end it early: a trial's side of its study.
-
-    looks: at dev, per epoch. scores_test: whether the run is scored on test, as one that stands for itself is.
-    """
-
-    looks: int
-    scores_test: bool
-
-    def report(self, metrics: Mapping[str, float], look: int) -> None:
-        """Take dev's metrics at a look, counted from 1. Raises Pruned to end the run."""
-
-
-class Looks(TrainerCallback):
-    """Scores dev after equal shares of an epoch, whatever the batch size, and tells the watch.
-
-    So the same look of two runs comes after equally many questions, to within a batch.
-    """
-
-    def __init__(self, watch: Watch) -> None:
-        self._watch = watch
-        self._last = 0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Take up at the checkpoint's look in a resumed run."""
-        self._last = self._reached(state)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Ask for a look where one is due, and for the last one."""
-        if self._reached(state) > self._last or state.global_step >= state.max_steps:
-            control.should_evaluate = control.should_save = True
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Mapping[str, float], **_: Any) -> None:
-        """Tell the watch, once a look."""
-        if self._reached(state) > self._last:
-            self._last = self._reached(state)
-            self._watch.report({name.removeprefix("eval_"): value for name, value in metrics.items()}, self._last)
-
-    def _reached(self, state: Any) -> int:
-        return math.floor((state.epoch or 0) * self._watch.looks + 1e-6)
-
-
 def diverged(what: str, *, step: int) -> UserError:
     """The error that ends a training which has gone wrong, with the step that showed it."""
     return UserError(
         f"training diverged at step {step}: {what}. Lower trainer.learning_rate, or set model.dtype=float32"
     )
-
-
-class Track(TrainerCallback):
-    """Sends losses and dev metrics to the tracker and shows one progress line."""
-
-    def __init__(self, tracker: Tracker) -> None:
-        self._tracker = tracker
-        self._bar: tqdm | None = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Show the progress line, at the checkpoint's step in a resumed run."""
-        self._bar = tqdm(
-            total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=None, leave=False
-        )
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Move the progress line; log wherever a checkpoint is made."""
-        assert self._bar is not None
-        self._bar.update(1)
-        if control.should_save:  # a resumed run starts its mean loss at the checkpoint; so does one that never stopped
-            control.should_log = True
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Log wherever a checkpoint is made."""
-        if control.should_save:
-            control.should_log = True
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
-        """Send what the trainer logs to the tracker: dev metrics, or the mean loss since the last time."""
-        # metrics have an @ or a dot in their names; the trainer's own measurements of time have neither
-        names = [name for name in logs if name.startswith("eval_") and set(name) & set("@.")]
-        dev = {f"dev/{name.removeprefix('eval_')}": logs[name] for name in names}
-        if any(name.startswith("eval_") for name in logs):
-            self._tracker.log({"epoch": logs["epoch"], **dev}, step=state.global_step)
-            return
-        train = {f"train/{name}": logs[name] for name in ("loss", "learning_rate", "grad_norm") if name in logs}
-        if train:
-            self._tracker.log({"epoch": logs["epoch"], **train}, step=state.global_step)
-            if self._bar is not None:
-                self._bar.set_postfix(loss=f"{logs['loss']:.3f}" if "loss" in logs else "")
-            if self._bar is None or self._bar.disable:
-                log.info("step %d of %d: loss %.4f", state.global_step, state.max_steps, logs.get("loss", math.nan))
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Take the progress line away."""
-        assert self._bar is not None
-        self._bar.close()

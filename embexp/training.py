@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,23 +22,25 @@ from sentence_transformers import SentenceTransformerTrainingArguments
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 
 from embexp.batches import ConflictFreeBatchSampler
+from embexp.callbacks import Looks, Saves, Track, Watch
 from embexp.checkpoints import Checkpoint
+from embexp.components import build
 from embexp.conflicts import Conflicts
 from embexp.encoding import Encoder
 from embexp.errors import UserError, counted
 from embexp.looks import NEVER, at_least_every, every_look, steps_in
+from embexp.losses import OWN_KEYS
 from embexp.models import EmbeddingModel
-from embexp.parallel.processes import Processes
 from embexp.parallel.shares import generators
 from embexp.retrieval_set import RetrievalSet
 from embexp.shapes import Rows
 from embexp.tokens import lengths
 from embexp.tracking import Tracker
-from embexp.trainer import ROW, Collator, Dev, Looks, Track, Trainer, Watch, diverged
+from embexp.trainer import ROW, Collator, Dev, Trainer, diverged
 
 log = logging.getLogger(__name__)
 
-LOOKS_SAY_WHEN = {"eval_strategy": "steps", "eval_steps": NEVER}  # arguments of a training that is watched
+LOOKS_SAY_WHEN = {"eval_strategy": "steps", "eval_steps": NEVER}  # arguments of a training whose looks a study asks for
 OURS = ("early_stopping", "evaluation_share", "processes")  # keys of conf/trainer that are no training arguments
 LOOKED_AT = 64  # texts that the trained model must still embed
 
@@ -61,70 +63,100 @@ class OneGpuArguments(SentenceTransformerTrainingArguments):
         return min(1, super().n_gpu)
 
 
+@dataclass(frozen=True)
+class Task:
+    """What to train on and how, the same in all processes of a run.
+
+    | field            | meaning                                                                             |
+    |------------------|-------------------------------------------------------------------------------------|
+    | rows, data       | the rows, and the train set that they come from                                     |
+    | loss             | the config's node, whose targets may live in `allowed_packages`                     |
+    | arguments        | training arguments by name, without those that the runner owns                      |
+    | metric           | of dev, by which the best checkpoint is chosen                                      |
+    | folder           | the run's                                                                           |
+    | made_from        | the digest of data and base weights that the checkpoints are sealed with            |
+    | early_stopping   | looks at dev without a better `metric` after which to stop; None for never          |
+    | most_looks       | at dev in all, the one at the end included; None for as many as the arguments say   |
+    | looks_per_epoch  | that a study asks for, whatever the arguments say; None outside one                 |
+    | resume_from      | the checkpoint to go on from; None at the start                                     |
+    """
+
+    rows: Rows
+    data: RetrievalSet
+    loss: Mapping[str, Any]
+    allowed_packages: Sequence[str]
+    arguments: Mapping[str, Any]
+    metric: str
+    seed: int
+    folder: Path
+    made_from: str
+    early_stopping: int | None = None
+    most_looks: int | None = None
+    looks_per_epoch: int | None = None
+    resume_from: Checkpoint | None = None
+
+
 def train(
     embedding_model: EmbeddingModel,
-    rows: Rows,
-    data: RetrievalSet,
+    task: Task,
     *,
-    loss: Callable[..., torch.nn.Module],
-    arguments: Mapping[str, Any],
-    early_stopping: int | None,
-    looks: int | None,
     dev_metrics: Callable[[], Mapping[str, float]],
-    metric: str,
-    seed: int,
-    folder: Path,
     tracker: Tracker | None,
-    made_from: str,
     watch: Watch | None = None,
-    resume_from: Checkpoint | None = None,
 ) -> Training:
     """Train the model in place, ending with the weights of the checkpoint that is best on dev.
 
-    With `resume_from` it goes on from there and ends with the same weights as if it had never stopped. made_from: the
-    digest of data and base weights that the checkpoints are sealed with. data: the train set of `rows`. loss: takes the
-    model. arguments: training arguments by name, without those that the runner owns. looks: at dev, at most.
-    dev_metrics: scores the model as it is now. early_stopping: looks without a better `metric` after which to stop.
-    tracker: None shows nothing. watch: may end it with Pruned. Raises UserError when the loss becomes NaN. A run's
-    processes all do this, each with its copy of the model.
+    From a checkpoint it goes on and ends with the same weights as if it had never stopped. dev_metrics: scores the
+    model as it is now. tracker: None shows nothing. watch: told of a study's looks; may end the training with Pruned.
+    Raises UserError when the loss becomes NaN. A run's processes all do this, each with its copy of the model.
     """
-    sampler = sampler_of(embedding_model, rows, data, arguments, seed=seed)
-    set_seed(seed)  # a loss may have parameters of its own
+    if task.looks_per_epoch is not None:
+        task = replace(task, arguments={**task.arguments, **LOOKS_SAY_WHEN})
+    rows = task.rows
+    sampler = sampler_of(embedding_model, rows, task.data, task.arguments, seed=task.seed)
+    set_seed(task.seed)  # a loss may have parameters of its own
     trainer = Trainer(
-        loss=_make_loss(loss, embedding_model),
-        folder=folder,
-        made_from=made_from,
-        keep=arguments.get("save_total_limit"),
+        loss=_make_loss(task, embedding_model),
+        folder=task.folder,
+        made_from=task.made_from,
+        keep=task.arguments.get("save_total_limit"),
         conflicts=sampler.conflicts if sampler.masked_rows else None,
         processes=embedding_model.processes,
         model=embedding_model.model,
-        args=_training_arguments(arguments, embedding_model, rows, sampler, looks, metric, seed=seed, folder=folder),
+        args=_training_arguments(task, embedding_model, sampler),
         train_dataset=Dataset.from_dict({**rows.columns, ROW: list(range(len(rows)))}),
-        evaluator=Dev(partial(_scored, dev_metrics, embedding_model.processes)),
+        evaluator=Dev(partial(_scored, dev_metrics, embedding_model)),
         data_collator=Collator(preprocess_fn=embedding_model.model.preprocess, prompts=_prompts(embedding_model, rows)),
-        callbacks=_callbacks(watch, tracker, early_stopping),
+        callbacks=_callbacks(task, watch, tracker, batches=len(sampler)),
     )
     _tell_of_conflicts(sampler.masked_rows, masked=trainer.masks)
     with training_attention(embedding_model):  # which leaves the model in evaluation
-        trainer.train_from(resume_from)
+        trainer.train_from(task.resume_from)
     step, best = trainer.state.global_step, trainer.state.best_global_step
     if best is None and trainer.leads:
         _refuse_divergence(embedding_model, rows, step=step)
     return Training(step, sampler.masked_rows if trainer.masks else 0, best)
 
 
-def _scored(dev_metrics: Callable[[], Mapping[str, float]], processes: Processes | None) -> Mapping[str, float]:
+def _scored(dev_metrics: Callable[[], Mapping[str, float]], embedding_model: EmbeddingModel) -> Mapping[str, float]:
     """The dev metrics, told to the followers, who decide by them as process 0 does and go on from the same state."""
-    metrics = dev_metrics()
+    with _attention(embedding_model, embedding_model.facts.attention):  # embeds as before and after the training
+        metrics = dev_metrics()
+    processes = embedding_model.processes
     if processes is not None and processes.leads:
         processes.tell("scored", metrics=metrics, states=generators())
     return metrics
 
 
-def _callbacks(watch: Watch | None, tracker: Tracker | None, early_stopping: int | None) -> list[TrainerCallback]:
-    looks = [Looks(watch)] if watch is not None else []  # first: Track logs wherever these ask for a checkpoint
-    tracks = [Track(tracker)] if tracker is not None else []
-    return [*looks, *tracks, *([EarlyStoppingCallback(early_stopping)] if early_stopping else [])]
+def _callbacks(task: Task, watch: Watch | None, tracker: Tracker | None, *, batches: int) -> list[TrainerCallback]:
+    found: list[TrainerCallback] = []
+    if task.looks_per_epoch is not None:
+        found.append(Looks(task.looks_per_epoch, watch))
+    if task.arguments["eval_strategy"] == "steps":
+        found.append(Saves(every_look(task.arguments, *steps_in(task.arguments, batches))))
+    if tracker is not None:  # after those that ask for checkpoints, since it logs wherever one is made
+        found.append(Track(tracker))
+    return [*found, *([EarlyStoppingCallback(task.early_stopping)] if task.early_stopping else [])]
 
 
 def sampler_of(
@@ -153,16 +185,26 @@ def _tell_of_conflicts(rows: int, *, masked: bool) -> None:
 @contextmanager
 def training_attention(embedding_model: EmbeddingModel) -> Iterator[None]:
     """With the attention that trains fastest; afterwards with the usual one, and in evaluation."""
-    transformer = embedding_model.model.transformers_model
-    usual = transformer.config._attn_implementation if embedding_model.eager_training else None
-    if usual is not None:
-        transformer.set_attn_implementation("eager")
+    try:
+        with _attention(embedding_model, "eager"):
+            yield
+    finally:
+        embedding_model.model.eval()
+
+
+@contextmanager
+def _attention(embedding_model: EmbeddingModel, name: str | None) -> Iterator[None]:
+    """While this is open attention is computed so, in a model for which training switches it."""
+    transformer = embedding_model.model.transformers_model if embedding_model.eager_training else None
+    if transformer is None or name is None:
+        yield
+        return
+    before = transformer.config._attn_implementation
+    transformer.set_attn_implementation(name)
     try:
         yield
     finally:
-        if usual is not None:
-            transformer.set_attn_implementation(usual)
-        embedding_model.model.eval()
+        transformer.set_attn_implementation(before)
 
 
 def _refuse_divergence(embedding_model: EmbeddingModel, rows: Rows, *, step: int) -> None:
@@ -195,53 +237,47 @@ def _prompts(embedding_model: EmbeddingModel, rows: Rows) -> dict[str, str]:
     return {query: embedding_model.query_prompt, **dict.fromkeys(passages, embedding_model.passage_prompt)}
 
 
-def _make_loss(loss: Callable[..., torch.nn.Module], embedding_model: EmbeddingModel) -> torch.nn.Module:
+def _make_loss(task: Task, embedding_model: EmbeddingModel) -> torch.nn.Module:
+    loss = build(task.loss, allowed=task.allowed_packages, without=OWN_KEYS)
     try:
-        return loss(model=embedding_model.model)
+        made: torch.nn.Module = loss(model=embedding_model.model)
     except (TypeError, ValueError) as error:
         raise UserError(f"the loss can't be made with these parameters: {error}") from error
+    return made
 
 
 def _training_arguments(
-    arguments: Mapping[str, Any],
-    embedding_model: EmbeddingModel,
-    rows: Rows,
-    sampler: ConflictFreeBatchSampler,
-    looks: int | None,
-    metric: str,
-    *,
-    seed: int,
-    folder: Path,
+    task: Task, embedding_model: EmbeddingModel, sampler: ConflictFreeBatchSampler
 ) -> OneGpuArguments:
     """The user's arguments with those that the runner owns.
 
-    On small data the model is evaluated (and saved) at least twice an epoch, but `looks` times at most in all, and the
-    loss logged ten times.
+    On small data the model is evaluated (and saved) at least twice an epoch, but `most_looks` times at most in all, and
+    the loss logged ten times.
     """
-    steps, total = steps_in(arguments, len(sampler))
+    steps, total = steps_in(task.arguments, len(sampler))
     on_cpu = embedding_model.model.device.type == "cpu"
-    chosen = {"use_cpu": on_cpu, "dataloader_pin_memory": not on_cpu, **arguments}
+    chosen = {"use_cpu": on_cpu, "dataloader_pin_memory": not on_cpu, **task.arguments}
     chosen.pop("save_total_limit", None)
     evaluates = chosen["eval_strategy"] != "no"
     if chosen["eval_strategy"] == "steps":
-        chosen["eval_steps"] = every_look(chosen, steps, total, most=looks)
-        chosen["save_steps"] = chosen["eval_steps"]
+        chosen["eval_steps"] = every_look(chosen, steps, total, most=task.most_looks)
+        chosen["save_steps"] = chosen["eval_steps"]  # the best step must have a checkpoint; `Saves` asks for more
     if chosen.get("logging_strategy", "steps") == "steps":
         chosen["logging_steps"] = at_least_every(chosen["logging_steps"], total, 10)
     try:
         return OneGpuArguments(
             **chosen,
-            output_dir=str(folder / "checkpoints"),
+            output_dir=str(task.folder / "checkpoints"),
             report_to="none",
             batch_sampler=lambda *_, **__: sampler,
-            prompts=_prompts(embedding_model, rows),
+            prompts=_prompts(embedding_model, task.rows),
             save_strategy=chosen["eval_strategy"],
             save_total_limit=None,  # Trainer removes old checkpoints once a new one is whole
             restore_callback_states_from_checkpoint=True,  # how long dev has not improved, for early stopping
             load_best_model_at_end=evaluates,
-            metric_for_best_model=f"eval_{metric}" if evaluates else None,
+            metric_for_best_model=f"eval_{task.metric}" if evaluates else None,
             greater_is_better=True if evaluates else None,
-            seed=seed,
+            seed=task.seed,
             bf16=embedding_model.bfloat16,
             disable_tqdm=True,
             remove_unused_columns=False,

@@ -18,7 +18,6 @@ from embexp import stamp
 from embexp.arms import Dense
 from embexp.cache import digest
 from embexp.checkpoints import Checkpoint, last_usable
-from embexp.components import build
 from embexp.encoding import Encoder
 from embexp.looks import Plan
 from embexp.models import EmbeddingModel
@@ -28,7 +27,8 @@ from embexp.starting import uncollected
 from embexp.tracking import Tracker
 
 if TYPE_CHECKING:
-    from embexp.trainer import Watch
+    from embexp.callbacks import Watch
+    from embexp.training import Task
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +53,7 @@ def load(model: EmbeddingModel) -> None:
     """The model and the libraries that train it: seconds, which a run whose base is kept has not spent yet."""
     model.loaded()
     with uncollected():
-        for module in ("embexp.losses", "embexp.training"):
-            importlib.import_module(module)
+        importlib.import_module("embexp.training")
 
 
 def tune(
@@ -64,7 +63,6 @@ def tune(
 
     rows: of the train set. plan: what a look at dev measures. untrained: what it measures of the model as it still is.
     """
-    from embexp.losses import OWN_KEYS
     from embexp.training import train
 
     config, result, folder, watch = run.config, run.result, run.folder, run.watch
@@ -76,19 +74,16 @@ def tune(
         run.tracker.log({f"dev/{name}": score for name, score in untrained.items()}, step=0)
     else:
         log.info("going on from step %d", checkpoint.step)
-    choices = {"folder": folder, "made_from": made_from, **_choices(config, plan, watch, checkpoint)}
+    task = _task(train_set, rows, plan, run, made_from=made_from, checkpoint=checkpoint)
     if model.processes is not None:
-        said = {key: config[key] for key in ("loss", "allowed_packages", "cache")}
-        watched = None if watch is None else watch.looks
-        model.processes.tell("train", rows=rows, data=train_set, choices=choices, watched=watched, **said)
+        model.processes.tell("train", task=task, cache=config["cache"])
     encoders: list[Encoder] = []  # of the last look
 
     def look() -> dict[str, float]:
         encoders[:] = [Encoder(model, progress="tuned model")]
         return plan.score(Dense(encoders[0]))
 
-    loss = build(config["loss"], allowed=config["allowed_packages"], without=OWN_KEYS)
-    done = train(model, rows, train_set, loss=loss, dev_metrics=look, tracker=run.tracker, watch=watch, **choices)
+    done = train(model, task, dev_metrics=look, tracker=run.tracker, watch=watch)
     result["counts"] |= {"train_rows": len(rows), "masked_conflicts": done.masked_rows}
     result["counts"] |= {"steps": done.steps, "best_step": done.best_step}
     if watch is None or watch.scores_test:
@@ -97,21 +92,27 @@ def tune(
     return encoders[0] if encoders and done.best_step == done.steps else Encoder(model, progress="tuned model")
 
 
-def _choices(
-    config: Mapping[str, Any], plan: Plan, watch: Watch | None, checkpoint: Checkpoint | None
-) -> dict[str, Any]:
-    """What all processes of a run are told to train with."""
-    from embexp.training import LOOKS_SAY_WHEN, OURS
+def _task(
+    train_set: RetrievalSet, rows: Rows, plan: Plan, run: Run, *, made_from: str, checkpoint: Checkpoint | None
+) -> Task:
+    from embexp.training import OURS, Task
 
-    arguments = {key: value for key, value in config["trainer"].items() if key not in OURS}
-    return {
-        "arguments": arguments | (LOOKS_SAY_WHEN if watch is not None else {}),
-        "early_stopping": config["trainer"]["early_stopping"],
-        "looks": plan.most if watch is None else None,
-        "metric": config["metric"],
-        "seed": config["seed"],
-        "resume_from": checkpoint,
-    }
+    config, trainer = run.config, run.config["trainer"]
+    return Task(
+        rows,
+        train_set,
+        loss=config["loss"],
+        allowed_packages=config["allowed_packages"],
+        arguments={key: value for key, value in trainer.items() if key not in OURS},
+        metric=config["metric"],
+        seed=config["seed"],
+        folder=run.folder,
+        made_from=made_from,
+        early_stopping=trainer["early_stopping"],
+        most_looks=plan.most,
+        looks_per_epoch=None if run.watch is None else run.watch.looks,
+        resume_from=checkpoint,
+    )
 
 
 def save(model: EmbeddingModel, folder: Path, *, run: str) -> None:

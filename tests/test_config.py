@@ -66,6 +66,7 @@ def test_all_mistakes_are_listed_at_once_with_the_nearest_name():
         ("seed=true", "must be a whole number"),
         ("limit=1", "must be at least 3"),
         ("cache_size_gb=0", "must be above 0"),
+        ("trainer.evaluation_share=5", "must be a share of the training's time: 0.05 is 5 %"),
         ("cache_size_gb=all", "must be a number of gigabytes, or null"),
         ("dataset=pairs", "dataset.path must be set"),
         ("model=local", "model.path must be set"),

@@ -212,6 +212,16 @@ def test_while_training_no_embeddings_of_the_base_are_held(embexp, sources, monk
     assert first["dev/similarity.spearman_cosine"] == run.result["base"]["dev"]["similarity.spearman_cosine"]
 
 
+def test_checkpoints_come_as_often_as_configured_though_dev_is_looked_at_less(embexp, sources):
+    every = ["trainer.max_steps=8", "trainer.eval_steps=2", "trainer.save_total_limit=9", "keep_checkpoints=true"]
+    run = embexp(*QUICK, *sources["pairs"], *every, "trainer.evaluation_share=1e-9")
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "dev/recall@10" in line] == [0, 8]  # the base, and the look at the end
+    checkpoints = run.folder.glob("checkpoints/checkpoint-*/complete.json")
+    assert sorted(path.parent.name for path in checkpoints) == [f"checkpoint-{step}" for step in (2, 4, 6, 8)]
+    assert run.result["counts"]["best_step"] == 8
+
+
 def test_a_second_run_on_the_same_data_and_base_makes_nothing_anew(embexp, tmp_path):
     choices = [
         *QUICK,

@@ -19,9 +19,10 @@ from embexp.negatives import draw_random
 from embexp.retrieval_set import RetrievalSet
 from embexp.shapes import to_rows
 from embexp.tracking import Tracker
-from embexp.training import train
-from tests.tiny import tiny_transformer
+from embexp.training import Task, train
+from tests.tiny import tiny_qwen, tiny_transformer
 
+LIBRARY = "sentence_transformers.sentence_transformer.losses"
 WORDS = ["the", "size", "and", "colour", "is", "known", "for", "its", "question"]
 QUERIES = [" ".join(WORDS[: 1 + row % 3]) for row in range(40)]
 PASSAGES = [" ".join(WORDS[(row + place) % 9] for place in range(1 + row * 7 % 50)) for row in range(40)]
@@ -127,6 +128,37 @@ def test_several_parts_are_under_way_at_once(model, two_threads):
     hook.remove()
 
 
+def test_with_a_dropout_inside_the_attention_function_one_part_comes_after_the_other(tmp_path, two_threads):
+    qwen = SentenceTransformer(str(tiny_qwen(tmp_path / "qwen", attention_dropout=0.2)), device="cpu").train()
+    threads = set()
+    hook = qwen[0].register_forward_pre_hook(lambda *_: (threads.add(threading.get_ident()), None)[1])
+    with parts_of_like_length(qwen, tokens=20):
+        qwen(qwen.preprocess(PASSAGES))
+    hook.remove()
+    assert threads == {threading.get_ident()}
+
+
+class Shifted(torch.nn.Module):
+    """Adds the sum of two weights, for both of which autograd returns one and the same gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = (torch.nn.Parameter(torch.zeros(32)) for _ in range(2))
+
+    def forward(self, features):
+        return {**features, "sentence_embedding": features["sentence_embedding"] + (self.one + self.other)}
+
+
+def test_one_gradient_that_autograd_returns_for_two_weights_is_added_once_to_each(model, two_threads):
+    model.append(Shifted())
+    loss = MultipleNegativesRankingLoss(model.double())
+    _, gradients = step(model, loss)
+    with parts_of_like_length(model, tokens=60):
+        _, parts = step(model, loss)
+    for name in ("3.one", "3.other"):
+        torch.testing.assert_close(parts[name], gradients[name], rtol=0, atol=1e-12)
+
+
 def test_tables_of_words_get_plain_gradients_and_keep_their_setting(model):
     with parts_of_like_length(model, tokens=60):
         step(model, MultipleNegativesRankingLoss(model))
@@ -156,7 +188,7 @@ def test_the_forward_that_was_there_before_is_there_after(model):
     assert model.forward is accelerated
 
 
-def train_once(folder, tmp_path, *, loss, dropout=None):
+def train_once(folder, tmp_path, loss, *, dropout=None, **parameters):
     """The shapes that reach the transformer in one step on 24 pairs, without the look for NaN at the end."""
     words = [f"{first}{second}" for first in "abcdef" for second in "ghij"]
     data = RetrievalSet(
@@ -170,34 +202,33 @@ def train_once(folder, tmp_path, *, loss, dropout=None):
     def trained():
         train(
             embedding_model,
-            to_rows(data, "pair", negatives=draw_random, seed=0),
-            data,
-            loss=loss,
-            arguments={"per_device_train_batch_size": 24, "max_steps": 1, "eval_strategy": "no", "logging_steps": 1}
-            | {"use_cpu": True, "num_train_epochs": 1},
-            early_stopping=None,
-            looks=None,
+            Task(
+                to_rows(data, "pair", negatives=draw_random, seed=0),
+                data,
+                loss={"_target_": f"{LIBRARY}.{loss}", "_partial_": True, **parameters},
+                allowed_packages=[],
+                arguments={"per_device_train_batch_size": 24, "max_steps": 1, "eval_strategy": "no"}
+                | {"use_cpu": True, "num_train_epochs": 1, "logging_steps": 1},
+                metric="recall@10",
+                seed=0,
+                folder=tmp_path,
+                made_from="test",
+            ),
             dev_metrics=dict,
-            metric="recall@10",
-            seed=0,
-            folder=tmp_path,
             tracker=Tracker(tmp_path, None),
-            made_from="test",
         )
 
     return widths(embedding_model.model, trained)[:-1]
 
 
 def test_training_on_a_cpu_embeds_in_parts(folder, tmp_path, two_threads):
-    shapes = train_once(folder, tmp_path, loss=MultipleNegativesRankingLoss)
+    shapes = train_once(folder, tmp_path, "MultipleNegativesRankingLoss")
     assert [rows for rows, _ in shapes] == [12, 12, 12, 12]  # 24 queries, then 24 passages, in one batch
 
 
 def test_cached_gradients_come_from_the_parts_that_were_embedded_at_first(folder, tmp_path, two_threads):
-    def loss(model):
-        return CachedMultipleNegativesRankingLoss(model, mini_batch_size=20)
-
-    shapes = train_once(folder, tmp_path, loss=loss, dropout=0.5)  # whose draws differ in other parts
+    cached = "CachedMultipleNegativesRankingLoss"
+    shapes = train_once(folder, tmp_path, cached, mini_batch_size=20, dropout=0.5)  # whose draws differ in other parts
     first, again = shapes[: len(shapes) // 2], shapes[len(shapes) // 2 :]
     assert [rows for rows, _ in first] == [10, 10, 2, 2, 10, 10, 2, 2]
     assert again == first

@@ -2,13 +2,14 @@
 
 import logging
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from embexp.cache import kept_in
 from embexp.evaluators import Evaluation, Retrieval
-from embexp.looks import Asked, asked_of, every_look, planned
+from embexp.looks import Asked, asked_of, every_look, plan_of, planned
 from embexp.models import Static
 from embexp.retrieval_set import RetrievalSet
 from tests.hits import ranking_of
@@ -63,10 +64,11 @@ def size(found):
 DEV = dev_of(20, passages=30)
 
 
-def test_a_long_training_is_looked_at_as_the_config_says():
+def test_a_long_training_is_looked_at_as_the_config_says(caplog):
+    caplog.set_level(logging.INFO, logger="embexp")
     found = plan(DEV, tokens=4200, looks=4)  # 3 looks, the last is free: 3 x 210 of 3 x 4200
     assert (size(found), found.most) == ((20, 30), 4)
-    assert found.share == pytest.approx(3 * 210 / (3 * 4200))
+    assert caplog.messages[0].endswith("expected to cost 5.0 % of it")  # 3 x 210 of 3 x 4200
 
 
 def test_hard_distractors_go_first():
@@ -99,18 +101,20 @@ def test_then_a_sample_of_queries_that_is_always_the_same_and_not_below_a_hundre
 
 def test_where_even_that_is_too_much_the_look_at_the_end_is_left():
     found = plan(dev_of(300), tokens=5000, looks=4)  # 5 % are 750 tokens: 93 queries
-    assert (size(found), found.most, found.share) == ((100, 100), 1, 0.0)
+    assert (size(found), found.most) == ((100, 100), 1)
 
 
-def test_a_study_keeps_its_number_of_looks_and_pays_each():
+def test_a_study_keeps_its_number_of_looks_and_pays_each(caplog):
+    caplog.set_level(logging.INFO, logger="embexp")
     found = plan(dev_of(300), tokens=8000, looks=4, fixed=True)  # 300 tokens a look: 37 queries, so 100
-    assert (size(found), found.most) == ((100, 100), 4)
-    assert found.share == pytest.approx(4 * 800 / (3 * 8000))
+    assert (size(found), found.most) == ((100, 100), None)  # as many as configured, whatever the batches come to
+    assert "4 looks at 100 of 300 dev queries" in caplog.text
+    assert "expected to cost 13.3 % of it" in caplog.text  # 4 x 800 of 3 x 8000
 
 
 def test_without_a_bound_all_is_looked_at_as_configured():
     found = plan(DEV, tokens=10, looks=4, share=None)
-    assert (size(found), found.most, found.share) == ((20, 30), None, None)
+    assert (size(found), found.most) == ((20, 30), None)
 
 
 def test_what_was_chosen_is_logged_with_its_cost(caplog):
@@ -148,6 +152,49 @@ def test_looks_are_spread_over_the_training_and_no_more_than_planned():
     assert every_look(ARGUMENTS, 10, 30, most=4) == 8  # after 8, 16, 24 and, at the end, 30 steps
     assert every_look(ARGUMENTS, 10, 30, most=1) == 30
     assert every_look({**ARGUMENTS, "eval_steps": 0.1}, 10, 30, most=4) == 0.25
+
+
+def kept_plan(folder, *, ranked, dev=DEV):
+    """The plan of a run whose base ranks the other passages in this order: two looks, one to pay of 1,200 tokens."""
+    base = Evaluation({}, {query: [(passage, 1.0) for passage in ranked] for query in dev.queries})
+    trainer = {**ARGUMENTS, "num_train_epochs": 50, "eval_steps": 0.5, "evaluation_share": 0.05}
+    return plan_of(
+        trainer,
+        [Retrieval([1], training_distractors=2)],
+        base,
+        dev,
+        model=SimpleNamespace(query_prompt="", passage_prompt="", origin={"content": "weights"}),
+        train_set=DEV,
+        rows=40,
+        looks_per_epoch=None,
+        negatives=NEGATIVES,
+        folder=folder,
+    )
+
+
+def test_a_run_that_goes_on_keeps_its_plan_though_its_base_ranks_otherwise_now(tmp_path):
+    others = list(DEV.corpus)[20:]
+    first, other = kept_plan(tmp_path / "run", ranked=others), kept_plan(tmp_path / "other", ranked=others[::-1])
+    ((_, chosen),), ((_, another),) = first.sets, other.sets
+    assert list(chosen.corpus)[20:] == others[:2] != list(another.corpus)[20:]
+    again = kept_plan(tmp_path / "run", ranked=others[::-1])
+    ((_, kept),) = again.sets
+    assert (kept, again.most) == (chosen, first.most)
+
+
+def test_a_plan_for_a_sample_of_queries_comes_back_with_it(tmp_path):
+    dev = dev_of(300)
+    first = kept_plan(tmp_path, ranked=[], dev=dev)
+    ((_, chosen),) = first.sets
+    assert len(chosen.queries) == 150
+    ((_, kept),) = kept_plan(tmp_path, ranked=[], dev=dev).sets
+    assert (kept, list(kept.queries)) == (chosen, list(chosen.queries))
+
+
+def test_the_plan_of_another_dev_is_not_used(tmp_path):
+    kept_plan(tmp_path, ranked=list(DEV.corpus)[20:])
+    ((_, data),) = kept_plan(tmp_path, ranked=[], dev=dev_of(10)).sets
+    assert len(data.queries) == 10
 
 
 def test_a_static_model_counts_its_own_tokens(monkeypatch):

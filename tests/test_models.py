@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
@@ -19,7 +20,7 @@ from embexp.errors import UserError
 from embexp.model_folder import hashes
 from embexp.models import Static, Transformer
 from tests.command import REPOSITORY
-from tests.tiny import tiny_transformer
+from tests.tiny import tiny_qwen, tiny_transformer
 
 MINILM = yaml.safe_load((REPOSITORY / "conf/model/minilm.yaml").read_text())
 needs_minilm = pytest.mark.skipif(
@@ -214,3 +215,14 @@ def test_a_cpu_computes_in_bfloat16_by_itself_only_where_it_has_tiles(folder, mo
 )
 def test_attention_is_eager_while_training_on_a_cpu_where_the_fused_one_is_slower(folder, options, eager):
     assert load(folder, **options).eager_training is eager
+
+
+@pytest.mark.parametrize(("own", "chosen", "drops"), [(0.0, None, False), (0.2, None, True), (0.2, 0.0, False)])
+def test_dropout_that_is_handed_to_the_attention_function_is_seen_and_set(tmp_path, own, chosen, drops):
+    tiny_qwen(tmp_path / "qwen", attention_dropout=own)
+    model = load(tmp_path / "qwen", dropout=chosen, dtype="float32")
+    assert (model.facts.drops, model.eager_training) == (drops, drops)
+    model.model.train()
+    features = model.model.preprocess(["the apple is known for its colour"])
+    first, second = (model.model(dict(features))["sentence_embedding"] for _ in range(2))
+    assert torch.equal(first, second) is not drops

@@ -26,7 +26,6 @@ from embexp.components import build
 from embexp.config import mistakes_in
 from embexp.encoding import Encoder
 from embexp.errors import Pruned, UserError
-from embexp.losses import OWN_KEYS
 from embexp.models import Transformer
 from embexp.negatives import draw_random
 from embexp.parallel import machine
@@ -35,7 +34,7 @@ from embexp.parallel.machine import Launched, agreed, launched
 from embexp.parallel.shares import _own_randomness, rows_by_process, same_weights, shared
 from embexp.shapes import to_rows
 from embexp.tracking import Tracker
-from embexp.training import LOOKS_SAY_WHEN, train
+from embexp.training import Task, train
 from tests.attempts import configured
 from tests.command import REPOSITORY, hear_interrupts
 from tests.conftest import toy_set
@@ -100,34 +99,28 @@ def trained(model, folder, *, loss, shape="pair", data=None, resume_from=None, w
     rows = to_rows(data, shape, negatives=partial(draw_random, per_query=1), seed=0)
     folder.mkdir(exist_ok=True)
     always = {"per_device_train_batch_size": 7, "num_train_epochs": 2, "learning_rate": 1e-3, "logging_steps": 1}
-    choices = {
-        "arguments": {**always, "eval_strategy": "steps", "eval_steps": 2, "save_total_limit": 1, **arguments},
-        "early_stopping": 2,
-        "looks": None,
-        "metric": "probe@1",
-        "seed": 0,
-        "folder": folder,
-        "made_from": "test",
-        "resume_from": resume_from,
-    }
+    task = Task(
+        rows,
+        data,
+        loss=loss,
+        allowed_packages=["tests"],
+        arguments={**always, "eval_strategy": "steps", "eval_steps": 2, "save_total_limit": 1, **arguments},
+        metric="probe@1",
+        seed=0,
+        folder=folder,
+        made_from="test",
+        early_stopping=2,
+        looks_per_epoch=watch and watch.looks,
+        resume_from=resume_from,
+    )
 
     def scored():
         random.random()  # a library may draw while process 0 scores, and the losses draw on
         return {"probe@1": float(Encoder(model).queries(PROBED)[:, 0].sum())}
 
     if model.processes is not None:
-        said = {"loss": loss, "allowed_packages": ["tests"], "cache": False}
-        model.processes.tell("train", rows=rows, data=data, choices=choices, watched=watch and watch.looks, **said)
-    train(
-        model,
-        rows,
-        data,
-        loss=build(loss, allowed=["tests"], without=OWN_KEYS),
-        dev_metrics=scored,
-        tracker=Tracker(folder, None),
-        watch=watch,
-        **choices,
-    )
+        model.processes.tell("train", task=task, cache=False)
+    train(model, task, dev_metrics=scored, tracker=Tracker(folder, None), watch=watch)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     values = [(line["step"], key, line[key]) for line in lines for key in line if key.startswith(("train/", "dev/"))]
     return values, {name: weights.clone() for name, weights in model.model.state_dict().items()}
@@ -302,7 +295,7 @@ def test_a_pruned_run_ends_its_followers(folder, tmp_path):
     def run():
         with joined(2, None) as processes:
             model = loaded(processes, "Transformer", path=str(folder))
-            trained(model, tmp_path / "run", loss=PLAIN, watch=Watching(), **LOOKS_SAY_WHEN)
+            trained(model, tmp_path / "run", loss=PLAIN, watch=Watching())
 
     with pytest.raises(Pruned, match="enough"):
         run()

@@ -31,6 +31,9 @@ def config_for(kind: str, pairs: Path, folder: Path) -> dict:
     if kind == "early stopping":
         more = ["trainer.early_stopping=1", "trainer.learning_rate=1e-12", "trainer.max_steps=40"]
         return configured(*data, "model=static", "model.dimension=16", *more)
+    if kind == "fewer looks than checkpoints":
+        more = ["trainer.evaluation_share=1e-9", "trainer.max_steps=9", "trainer.learning_rate=0.1"]
+        return configured(*data, "model=static", "model.dimension=16", *more)
     tiny = folder / "tiny"
     if not tiny.exists():
         tiny_transformer(tiny)
@@ -43,7 +46,10 @@ def config_for(kind: str, pairs: Path, folder: Path) -> dict:
     return configured(*data, "model=local", f"model.path={tiny}", "model.dropout=0.2", "paraphrase=null", *epochs)
 
 
-KINDS = ["static", "own parameters", "early stopping", "transformer with dropout, three epochs"]
+KINDS = [
+    "static", "own parameters", "early stopping", "fewer looks than checkpoints",
+    "transformer with dropout, three epochs",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +86,16 @@ def test_killed_inside_the_writing_of_a_checkpoint_it_ends_bit_equal(event, refe
     inside = partial(at_file_event, event, where="/checkpoint-4")
     assert attempt(config, tmp_path / "run", before=inside) == -signal.SIGKILL
     assert not (tmp_path / "run" / "result.json").exists()
+    assert attempt(config, tmp_path / "run") == 0
+    assert Ending.of(tmp_path / "run") == whole
+
+
+def test_with_one_look_at_its_end_a_killed_training_goes_on_from_its_last_checkpoint(reference, tmp_path):
+    config, whole, _, _ = reference("fewer looks than checkpoints")
+    inside = partial(at_file_event, 1, where="/checkpoint-6")
+    assert attempt(config, tmp_path / "run", before=inside) == -signal.SIGKILL
+    kept = [path.parent.name for path in (tmp_path / "run").glob("checkpoints/*/complete.json")]
+    assert sorted(kept) == ["checkpoint-2", "checkpoint-4"]
     assert attempt(config, tmp_path / "run") == 0
     assert Ending.of(tmp_path / "run") == whole
 

@@ -9,12 +9,12 @@ import pytest
 from optuna.pruners import MedianPruner
 from optuna.trial import TrialState
 
+from embexp.callbacks import Looks
 from embexp.errors import BusyError, Pruned
 from embexp.sweep import trial as trials
 from embexp.sweep.lease import BEAT, PROCESS, this_process
 from embexp.sweep.reference import Address, TrialReference
 from embexp.sweep.trial import REASON, RESULT, SUPERSEDED, Trial, attached, measured
-from embexp.trainer import Looks
 from tests.studies import FORK, asked, mark, states, study_in
 
 MEDIAN = {"_target_": "optuna.pruners.MedianPruner", "n_startup_trials": 1, "n_warmup_steps": 0}
@@ -301,7 +301,7 @@ class Seen:
 def trained(watch, *, rows, batch, epochs=1.0, start=0):
     """Steps after which a training of so many rows looks at dev, as the trainer calls its callbacks."""
     per_epoch = math.ceil(rows / batch)
-    callback, last = Looks(watch), math.ceil(epochs * per_epoch)
+    callback, last = Looks(watch.looks, watch), math.ceil(epochs * per_epoch)
     state = SimpleNamespace(epoch=start / per_epoch, global_step=start, max_steps=last)
     callback.on_train_begin(None, state, SimpleNamespace())
     looked = []

@@ -10,7 +10,15 @@ import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3Model,
+)
 
 from tests.conftest import TOPICS
 
@@ -24,11 +32,25 @@ def tiny_transformer(folder: Path, *, prompts: dict[str, str] | None = None) -> 
     """Save a SentenceTransformer in `folder` and return it: a random 2-layer BERT of 32 dimensions for 64 tokens."""
     with tempfile.TemporaryDirectory() as parts, torch.random.fork_rng():
         torch.manual_seed(0)
-        words = _tokenizer(parts)
-        BertModel(BertConfig(vocab_size=words, max_position_embeddings=64, **SIZES)).save_pretrained(parts)
-        modules = [Transformer(parts, max_seq_length=64), Pooling(32), Normalize()]
-    SentenceTransformer(modules=modules, prompts=prompts, device="cpu").save_pretrained(str(folder))
+        config = BertConfig(vocab_size=_tokenizer(parts), max_position_embeddings=64, **SIZES)
+        _save(BertModel(config), parts, folder, prompts=prompts)
     return folder
+
+
+def tiny_qwen(folder: Path, *, attention_dropout: float) -> Path:
+    """The same of a Qwen3, whose only dropout is a number that it hands to the attention function."""
+    with tempfile.TemporaryDirectory() as parts, torch.random.fork_rng():
+        torch.manual_seed(0)
+        heads = {"num_key_value_heads": 2, "head_dim": 16, "attention_dropout": attention_dropout}
+        config = Qwen3Config(vocab_size=_tokenizer(parts), max_position_embeddings=64, **SIZES, **heads)
+        _save(Qwen3Model(config), parts, folder)
+    return folder
+
+
+def _save(encoder: PreTrainedModel, parts: str, folder: Path, *, prompts: dict[str, str] | None = None) -> None:
+    encoder.save_pretrained(parts)
+    modules = [Transformer(parts, max_seq_length=64), Pooling(32), Normalize()]
+    SentenceTransformer(modules=modules, prompts=prompts, device="cpu").save_pretrained(str(folder))
 
 
 def tiny_cross_encoder(folder: Path, *, outputs: int = 1) -> Path:

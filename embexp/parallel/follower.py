@@ -12,7 +12,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +24,12 @@ from embexp.cache import folder_of, kept_in
 from embexp.components import build
 from embexp.embedding import encode_share
 from embexp.errors import UserError
-from embexp.losses import OWN_KEYS
 from embexp.models import EmbeddingModel
 from embexp.parallel import meeting
 from embexp.parallel.machine import Launched, Slot, end_with, keep_to, threads_of, usable_gpus
 from embexp.parallel.processes import LostError, Processes
 from embexp.parallel.shares import same_weights, set_generators
-from embexp.retrieval_set import RetrievalSet
-from embexp.shapes import Rows
-from embexp.training import train
-
-
-@dataclass
-class Led:
-    """Stands in for what watches the run in process 0: this process looks at dev when that does."""
-
-    looks: int
-    scores_test: bool = False
-
-    def report(self, metrics: Mapping[str, float], look: int) -> None:
-        """Process 0 reports."""
+from embexp.training import Task, train
 
 
 def main() -> None:
@@ -106,18 +92,7 @@ def _loaded(
     return replace(model, processes=processes)
 
 
-def _train(
-    model: EmbeddingModel,
-    processes: Processes,
-    *,
-    rows: Rows,
-    data: RetrievalSet,
-    loss: Mapping[str, Any],
-    allowed_packages: Sequence[str],
-    cache: bool | str,
-    watched: int | None,
-    choices: Mapping[str, Any],
-) -> None:
+def _train(model: EmbeddingModel, processes: Processes, *, task: Task, cache: bool | str) -> None:
     """Train the model as process 0 does at the same time, with the scores that it finds."""
 
     def scored() -> Mapping[str, float]:
@@ -129,16 +104,7 @@ def _train(
         return given["metrics"]
 
     with kept_in(folder_of(cache)):  # texts that process 0 has counted the tokens of
-        train(
-            model,
-            rows,
-            data,
-            loss=build(loss, allowed=allowed_packages, without=OWN_KEYS),
-            dev_metrics=scored,
-            tracker=None,
-            watch=None if watched is None else Led(watched),
-            **choices,
-        )
+        train(model, task, dev_metrics=scored, tracker=None)
 
 
 def take_up(launched: Launched) -> None:
