@@ -13,7 +13,7 @@ ORDER = [
     "targets", "value_types", "retrieval_set", "copies", "splits", "hub", "datasets", "datasets.docstrings",
     "datasets.pubmedqa", "datasets.pairs", "datasets.beir", "datasets.mined", "datasets.as_published",
     "model_folder", "stamp", "model_facts", "models", "parts", "embedding", "encoding", "tokens", "paraphrases",
-    "ranking", "search", "teachers", "negatives", "shapes", "metrics", "significance", "evaluators", "looks",
+    "ranking", "rough", "search", "teachers", "negatives", "shapes", "metrics", "significance", "evaluators", "looks",
     "conflicts", "batches", "losses", "tracking", "checkpoints", "fast_steps", "shares", "trainer", "training",
     "changes", "result", "tables", "details", "report", "usage", "card", "runs", "page.figures", "page.document",
     "page.queries", "page.content", "page", "page.writing", "components", "preparing", "tuning", "experiment",
