@@ -11,6 +11,7 @@ import bm25s
 import numpy as np
 import torch
 
+from embexp import rough
 from embexp.cache import arrays_kept, digest
 from embexp.embedding import Embeddings
 from embexp.encoding import Encoder
@@ -75,13 +76,18 @@ def nearest(
 ) -> Ranking:
     """The `top` passages of each query by the product of their embeddings, a row for each in the set's order.
 
-    Passages are read once, in blocks, so that they may be a memory map that is larger than memory. All products have
-    one shape: where a library sums in another order for another shape, equal passages would not score alike.
+    Passages are read once, in blocks, so that they may be a memory map that is larger than memory. `rough` finds the
+    same sooner, where it pays. Else all products have one shape: where a library sums in another order for another
+    shape, equal passages would not score alike.
     """
     first = First(retrieval_set, top=top, device=device, without=without)
     parts = math.ceil(len(passages) / PASSAGES_AT_ONCE)
     width = min(len(passages), math.ceil(len(passages) / parts / GROUP) * GROUP)
     left = torch.from_numpy(queries).to(device)
+    if rough.pays(len(passages), top=top, device=device):
+        for start in range(0, len(passages), width):
+            rough.add(first, left, torch.from_numpy(passages[start : start + width]), place=start)
+        return first.ranking()
     height = max(1, min(len(left), CELLS_AT_ONCE // width))
     room = torch.full((height, math.ceil(width / GROUP) * GROUP), NEVER, device=device)
     for start in range(0, len(passages), width):
@@ -115,7 +121,7 @@ def cosine_scores(retrieval_set: RetrievalSet, encoder: Encoder) -> Iterator[np.
 
 
 def keyword_scores(retrieval_set: RetrievalSet) -> Iterator[np.ndarray]:
-    """Blocks of (some queries, passages) BM25 scores, float32, in the queries' order; made by torch's number of threads."""
+    """Blocks of (some queries, passages) BM25 scores, float32, in the queries' order, made by torch's threads."""
     index = bm25s.BM25()
     index.index(_tokens(list(retrieval_set.corpus.values())), show_progress=False)
     queries = [

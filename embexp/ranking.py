@@ -1,4 +1,4 @@
-"""The first passages of each query, kept while their scores come by in blocks. Called by `search`; knows no model.
+"""The first passages of each query, kept while scores come by. Called by `arms` and `rough`; knows no model.
 
 The order is total: by score, among equal scores passages that are not relevant come first, then by id. A tie never
 flatters, and how the scores were cut into blocks changes nothing.
@@ -135,7 +135,7 @@ class First:
         """device: where the scores are. without: query id -> passages that are not ranked for it."""
         self._ids, self._queries = list(retrieval_set.corpus), list(retrieval_set.queries)
         assert len(self._ids) < MOST_PASSAGES, "a place has 31 bits"
-        self._top = min(top, len(self._ids))
+        self.top = min(top, len(self._ids))
         by_id = sorted(range(len(self._ids)), key=self._ids.__getitem__)
         self._place_by_id = torch.tensor(by_id, device=device)
         self._id_rank = torch.empty_like(self._place_by_id)
@@ -144,7 +144,7 @@ class First:
         left_out = {query: dict.fromkeys(passages, 1) for query, passages in (without or {}).items()}
         self._left_out = Relevant(left_out, self._queries, self._ids, device=device)
         self._lowest = torch.full((len(self._queries),), torch.inf, device=device)
-        self._best = torch.full((len(self._queries), self._top), NOBODY, device=device)
+        self._best = torch.full((len(self._queries), self.top), NOBODY, device=device)
 
     def add(self, scores: torch.Tensor, *, row: int, place: int) -> None:
         """scores: (some queries, some passages) float32, the first of them at `row` and `place`; none is NaN.
@@ -175,8 +175,12 @@ class First:
         values = scores.view(-1, GROUP)[groups]
         group, member = torch.nonzero(values >= limits[rows, None], as_tuple=True)
         rows, columns = rows[group], groups[group] % heads.shape[1] * GROUP + member
-        numbers = self._numbers(values[group, member], rows + row, columns + place)
-        self._best[row : row + len(scores)] = _side_by_side(best, rows, numbers).topk(self._top, dim=1).values
+        numbers = self.numbers(values[group, member], rows + row, columns + place)
+        self._best[row : row + len(scores)] = _side_by_side(best, rows, numbers).topk(self.top, dim=1).values
+
+    def part(self, rows: range) -> Part:
+        """These queries, for scores of single pairs."""
+        return Part(self, rows, self._relevant, self._left_out, self._best[rows.start : rows.stop], self._lowest)
 
     def ranking(self) -> Ranking:
         """Of what was added."""
@@ -191,15 +195,87 @@ class First:
         limits = torch.where(best[:, -1] > NOBODY, _score(best[:, -1] >> 32), NEVER)
         if bool((limits == NEVER).any()):
             # the top-th of the groups' maxima is reached by as many scores or few more, and is found sooner
-            enough = heads if heads.shape[1] >= 4 * self._top else scores
-            own = enough.topk(min(self._top, enough.shape[1]), dim=1, sorted=True).values[:, -1]
+            enough = heads if heads.shape[1] >= 4 * self.top else scores
+            own = enough.topk(min(self.top, enough.shape[1]), dim=1, sorted=True).values[:, -1]
             limits = torch.maximum(limits, own)
         return limits.clamp(min=torch.finfo(torch.float32).min)
 
-    def _numbers(self, scores: torch.Tensor, rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    def numbers(self, scores: torch.Tensor, rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """Of passages with these scores; pairs are sorted by row, then place."""
         numbers = (_ordered(scores) << 32) + (NOT_RELEVANT + MOST_PASSAGES) - self._id_rank[places]
         numbers[self._relevant.among(rows, places)] -= NOT_RELEVANT
         return numbers
+
+
+class Part:
+    """Some queries of a First, to which the scores of single pairs are added; they count once it is settled.
+
+    | field  | holds                                                                      |
+    |--------|----------------------------------------------------------------------------|
+    | full   | whether every query has `top` passages                                     |
+    | limits | (queries,) float32: the score of the last one; a lower one is of no use    |
+    """
+
+    def __init__(
+        self,
+        first: First,
+        rows: range,
+        relevant: Relevant,
+        left_out: Relevant,
+        best: torch.Tensor,
+        lowest: torch.Tensor,
+    ) -> None:
+        """best, lowest: the First's own, in which is written."""
+        self._first, self._rows, self._relevant, self._left_out = first, rows, relevant, left_out
+        self._best, self._lowest = best, lowest
+        self.top = first.top
+        self._waiting = best.new_full((len(rows), 5 * self.top), NOBODY)  # seldom too narrow
+        self._filled = best.new_full((len(rows),), 0)
+        self._limit()
+
+    def relevant(self, places: range) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows, counted from the part's first, and places of the relevant pairs there."""
+        rows, found = self._relevant.inside(self._rows, places)
+        return rows - self._rows.start, found
+
+    def left_out(self, places: range) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows, from the part's first, and columns, from the first place, of pairs there that are not ranked."""
+        rows, found = self._left_out.inside(self._rows, places)
+        return rows - self._rows.start, found - places.start
+
+    def relevant_score(self, rows: torch.Tensor, scores: torch.Tensor) -> None:
+        """What relevant pairs score, be they among the first or not."""
+        self._lowest.scatter_reduce_(0, rows + self._rows.start, scores, "amin")
+
+    def add(self, scores: torch.Tensor, rows: torch.Tensor, places: torch.Tensor) -> None:
+        """Pairs not added before, sorted by row, counted from the part's first, then place."""
+        good = scores >= self.limits.index_select(0, rows)
+        good[self._left_out.among(rows + self._rows.start, places)] = False
+        kept = torch.nonzero(good).flatten()
+        if not len(kept):
+            return
+        scores, rows, places = (values.index_select(0, kept) for values in (scores, rows, places))
+        count = torch.bincount(rows, minlength=len(self._rows))
+        if int((self._filled + count).max()) > self._waiting.shape[1]:
+            self.settle()
+        if (missing := int(count.max()) - self._waiting.shape[1]) > 0:
+            self._waiting = torch.nn.functional.pad(self._waiting, (0, missing), value=NOBODY)
+        column = torch.arange(len(rows), device=rows.device) + (self._filled - (count.cumsum(0) - count))[rows]
+        self._waiting[rows, column] = self._first.numbers(scores, rows + self._rows.start, places)
+        self._filled += count
+
+    def settle(self) -> None:
+        """Rank what was added, and raise the limits."""
+        used = self._waiting[:, : int(self._filled.max())]
+        self._best.copy_(torch.cat([self._best, used], dim=1).topk(self.top, dim=1).values)
+        used.fill_(NOBODY)
+        self._filled.zero_()
+        self._limit()
+
+    def _limit(self) -> None:
+        last = self._best[:, -1]
+        self.full = bool((last > NOBODY).all())
+        self.limits = torch.where(last > NOBODY, _score(last >> 32), NEVER)
 
 
 def _side_by_side(best: torch.Tensor, rows: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ ORDER = [
     "libraries", "sweep", "durable", "cache", "targets", "value_types", "retrieval_set", "copies", "splits",
     "leaks", "hub", "datasets", "datasets.docstrings", "datasets.pubmedqa", "datasets.pairs", "datasets.beir",
     "datasets.mined", "datasets.as_published", "model_folder", "stamp", "model_facts", "models", "parts",
-    "embedding", "encoding", "tokens", "paraphrases", "ranking", "arms", "teachers", "negatives", "shapes",
+    "embedding", "encoding", "tokens", "paraphrases", "ranking", "rough", "arms", "teachers", "negatives", "shapes",
     "metrics", "significance", "evaluators", "looks", "conflicts", "batches", "components", "losses", "tracking",
     "checkpoints", "fast_steps", "parallel.shares", "trainer", "callbacks", "training", "changes", "result",
     "tables", "details", "report", "usage", "card", "runs", "page.figures", "page.document", "page.queries",
