@@ -1,6 +1,6 @@
 """Makes what a config node names, and nothing else: every `_target_` is held against the allowed packages once more.
 
-`targets` checks by reading source; here the object is at hand. Called by `experiment`.
+`targets` checks by reading source; here the object is at hand. Called by `experiment` and `training`.
 """
 
 from __future__ import annotations
