@@ -2,7 +2,7 @@
 
 import argparse
 import ast
-import importlib
+import importlib.util
 import json
 import os
 import re
@@ -300,7 +300,8 @@ def test_what_a_benchmark_imports_is_there_also_where_it_is_imported_late(script
         if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in ("embexp", "benchmarks"):
             module = importlib.import_module(node.module)
             for name in (alias.name for alias in node.names):
-                if not hasattr(module, name) and importlib.util.find_spec(f"{node.module}.{name}") is None:
+                submodule = hasattr(module, "__path__") and importlib.util.find_spec(f"{node.module}.{name}")
+                if not hasattr(module, name) and not submodule:
                     missing.append(f"{node.module}.{name}")
     assert missing == []
 
