@@ -54,17 +54,24 @@ class Rounded:
     | scale  | what the numbers are multiplied with                                 |
     | length | at least the longest row's norm                                      |
     | error  | at least the longest remainder's norm, with float32's errors         |
+    | whole  | at least the longest row's norm before the middle was taken from it  |
     """
 
     numbers: torch.Tensor
     scale: torch.Tensor
     length: torch.Tensor
     error: torch.Tensor
+    whole: torch.Tensor
 
 
-def rounded(rows: torch.Tensor, *, group: int) -> Rounded:
-    """Rows, (some, dimensions) float32, so many to a group; the last group is filled up with rows of zeros."""
-    dimensions = rows.shape[1]
+def rounded(rows: torch.Tensor, *, group: int, middle: torch.Tensor | None = None) -> Rounded:
+    """Rows, (some, dimensions) float32, so many to a group; the last group is filled up with rows of zeros.
+
+    middle: a row to take from each first. q.p = q.(p - m) + q.m, and what all passages share needs no bits.
+    """
+    dimensions, shared = rows.shape[1], 0.0
+    if middle is not None:
+        rows, shared = rows - middle, float(torch.linalg.vector_norm(middle))
     missing = -len(rows) % group
     groups = (torch.nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows).reshape(-1, group * dimensions)
     scale = torch.maximum(groups.amax(dim=1), -groups.amin(dim=1)).div_(127).clamp_(min=SMALLEST)
@@ -74,9 +81,10 @@ def rounded(rows: torch.Tensor, *, group: int) -> Rounded:
         return torch.linalg.vector_norm(part.view(-1, group, dimensions), dim=2).amax(dim=1) + TINY
 
     length = longest(groups)
+    whole = length + shared
     remainder = longest(torch.addcmul(groups, numbers, scale[:, None], value=-1))
-    error = remainder + (dimensions + 16) * 2.0**-23 * length
-    return Rounded(numbers.to(torch.int8).view(-1, dimensions), scale, length, error)
+    error = remainder + (dimensions + 16) * 2.0**-23 * whole
+    return Rounded(numbers.to(torch.int8).view(-1, dimensions), scale, length, error, whole)
 
 
 def least_products(limits: torch.Tensor, queries: Rounded, groups: Rounded) -> torch.Tensor:
@@ -104,24 +112,30 @@ def add(first: First, queries: torch.Tensor, passages: torch.Tensor, *, place: i
     start = PASSAGES_AT_ONCE * math.ceil(FIRST_PASSAGES * first.top / PASSAGES_AT_ONCE) if place == 0 else 0
     cuts = [0, *range(start or PASSAGES_AT_ONCE, len(passages), PASSAGES_AT_ONCE), len(passages)]
     parts = [passages[begin:end] for begin, end in itertools.pairwise(cuts)]
-    tiles = [(tile, rounded(tile, group=GROUP)) for tile in parts]
+    middle = passages.mean(dim=0)
+    tiles = [(tile, rounded(tile, group=GROUP, middle=middle)) for tile in parts]
     room = torch.empty(QUERIES_AT_ONCE * PASSAGES_AT_ONCE, dtype=torch.int32)
     for row in range(0, len(queries), QUERIES_AT_ONCE):
         some = queries[row : row + QUERIES_AT_ONCE]
         part = first.part(range(row, row + len(some)))
         rows, places = part.relevant(range(place, place + len(passages)))
         part.relevant_score(rows, exact(some, passages, rows, places - place))
-        _add_tiles(part, some, tiles, place, room)
+        _add_tiles(part, some, tiles, some @ middle, place, room)
 
 
 def _add_tiles(
-    part: Part, queries: torch.Tensor, tiles: list[tuple[torch.Tensor, Rounded]], place: int, room: torch.Tensor
+    part: Part,
+    queries: torch.Tensor,
+    tiles: list[tuple[torch.Tensor, Rounded]],
+    moved: torch.Tensor,
+    place: int,
+    room: torch.Tensor,
 ) -> None:
     numbers = rounded(queries, group=1)
     settled = place
     for tile, groups in tiles:
         if part.full:
-            rows, columns = _by_bytes(numbers, groups, part.limits, room)
+            rows, columns = _by_bytes(numbers, groups, part.limits - moved, room)
             if len(groups.numbers) > len(tile):
                 there = columns < len(tile)
                 rows, columns = rows[there], columns[there]
@@ -154,7 +168,7 @@ def _by_floats(
     heads = _heads(products)
     limits = heads.new_full((len(heads),), NEVER)
     if heads.shape[1] >= top:  # the top-th of the groups' maxima is reached by as many scores
-        slack = 4 * (queries.shape[1] + 16) * 2.0**-24 * numbers.length * groups.length.max()
+        slack = 4 * (queries.shape[1] + 16) * 2.0**-24 * numbers.length * groups.whole.max()
         limits = heads.topk(top, dim=1).values[:, -1] - slack
     limits = limits.clamp(min=torch.finfo(torch.float32).min)
     return _reaching(products, heads, limits[:, None].expand_as(heads))

@@ -24,7 +24,7 @@ def vectors(kind, rows, dimensions, rng):
     """Rows of one kind, of length 1."""
     found = rng.normal(size=(rows, dimensions)).astype(np.float32)
     if kind == "clustered":
-        found = found[rng.integers(0, 3, rows)] + 0.01 * found
+        found = found[rng.integers(0, min(3, rows), rows)] + 0.01 * found
     elif kind == "duplicates":
         found = found[rng.integers(0, max(1, rows // 4), rows)]
     elif kind == "equal":
@@ -141,9 +141,9 @@ def test_a_bound_without_the_remainders_loses_passages(monkeypatch):
 def with_error(rounded, times):
     """`rounded` with remainders taken to be so many times as long."""
 
-    def changed(rows, *, group):
-        found = rounded(rows, group=group)
-        return rough.Rounded(found.numbers, found.scale, found.length, found.error * times)
+    def changed(rows, **options):
+        found = rounded(rows, **options)
+        return rough.Rounded(found.numbers, found.scale, found.length, found.error * times, found.whole)
 
     return changed
 
