@@ -12,6 +12,7 @@ import sys
 import pytest
 
 from embexp.page.document import data, strong
+from embexp.page.figures import Point, curve, deltas
 from embexp.page.queries import read, table
 from embexp.page.writing import make, write
 from tests.command import QUICK
@@ -222,3 +223,20 @@ def test_the_command_writes_pages_and_names_what_is_no_run(tmp_path, monkeypatch
     assert said.out == f"{tmp_path / 'runs' / '1' / 'report.html'}\n"
     assert "result.json can't be read" in said.err
     assert "none is not a folder" in said.err
+
+
+def texts_of(svg):
+    return [re.sub("\u2212", "-", text) for text in re.findall(r"<text[^>]*>([^<]*)</text>", svg)]
+
+
+def test_numbers_that_a_person_reads_keep_their_digits_and_places_lose_theirs():
+    svg = curve("loss", "loss", [(0, 0.0049), (1, 0.0012)], best=None, says="from 0.749 at step 0")
+    ticks = [text for text in texts_of(svg) if text.startswith("0.00")]
+    assert len(ticks) > 3
+    assert len(set(ticks)) == len(ticks)
+    assert "from 0.749 at step 0</desc>" in svg
+    changes = deltas("change", "recall", {1: Point(0.0049), 3: Point(0.0012)}, says="+0.005 at 1")
+    assert {float(text) for text in texts_of(changes) if "." in text} >= {0.002, 0.003, 0.004}
+    places = " ".join(re.findall(r' (?:d|x|y|transform|points)="([^"]*)"', svg + changes))
+    assert re.search(r"\d\.\d{2}\b", places)
+    assert not re.search(r"\d\.\d{3}", places)
