@@ -6,6 +6,7 @@ import base64
 import hashlib
 import html
 import json
+import os
 import re
 import sys
 
@@ -15,7 +16,7 @@ from embexp.page.document import data, strong
 from embexp.page.figures import Point, curve, deltas
 from embexp.page.queries import read, table
 from embexp.page.writing import make, write
-from tests.command import QUICK
+from tests.command import QUICK, separate
 from tests.folders import per_query, run_folder
 
 TAKE = "document.documentElement.lang = 'taken'"
@@ -161,10 +162,31 @@ def test_an_error_in_the_page_is_logged_and_no_error_of_the_run(tmp_path, caplog
     def broken(run):
         raise RuntimeError("no such font")
 
-    monkeypatch.setattr("embexp.page.writing.of", broken)
+    monkeypatch.setattr("embexp.page.content.of", broken)
     write(folder)
     assert not (folder / "report.html").exists()
     assert "report.html could not be written: RuntimeError: no such font" in caplog.text
+
+
+def test_a_backend_that_is_none_costs_a_run_its_page_alone(tmp_path, pairs_file):
+    data = ["dataset=pairs", f"dataset.path={pairs_file}", "dataset.columns.group=group"]
+    environment = os.environ | {"MPLBACKEND": "nonsense"}
+    run = tmp_path / "run"
+    ended = separate(*QUICK, "trainer=none", *data, f"hydra.run.dir={run}", folder=tmp_path, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads((run / "result.json").read_text())["status"] == "completed"
+    assert "report.html could not be written: ValueError" in ended.stdout + ended.stderr
+    assert not (run / "report.html").exists()
+
+
+def test_an_attempt_removes_the_former_page_with_the_former_result(embexp, sources):
+    run = embexp(*QUICK, *sources["pairs"], "trainer=none")
+    for name in ("result.json", "report.html"):
+        (run.folder / name).write_text('{"status": "failed"}')
+    (run.folder / "metrics.jsonl").unlink(missing_ok=True)
+    again = embexp(*QUICK, "trainer=none", "dataset=pairs", "dataset.path=gone.jsonl", f"hydra.run.dir={run.folder}")
+    assert again.code == 1, again.output
+    assert '{"status": "failed"}' not in (run.folder / "report.html").read_text()
 
 
 def test_a_broken_table_of_scores_leaves_out_its_part(tmp_path):
