@@ -66,10 +66,10 @@ def export(run: Finished, *, name: str, out: Path, max_loss: float, changed_data
         folder = Path(partial) / "model"
         folder.mkdir()
         log.info("writing it as %s ...", name)
-        settings = _write(run, model, name, folder)
+        settings = _write(run, run.tuned()[0], name, folder)  # its own copy: a writer may change what it is given
         served = _loaded(folder, name, model)
         log.info("measuring the export ...")
-        report["milliseconds_a_query"] = _milliseconds(run.tuned()[0], served, splits.test)  # writing changed the first
+        report["milliseconds_a_query"] = _milliseconds(model, served, splits.test)
         new = Encoder(served, progress=f"{name} model")
         after = _scores(run, new, splits.test)
         # `compared` compares a base with a tuned: here the model and its export

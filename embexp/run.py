@@ -22,6 +22,7 @@ from embexp.components import build
 from embexp.errors import BusyError, FullError, NotNowError, Pruned, UserError, described, is_full
 from embexp.experiment import digests, measure
 from embexp.parallel.joining import joined
+from embexp.page import writing
 from embexp.parallel.machine import Launched, number_of
 from embexp.tracking import Tracker, open_beside
 from embexp.tuning import Run
@@ -58,12 +59,13 @@ def run(
             log.info("this run was complete already, so nothing is done again; this is its result")
             reports.write(before, names, folder)
             card.write(before, names, folder)
-            _write_page(folder)
+            writing.write(folder)
             _tidy(config, folder)
             return before
         if (folder / "metrics.jsonl").exists() and not resume:
             raise UserError(f"{folder} holds another run; set hydra.run.dir to a new folder, or resume={folder}")
-        (folder / "result.json").unlink(missing_ok=True)
+        for former in ("result.json", "report.html"):
+            (folder / former).unlink(missing_ok=True)
         return _attempt(config, names, folder, group, watch, launched)
 
 
@@ -99,17 +101,11 @@ def _attempt(
                 results.write(result, folder)
                 reports.write(result, names, folder)
                 card.write(result, names, folder)
-                _write_page(folder)
+                writing.write(folder)
         finally:
             tracker.finish(_summary(result), exit_code=0 if result["status"] in ("completed", "pruned") else 1)
     _tidy(config, folder)
     return result
-
-
-def _write_page(folder: Path) -> None:
-    from embexp.page import writing  # matplotlib; `workers` has it before its trials start
-
-    writing.write(folder)
 
 
 def _tidy(config: Mapping[str, Any], folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -85,6 +86,41 @@ def test_the_same_config_on_other_base_weights_is_another_setting(tmp_path):
     (folders[1] / "result.json").write_text(json.dumps(result))
     (board,) = boards(read_all(*folders), metric=None)
     assert len(board.groups) == 2
+
+
+def changed(folder, **keys):
+    """The folder, with these keys of its result.json instead."""
+    file = folder / "result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | keys))
+    return folder
+
+
+def test_the_same_config_on_other_training_data_is_another_setting_and_the_data_are_what_differs(tmp_path):
+    folders = [run_folder(tmp_path / name, seed=seed) for seed, name in enumerate("ab")]
+    found = json.loads((folders[1] / "result.json").read_text())["fingerprint"]
+    changed(folders[1], fingerprint=found | {"train": "0123456789abcdef"})
+    (board,) = boards(read_all(*folders), metric=None)
+    assert [len(group.runs) for group in board.groups] == [1, 1]
+    assert board.varied == ["train data"]
+    assert {group.varied["train data"] for group in board.groups} == {"train", "01234567"}
+    assert "train data" in shown.ranking(board).header
+
+
+def test_repeats_of_a_seed_count_once_the_newest_and_are_counted_apart(tmp_path, monkeypatch, capsys):
+    for place, (name, seed, dev) in enumerate((("new", 1, 0.5), ("old", 1, 0.9), ("older", 1, 0.1), ("two", 2, 0.7))):
+        file = run_folder(tmp_path / name, seed=seed, dev=dev) / "result.json"
+        os.utime(file, (1000 - place, 1000 - place))
+    run_folder(tmp_path / "trial", seed=1, dev=0.8, test=None)  # the newest, and without a score on test
+    (board,) = boards(read_all(*(tmp_path / name for name in ("old", "older", "new", "two", "trial"))), metric=None)
+    (group,) = board.groups
+    assert [run.folder.name for run in group.runs] == ["new", "two"]
+    assert {run.folder.name for run in group.repeats} == {"old", "older", "trial"}
+    assert group.dev.mean == pytest.approx(0.6)  # of 0.5 and 0.7
+    assert "3 repeats of a seed left out" in shown.beside(board)
+    monkeypatch.chdir(tmp_path)
+    assert "not ranked" not in called(monkeypatch, capsys, ".")[1]
+    rows = csv.DictReader(io.StringIO(called(monkeypatch, capsys, ".", "--csv")[1]))
+    assert [(row["folder"], row["place"]) for row in rows][:2] == [("new", "1"), ("two", "1")]
 
 
 def test_keys_that_follow_from_the_choice_of_a_loss_are_no_column(tmp_path):

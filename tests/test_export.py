@@ -15,6 +15,7 @@ from sentence_transformers import SentenceTransformer
 
 from embexp import export, exporters, runtimes, stamp
 from embexp.errors import UserError
+from embexp.finished import Finished
 from embexp.stamp import ReembedError
 from tests.command import QUICK, REPOSITORY
 from tests.tiny import tiny_transformer
@@ -154,6 +155,16 @@ def test_a_static_model_is_halved_and_no_graph_is_made_of_it(embexp, sources, ex
     shutil.rmtree("made")
     monkeypatch.setitem(exporters.FORMATS, "onnx", replace(exporters.FORMATS["onnx"], needs=()))
     assert "this format is for transformers" in exported(done.folder, "onnx", code=1)[1]
+
+
+def test_a_writer_that_changes_its_model_leaves_the_one_that_is_measured_as_it_was(ran, exported, monkeypatch):
+    loaded, real = [], Finished.tuned
+    monkeypatch.setattr(Finished, "tuned", lambda run: loaded.append(real(run)) or loaded[-1])
+    exported(ran, "fp16")
+    model, encoder = loaded[0]
+    assert {weights.dtype for weights in model.model.parameters()} == {torch.float32}
+    right = SentenceTransformer(str(ran / "model")).encode_query(TEXTS, normalize_embeddings=True)
+    assert np.abs(encoder.queries(TEXTS) - right).max() < 1e-6  # which the cache keeps under the original's name
 
 
 def test_a_missing_package_and_an_unknown_format_are_named(monkeypatch):

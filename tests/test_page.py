@@ -6,15 +6,17 @@ import base64
 import hashlib
 import html
 import json
+import os
 import re
 import sys
 
 import pytest
 
 from embexp.page.document import data, strong
+from embexp.page.figures import Point, curve, deltas
 from embexp.page.queries import read, table
 from embexp.page.writing import make, write
-from tests.command import QUICK
+from tests.command import QUICK, separate
 from tests.folders import per_query, run_folder
 
 TAKE = "document.documentElement.lang = 'taken'"
@@ -160,10 +162,31 @@ def test_an_error_in_the_page_is_logged_and_no_error_of_the_run(tmp_path, caplog
     def broken(run):
         raise RuntimeError("no such font")
 
-    monkeypatch.setattr("embexp.page.writing.of", broken)
+    monkeypatch.setattr("embexp.page.content.of", broken)
     write(folder)
     assert not (folder / "report.html").exists()
     assert "report.html could not be written: RuntimeError: no such font" in caplog.text
+
+
+def test_a_backend_that_is_none_costs_a_run_its_page_alone(tmp_path, pairs_file):
+    data = ["dataset=pairs", f"dataset.path={pairs_file}", "dataset.columns.group=group"]
+    environment = os.environ | {"MPLBACKEND": "nonsense"}
+    run = tmp_path / "run"
+    ended = separate(*QUICK, "trainer=none", *data, f"hydra.run.dir={run}", folder=tmp_path, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads((run / "result.json").read_text())["status"] == "completed"
+    assert "report.html could not be written: ValueError" in ended.stdout + ended.stderr
+    assert not (run / "report.html").exists()
+
+
+def test_an_attempt_removes_the_former_page_with_the_former_result(embexp, sources):
+    run = embexp(*QUICK, *sources["pairs"], "trainer=none")
+    for name in ("result.json", "report.html"):
+        (run.folder / name).write_text('{"status": "failed"}')
+    (run.folder / "metrics.jsonl").unlink(missing_ok=True)
+    again = embexp(*QUICK, "trainer=none", "dataset=pairs", "dataset.path=gone.jsonl", f"hydra.run.dir={run.folder}")
+    assert again.code == 1, again.output
+    assert '{"status": "failed"}' not in (run.folder / "report.html").read_text()
 
 
 def test_a_broken_table_of_scores_leaves_out_its_part(tmp_path):
@@ -222,3 +245,20 @@ def test_the_command_writes_pages_and_names_what_is_no_run(tmp_path, monkeypatch
     assert said.out == f"{tmp_path / 'runs' / '1' / 'report.html'}\n"
     assert "result.json can't be read" in said.err
     assert "none is not a folder" in said.err
+
+
+def texts_of(svg):
+    return [re.sub("\u2212", "-", text) for text in re.findall(r"<text[^>]*>([^<]*)</text>", svg)]
+
+
+def test_numbers_that_a_person_reads_keep_their_digits_and_places_lose_theirs():
+    svg = curve("loss", "loss", [(0, 0.0049), (1, 0.0012)], best=None, says="from 0.749 at step 0")
+    ticks = [text for text in texts_of(svg) if text.startswith("0.00")]
+    assert len(ticks) > 3
+    assert len(set(ticks)) == len(ticks)
+    assert "from 0.749 at step 0</desc>" in svg
+    changes = deltas("change", "recall", {1: Point(0.0049), 3: Point(0.0012)}, says="+0.005 at 1")
+    assert {float(text) for text in texts_of(changes) if "." in text} >= {0.002, 0.003, 0.004}
+    places = " ".join(re.findall(r' (?:d|x|y|transform|points)="([^"]*)"', svg + changes))
+    assert re.search(r"\d\.\d{2}\b", places)
+    assert not re.search(r"\d\.\d{3}", places)

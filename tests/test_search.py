@@ -12,7 +12,7 @@ import sys
 import pandas as pd
 import pytest
 
-from embexp import encoding, search
+from embexp import embedding, search
 from tests.command import QUICK, REPOSITORY
 
 
@@ -169,8 +169,8 @@ def test_a_run_without_training_has_only_its_base(embexp, sources, asked):
 def test_a_second_call_embeds_the_corpus_from_the_cache(ran, question, asked, monkeypatch):
     asked(ran, question)
     texts = []
-    real = encoding._encode
-    monkeypatch.setattr(encoding, "_encode", lambda model, new, *rest: texts.extend(new) or real(model, new, *rest))
+    real = embedding._encode
+    monkeypatch.setattr(embedding, "_encode", lambda model, new, *rest: texts.extend(new) or real(model, new, *rest))
     asked(ran, question)
     assert texts == [question] * 2  # base and tuned
 

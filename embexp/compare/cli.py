@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 def _compare(arguments: argparse.Namespace) -> None:
     collected = collect(arguments.words)
     found = boards(collected.runs, metric=arguments.metric)
-    ranked = {id(run) for board in found for group in board.groups for run in group.runs}
+    ranked = {id(run) for board in found for group in board.groups for run in (*group.runs, *group.repeats)}
     others = [run for run in collected.runs if id(run) not in ranked]
     if arguments.metric and not found:
         made = sorted({name for run in collected.runs for name in (_scores(run))})

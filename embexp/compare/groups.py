@@ -26,6 +26,7 @@ APART = {
     "sweep",
     "allowed_packages",
 }
+TRAIN, SHORT = "train data", 8  # the column for other training data, and the characters of its digest that it shows
 BY_NAME = {"loss", "model", "dataset"}  # their keys follow from the choice, unless they differ within it
 
 
@@ -47,12 +48,13 @@ class Spread:
 
 @dataclass(frozen=True)
 class Group:
-    """Completed runs that differ by seed alone. varied: the keys, by their full names, in which groups of the board
-    differ. delta: tuned minus base on test. verdicts: how many of those scored on test came to
-    each."""
+    """Completed runs that differ by seed alone, one for each seed. repeats: older runs of the same seeds, which count
+    for nothing. varied: the keys, by their full names, in which groups of the board differ. delta: tuned minus base on
+    test. verdicts: how many of those scored on test came to each."""
 
     number: int
     runs: tuple[Run, ...]
+    repeats: tuple[Run, ...]
     varied: Mapping[str, Any]
     dev: Spread | None
     test: Spread | None
@@ -126,7 +128,7 @@ def _board(metric: str, found: Sequence[Run]) -> Board:
     for run in found:
         same[_identity(run)].append(run)
     varied = _varied([those[0] for those in same.values()])
-    flat = {name: dict(leaves(those[0].config)) for name, those in same.items()}
+    flat = {name: _flat(those[0]) for name, those in same.items()}
     groups = [_group(those, {key: flat[name].get(key) for key in varied}, metric) for name, those in same.items()]
 
     def order(group: Group) -> tuple[float, str]:
@@ -146,12 +148,14 @@ def _board(metric: str, found: Sequence[Run]) -> Board:
     )
 
 
-def _group(found: Sequence[Run], varied: Mapping[str, Any], metric: str) -> Group:
+def _group(those: Sequence[Run], varied: Mapping[str, Any], metric: str) -> Group:
+    found = _newest(those)
     deltas = [((run.result or {})["delta"] or {}).get(metric) for run in found]
     verdicts = Counter(_verdict(delta) for delta in deltas if delta)
     return Group(
         number=0,
-        runs=tuple(sorted(found, key=lambda run: (run.config["seed"], str(run.folder)))),
+        runs=tuple(found),
+        repeats=tuple(run for run in those if all(run is not kept for kept in found)),
         varied=varied,
         dev=Spread.of([run.score("dev", metric) for run in found]),
         test=Spread.of([run.score("test", metric) for run in found]),
@@ -161,6 +165,19 @@ def _group(found: Sequence[Run], varied: Mapping[str, Any], metric: str) -> Grou
     )
 
 
+def _newest(found: Sequence[Run]) -> list[Run]:
+    """One run for each seed, by seed: a repeat is no other draw, so it tells nothing of the spread over seeds.
+
+    A run that was scored on test goes before a trial of a sweep, which was not; then the one that ended last.
+    """
+
+    def order(run: Run) -> tuple[int, bool, int, str]:
+        scored = bool((run.result or {})["base"]["test"])
+        return run.config["seed"], scored, (run.folder / "result.json").stat().st_mtime_ns, str(run.folder)
+
+    return list({run.config["seed"]: run for run in sorted(found, key=order)}.values())
+
+
 def _verdict(delta: Mapping[str, Any]) -> str:
     from embexp.significance import Delta  # numpy and scipy: not for a thousand trials, which have none
 
@@ -168,23 +185,28 @@ def _verdict(delta: Mapping[str, Any]) -> str:
 
 
 def _identity(run: Run) -> str:
-    """The same for runs that differ by their seed alone: config, base weights, and the models that helped."""
+    """The same for runs that differ by their seed alone: config, what was trained on, base weights, helping models."""
     fingerprint = (run.result or {})["fingerprint"]
     config = {key: value for key, value in run.config.items() if key not in APART}
-    models = [fingerprint.get("model", {}).get("content"), fingerprint.get("helpers")]
-    return json.dumps([dict(run.names), config, models], sort_keys=True, default=str)
+    content = [fingerprint["train"], fingerprint.get("model", {}).get("content"), fingerprint.get("helpers")]
+    return json.dumps([dict(run.names), config, content], sort_keys=True, default=str)
+
+
+def _flat(run: Run) -> dict[str, Any]:
+    """Dotted key -> value of a run's config, and what its training data were."""
+    return {**dict(leaves(run.config)), TRAIN: (run.result or {})["fingerprint"]["train"][:SHORT]}
 
 
 def _varied(found: Sequence[Run]) -> list[str]:
     """The config's keys in which the runs differ, but for those that follow from the names of loss, model, data set."""
     values: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for run in found:
-        for key, value in leaves(run.config):
+        for key, value in _flat(run).items():
             top = key.partition(".")[0]
             if top not in APART:
                 values[key][run.names[top] if top in BY_NAME else ""].add(json.dumps(value, default=str))
     absent = {key for key in values if key.partition(".")[0] not in BY_NAME}
-    counts = Counter(key for run in found for key, _ in leaves(run.config) if key in absent)
+    counts = Counter(key for run in found for key in _flat(run) if key in absent)
     return [
         key
         for key, by_choice in values.items()

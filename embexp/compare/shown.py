@@ -64,7 +64,9 @@ def beside(board: Board) -> str:
     counts = counted(board.queries["dev"], "query", "queries"), counted(board.queries["test"], "query", "queries")
     scores = ", ".join(f"{name} {score:.3f}" for name, score in board.beside.items())
     seeds = " ± is the standard deviation over seeds." if any(len(group.runs) > 1 for group in board.groups) else ""
-    return f"Ranked by {board.metric} on dev ({counts[0]}); test has {counts[1]}. On dev: {scores}.{seeds}"
+    left = sum(len(group.repeats) for group in board.groups)
+    repeats = f" {counted(left, 'repeat')} of a seed left out: the newest run of each counts." if left else ""
+    return f"Ranked by {board.metric} on dev ({counts[0]}); test has {counts[1]}. On dev: {scores}.{seeds}{repeats}"
 
 
 def by_choice(board: Board) -> list[Table]:
@@ -166,6 +168,7 @@ def as_rows(found: Sequence[Board], others: Sequence[Run]) -> list[dict[str, Any
         for group in board.groups:
             rows += [_record(run, board.metric) | {"place": group.number, "data": board.title} | dict(group.varied)
                      for run in group.runs]  # fmt: skip
+            rows += [_record(run, board.metric) | {"place": None, "data": board.title} for run in group.repeats]
     return rows + [_record(run, run.config["metric"]) | {"place": None, "data": None} for run in others]
 
 

@@ -36,6 +36,7 @@ KEPT = {  # of matplotlib's styles, what is an attribute of SVG too; fonts are t
     "fill", "fill-opacity", "stroke", "stroke-width", "stroke-dasharray", "stroke-dashoffset", "stroke-opacity",
     "stroke-linecap", "stroke-linejoin", "opacity", "text-anchor",
 }  # fmt: skip
+PLACES = {"d", "x", "y", "transform", "points"}  # of which a hundredth of a pixel is enough
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,7 @@ def _inline(figure: Figure, name: str, title: str, says: str) -> Markup:
         element = ElementTree.Element(f"{{{SVG}}}{tag}", {"id": f"{name}-{tag}"})
         element.text = text
         root.insert(place, element)
-    text = ElementTree.tostring(root, encoding="unicode")
-    text = re.sub(r">\s+<", "><", re.sub(r"(\d+\.\d{2})\d+", r"\1", text))  # a hundredth of a pixel is enough
-    return Markup(text)
+    return Markup(re.sub(r">\s+<", "><", ElementTree.tostring(root, encoding="unicode")))
 
 
 def _as_attributes(element: ElementTree.Element, colours: Mapping[str, str], name: str, linked: set[str]) -> None:
@@ -156,5 +155,7 @@ def _as_attributes(element: ElementTree.Element, colours: Mapping[str, str], nam
             element.set(key, colours.get(value, value))
         elif key in (f"{{{LINK}}}href", "clip-path"):
             element.set(key, value.replace("#", f"#{name}-"))
+        elif key in PLACES:
+            element.set(key, re.sub(r"(\d+\.\d{2})\d+", r"\1", value))
     if element.tag == f"{{{SVG}}}text" and "fill" not in element.attrib:
         element.set("fill", "var(--ink)")

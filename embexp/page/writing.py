@@ -6,8 +6,6 @@ import logging
 from pathlib import Path
 
 from embexp import runs
-from embexp.page.content import of
-from embexp.page.document import write as write_document
 
 log = logging.getLogger(__name__)
 
@@ -24,4 +22,6 @@ def write(folder: Path) -> None:
 
 def make(folder: Path) -> Path:
     """Write a run's report.html and return its path. Raises UserError where the folder holds no run."""
-    return write_document(folder / NAME, "report", of(runs.read(folder)))
+    from embexp.page import content, document  # matplotlib, whose import fails too; `workers` has it before its trials
+
+    return document.write(folder / NAME, "report", content.of(runs.read(folder)))
