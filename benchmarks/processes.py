@@ -1,6 +1,6 @@
 """One process with all cores against several with a share each: the same run, in turn, rows per second and losses.
 
-    python benchmarks/processes.py                          # MiniLM on the standard library's docstrings
+    python benchmarks/processes.py                          # MiniLM on five packages' docstrings, minutes
     python benchmarks/processes.py --data FOLDER            # PubMedQA's labelled questions
     python benchmarks/processes.py --quick --model FOLDER   # seconds, with a small model
 
@@ -27,7 +27,8 @@ WARM = 2  # steps before the clock runs
 
 def one(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train with one number of processes."""
-    data = ["dataset=docstrings", *(["dataset.packages=[json,logging,email]"] if arguments.quick else [])]
+    packages = "json,logging,email" if arguments.quick else "asyncio,email,http,unittest,logging"
+    data = ["dataset=docstrings", f"dataset.packages=[{packages}]"]
     if arguments.data:
         data = ["dataset=pubmedqa", f"dataset.path={arguments.data}", "dataset.name=pqa_labeled"]
     model = ["model=local", f"model.path={arguments.model}"] if arguments.model else ["model=minilm"]
@@ -83,11 +84,11 @@ def main() -> None:
     parser.add_argument("--data", help="a folder with pqa_labeled/*.parquet")
     parser.add_argument("--model", help="a folder that holds a model, instead of MiniLM")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--steps", type=int, help="optimiser steps of a run (14; quick: 4)")
-    parser.add_argument("--rounds", type=int, help="3; quick: 1")
+    parser.add_argument("--steps", type=int, help="optimiser steps of a run (6; quick: 4)")
+    parser.add_argument("--rounds", type=int, help="2; quick: 1")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    arguments.steps = arguments.steps or (4 if arguments.quick else 14)
+    arguments.steps = arguments.steps or (4 if arguments.quick else 6)
     if arguments.one:
         found = one(arguments)
         print(json.dumps(found))
@@ -100,7 +101,7 @@ def main() -> None:
         )
         for count in arguments.processes
     }
-    print(shown(in_turn(arms, rounds=arguments.rounds or (1 if arguments.quick else 3))))
+    print(shown(in_turn(arms, rounds=arguments.rounds or (1 if arguments.quick else 2))))
 
 
 if __name__ == "__main__":
