@@ -32,6 +32,7 @@ NEVER = 10**9  # steps
 TRAINING = 3  # times what embedding a token costs: forward once, backward twice as much
 DISTRACTORS = (10, 5, 2, 1)  # hard ones per query, tried in turn
 QUERIES = 100  # a score of fewer says little
+PASSAGES = 100  # among fewer nearly all are in the first ten, and every model scores alike
 KEPT = "checkpoints/looks.json"  # in a run's folder
 Sets = Sequence[tuple[Evaluator, RetrievalSet]]
 
@@ -127,9 +128,10 @@ def planned(
 ) -> Plan:
     """The richest looks that cost at most `share` of the training; all that the config says where either is None.
 
-    First come fewer hard distractors per query, then fewer looks, then a sample of dev's queries, never below QUERIES;
-    where even that is too much, one look at the end is left. That one is not counted: the tuned model's evaluation
-    needs its embeddings too. base: its evaluation on all of dev, which says what is hard.
+    First come fewer hard distractors per query (but PASSAGES in all where the config has as many), then fewer looks,
+    then a sample of dev's queries, never below QUERIES; where even that is too much, one look at the end is left. That
+    one is not counted: the tuned model's evaluation needs its embeddings too. base: its evaluation on all of dev, which
+    says what is hard.
     """
     choices = [one.during_training(base, dev) for one in evaluators]
     if share is None or asked is None:
@@ -139,7 +141,10 @@ def planned(
 
     def sets(queries: int, distractors: int) -> Sets:
         part = dev if queries == len(order) else dev.with_queries(sorted(order[:queries]))
-        chosen = (choice(part, at_most=distractors) for choice in choices)
+        for more in (few for few in reversed(DISTRACTORS) if few >= distractors):
+            chosen = [choice(part, at_most=more) for choice in choices]
+            if all(len(data.corpus) >= PASSAGES for data in chosen):
+                break
         return list(zip(evaluators, chosen, strict=True))
 
     budget, queries = share * TRAINING * asked.tokens, len(order)

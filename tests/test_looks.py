@@ -38,6 +38,7 @@ def words(monkeypatch):
     def counted(model, texts, prompt):
         return np.array([len(text.split()) for text in texts], dtype=np.int64)
 
+    monkeypatch.setattr("embexp.looks.PASSAGES", 0)  # the sizes here are small
     monkeypatch.setattr("embexp.looks.lengths", counted)
 
 
@@ -112,6 +113,12 @@ def test_a_study_keeps_its_number_of_looks_and_pays_each(caplog):
     assert "expected to cost 13.3 % of it" in caplog.text  # 4 x 800 of 3 x 8000
 
 
+def test_a_look_keeps_enough_passages_for_a_score_to_differ(monkeypatch):
+    monkeypatch.setattr("embexp.looks.PASSAGES", 25)
+    found = plan(DEV, tokens=10, looks=4)  # of 20 queries: one hard passage each would be cheaper
+    assert size(found) == (20, 25)  # five each, the same for all
+
+
 def test_without_a_bound_all_is_looked_at_as_configured():
     found = plan(DEV, tokens=10, looks=4, share=None)
     assert (size(found), found.most) == ((20, 30), None)
@@ -156,7 +163,7 @@ def test_looks_are_spread_over_the_training_and_no_more_than_planned():
 
 def kept_plan(folder, *, ranked, dev=DEV):
     """The plan of a run whose base ranks the other passages in this order: two looks, one to pay of 1,200 tokens."""
-    base = Evaluation({}, {query: [(passage, 1.0) for passage in ranked] for query in dev.queries})
+    base = Evaluation({}, ranking_of(dict.fromkeys(dev.queries, ranked), list(dev.corpus)))
     trainer = {**ARGUMENTS, "num_train_epochs": 50, "eval_steps": 0.5, "evaluation_share": 0.05}
     return plan_of(
         trainer,
