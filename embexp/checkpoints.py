@@ -79,7 +79,9 @@ def last_usable(folder: Path, *, made_from: str) -> Checkpoint | None:
     if content is not None and content["made_from"] != made_from:
         raise UserError(
             f"the data, the base model or one that helps to train it (guide, teacher, rescorer) has changed since "
-            f"{usable} was made, so this run can't be continued; start a new one, or bring back what was there"
+            f"{usable} was made, or hard negatives that score nearly alike were drawn otherwise (with another "
+            "trainer.processes, or without the cache), so this run can't be continued; start a new one, or bring back "
+            "what was there"
         )
     for checkpoint in _checkpoints(folder):
         if usable is None or checkpoint not in (usable, path_of(folder, _best_step(usable) or 0)):

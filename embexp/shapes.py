@@ -15,7 +15,8 @@ from embexp.negatives import Drawn
 from embexp.retrieval_set import RetrievalSet
 from embexp.teachers import Judge
 
-LABEL_COLUMNS = ("label", "score", "scores")
+TAUGHT = "scores"  # the column of a teacher's scores
+LABEL_COLUMNS = ("label", "score", TAUGHT)
 WITH_NEGATIVES = ("triplet", "n_tuple", "list")  # shapes that can't be made without
 
 
@@ -105,7 +106,7 @@ def _taught(rows: Rows, teacher: Judge | None) -> Rows:
     flat = [text for row in zip(*(rows.columns[name] for name in passages), strict=True) for text in row]
     asked = [text for text in rows.columns[query] for _ in passages]
     scores = teacher(asked, flat).reshape(len(rows), len(passages))
-    return replace(rows, columns={**rows.columns, "scores": scores.tolist()})
+    return replace(rows, columns={**rows.columns, TAUGHT: scores.tolist()})
 
 
 DrawNegatives = Callable[[], Mapping[str, Sequence[str]]]

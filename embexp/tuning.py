@@ -22,7 +22,7 @@ from embexp.encoding import Encoder
 from embexp.looks import Plan
 from embexp.models import EmbeddingModel
 from embexp.retrieval_set import RetrievalSet
-from embexp.shapes import Rows
+from embexp.shapes import TAUGHT, Rows
 from embexp.starting import uncollected
 from embexp.tracking import Tracker
 
@@ -66,8 +66,7 @@ def tune(
     from embexp.training import train
 
     config, result, folder, watch = run.config, run.result, run.folder, run.watch
-    # the rows too: negatives and teachers' scores come from models that may have changed
-    made_from = digest([result["fingerprint"], model.bfloat16, rows.columns, rows.query_ids, rows.passage_ids])
+    made_from = _made_from(result["fingerprint"], model, rows)
     checkpoint = last_usable(folder, made_from=made_from)
     run.tracker.cut_back(to_step=checkpoint.step if checkpoint else None)
     if checkpoint is None:
@@ -90,6 +89,16 @@ def tune(
         save(model, folder / "model", run=folder.name)
     # the weights are those of the last look where the last step is the best: what it embedded stands
     return encoders[0] if encoders and done.best_step == done.steps else Encoder(model, progress="tuned model")
+
+
+def _made_from(fingerprint: Mapping[str, Any], model: EmbeddingModel, rows: Rows) -> str:
+    """The digest of what training starts from: data and models by content, and the rows with the negatives drawn.
+
+    Not of a teacher's scores: the teacher and the texts are in it, and the scores' last bits depend on the number of
+    processes and on what was cached.
+    """
+    columns = {name: values for name, values in rows.columns.items() if name != TAUGHT}
+    return digest([fingerprint, model.bfloat16, columns, rows.query_ids, rows.passage_ids])
 
 
 def _task(

@@ -11,10 +11,13 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from embexp import negatives
 from embexp.resume import arguments_of, group_of
+from embexp.teachers import Cosines
 from tests.attempts import QUICK, Ending, at_file_event, attempt, configured, counting_file_events
 from tests.command import REPOSITORY, hear_interrupts, separate
 from tests.tiny import tiny_transformer
@@ -98,6 +101,30 @@ def test_with_one_look_at_its_end_a_killed_training_goes_on_from_its_last_checkp
     assert sorted(kept) == ["checkpoint-2", "checkpoint-4"]
     assert attempt(config, tmp_path / "run") == 0
     assert Ending.of(tmp_path / "run") == whole
+
+
+def rounding_otherwise(folder):
+    """A teacher's scores as with another number of processes: other in the last bits."""
+    given = Cosines.__call__
+    Cosines.__call__ = lambda self, *texts: given(self, *texts) + np.float32(1e-7)
+
+
+def drawing_otherwise(folder):
+    """Other negatives, as where two of them score nearly alike."""
+    filled = negatives._filled
+    negatives._filled = lambda *found, seed, **options: filled(*found, seed=seed + 1, **options)
+
+
+def test_a_teachers_scores_may_differ_in_rounding_when_a_run_goes_on_but_not_the_negatives(pairs, tmp_path):
+    data = ["dataset=pairs", f"dataset.path={pairs}", "dataset.columns.group=group"]
+    config, folder = configured(*data, "model=static", "model.dimension=16", "loss=distill_kl"), tmp_path / "run"
+    inside = partial(at_file_event, 3, where="/checkpoint-6")
+    assert attempt(config, folder, before=inside) == -signal.SIGKILL
+    assert attempt(config, folder, before=drawing_otherwise) == 1
+    error = json.loads((folder / "result.json").read_text())["error"]
+    assert "negatives that score nearly alike were drawn otherwise" in error
+    assert attempt(config, folder, before=rounding_otherwise) == 0
+    assert json.loads((folder / "result.json").read_text())["counts"]["steps"] == 7
 
 
 def test_killed_at_random_times_again_and_again_it_ends_bit_equal(reference, tmp_path):
