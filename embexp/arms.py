@@ -115,7 +115,7 @@ def cosine_scores(retrieval_set: RetrievalSet, encoder: Encoder) -> Iterator[np.
 
 
 def keyword_scores(retrieval_set: RetrievalSet) -> Iterator[np.ndarray]:
-    """Blocks of (some queries, passages) BM25 scores, float32, in the queries' order; made by as many threads as torch has."""
+    """Blocks of (some queries, passages) BM25 scores, float32, in the queries' order, on torch's number of threads."""
     index = bm25s.BM25()
     index.index(_tokens(list(retrieval_set.corpus.values())), show_progress=False)
     queries = [
