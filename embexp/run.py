@@ -21,8 +21,8 @@ from embexp.cache import folder_of, kept_in, trim
 from embexp.components import build
 from embexp.errors import BusyError, FullError, NotNowError, Pruned, UserError, described, is_full
 from embexp.experiment import digests, measure
-from embexp.parallel.joining import joined
 from embexp.page import writing
+from embexp.parallel.joining import joined
 from embexp.parallel.machine import Launched, number_of
 from embexp.tracking import Tracker, open_beside
 from embexp.tuning import Run
