@@ -81,7 +81,7 @@ class Gains:
 
 def gains(scores: Mapping[str, Any] | pd.DataFrame, *, metric: str) -> Gains | None:
     """What training changed of each query; None without a tuned model. scores: <arm>.<metric> -> (queries,)."""
-    names = set(scores)
+    names = set(map(str, scores))
     by = [name for name in (metric, deepest_mrr(list(names))) if name and {f"base.{name}", f"tuned.{name}"} <= names]
     if not by:
         return None
