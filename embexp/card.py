@@ -17,7 +17,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from embexp import stamp, usage
 from embexp.durable import write_whole
 from embexp.model_folder import STAMP
-from embexp.report import HEADLINE, summary
+from embexp.report import HEADLINE, judged_queries, summary
 from embexp.tables import aligned
 
 log = logging.getLogger(__name__)
@@ -73,9 +73,8 @@ def front_matter(result: Mapping[str, Any], names: Mapping[str, str]) -> ModelCa
 
 
 def _scores(result: Mapping[str, Any], names: Mapping[str, str]) -> list[EvalResult]:
-    metric, counts = result["metric"], result["counts"]
+    metric, judged = result["metric"], judged_queries(result["counts"])
     whole = [name for name in dict.fromkeys([metric, *HEADLINE]) if name in result["tuned"]["test"]]
-    judged = counts["queries"]["test"] - counts["slices"].get("paraphrase", 0)
     scores = [
         _score(names, result["tuned"]["test"], result["delta"], name, queries=judged, data=result["fingerprint"])
         for name in whole

@@ -1,19 +1,21 @@
 """Which test queries training changed most, and what stood first for them before and after.
 
-Called by `result`, which keeps them beside the rankings, and by `page`.
+Called by `result`, which keeps them beside the rankings, and by `page.queries`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from embexp.retrieval_set import RetrievalSet
 
-Ranking = Mapping[str, Sequence[tuple[str, float]]]  # as in `search`, which imports torch
+Ranking = Mapping[str, Sequence[tuple[str, float]]]  # as in `ranking`, which imports torch
 
 EXAMPLES = 8  # of each kind
 FIRST = 3  # passages shown of each ranking
@@ -53,18 +55,38 @@ def examples(
 
 def most_changed(per_query: pd.DataFrame, *, metric: str) -> tuple[list[str], list[str]]:
     """Ids of the most improved and of the most harmed queries: by the primary metric, among equals by the rank of the
-    first right passage."""
-    deepest = deepest_mrr(list(per_query.columns))
-    by = [name for name in (metric, deepest) if name and {f"base.{name}", f"tuned.{name}"} <= set(per_query.columns)]
-    if not by:
+    first right passage. Paraphrases are left out, as of the verdict."""
+    judged = per_query[per_query["slice"] != "paraphrase"]
+    found = gains(judged, metric=metric)
+    if found is None:
         return [], []
-    gains = pd.DataFrame({name: per_query[f"tuned.{name}"] - per_query[f"base.{name}"] for name in by})
-    gains = gains.round(9).set_axis(per_query["query_id"])
-    ordered = gains[(gains != 0).any(axis=1)].sort_values(by, ascending=False, kind="stable")
-    first, second = ordered[by[0]], ordered[by[-1]]
-    better = ordered[(first > 0) | ((first == 0) & (second > 0))]
-    worse = ordered[(first < 0) | ((first == 0) & (second < 0))]
-    return list(better.index[:EXAMPLES]), list(worse.index[::-1][:EXAMPLES])
+    order = np.lexsort((-found.rank, -found.metric))
+    ids, direction = judged["query_id"].to_numpy()[order], found.direction[order]
+    return ids[direction > 0][:EXAMPLES].tolist(), ids[direction < 0][::-1][:EXAMPLES].tolist()
+
+
+@dataclass(frozen=True)
+class Gains:
+    """Tuned minus base for each query, by the primary metric and by the MRR that looks deepest, (queries,) each; the
+    other one for both where a metric has no value per query."""
+
+    metric: np.ndarray
+    rank: np.ndarray
+
+    @property
+    def direction(self) -> np.ndarray:
+        """1 for a query that improved, -1 for one that was harmed, else 0: the metric decides, then the rank."""
+        return np.sign(np.where(self.metric != 0, self.metric, self.rank))
+
+
+def gains(scores: Mapping[str, Any] | pd.DataFrame, *, metric: str) -> Gains | None:
+    """What training changed of each query; None without a tuned model. scores: <arm>.<metric> -> (queries,)."""
+    names = set(map(str, scores))
+    by = [name for name in (metric, deepest_mrr(list(names))) if name and {f"base.{name}", f"tuned.{name}"} <= names]
+    if not by:
+        return None
+    found = [np.asarray(scores[f"tuned.{name}"]) - np.asarray(scores[f"base.{name}"]) for name in by]
+    return Gains(found[0].round(9), found[-1].round(9))
 
 
 def deepest_mrr(columns: Sequence[str]) -> str | None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from embexp import cache, libraries
+from embexp import cache, export_formats, libraries
 from embexp.checks import nearest
 from embexp.cli import ends_with_one
 from embexp.errors import UserError
@@ -69,6 +69,8 @@ def ordered(words: Sequence[str]) -> Order:
     if len(runs) != 1:
         problems.append(f"name one run, there are {len(runs)}. {USAGE}")
     problems += [f"{key}= must be set. {USAGE}" for key, value in values.items() if value in (None, "")]
+    if values["format"] and (problem := export_formats.problem(values["format"])):
+        problems.append(problem)
     if (loss := _number(values["max_loss"])) is None:
         problems.append(f"max_loss={values['max_loss']} must be a number from 0 to 1, such as 0.01")
     if values["changed_data"] not in ("true", "false"):

@@ -28,7 +28,8 @@ from embexp.encoding import Encoder
 from embexp.errors import UserError
 from embexp.evaluators import Evaluation, evaluate
 from embexp.experiment import EVALUATION_NEGATIVES
-from embexp.exporters import FORMATS, refuse_missing
+from embexp.export_formats import FORMATS
+from embexp.exporters import WRITERS
 from embexp.finished import Finished
 from embexp.model_folder import EXPORT, hashes
 from embexp.models import EmbeddingModel, Transformer
@@ -55,7 +56,6 @@ def export(run: Finished, *, name: str, out: Path, max_loss: float, changed_data
 
     Raises UserError, and leaves no folder, when more than `max_loss` of the primary metric is lost.
     """
-    refuse_missing(name)
     splits = run.splits(changed_data=changed_data, by="changed_data=true")
     model, encoder = run.tuned()
     log.info("measuring the model ...")
@@ -100,7 +100,7 @@ def _write(run: Finished, model: EmbeddingModel, name: str, folder: Path) -> dic
         "run": run.folder.name,
         "format": name,
     }
-    FORMATS[name].write(model, folder)
+    WRITERS[name](model, folder)
     stamp.write(folder, **settings)
     return settings
 
@@ -175,7 +175,10 @@ def _mib(folder: Path) -> float:
 
 
 def _versions(name: str) -> dict[str, str]:
-    return {package: importlib.metadata.version(package) for package in ("torch", *FORMATS[name].needs)}
+    """Of the packages that were installed, by their own names: onnxruntime may come from onnxruntime-gpu."""
+    installed = importlib.metadata.packages_distributions()
+    packages = [own for module in ("torch", *FORMATS[name].needs) for own in installed.get(module, ())]
+    return {package: importlib.metadata.version(package) for package in packages}
 
 
 def _refuse_loss(report: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Writes a model in other formats: half precision, ONNX (also in 8 bits) and OpenVINO. Called by `export`.
+"""Writes a model in other formats: half precision, ONNX (also in 8 bits) and OpenVINO. Called by `exported`.
 
 A graph takes token ids and gives `sentence_embedding`, pooling and all later modules included, so that a server needs
 neither torch nor sentence-transformers. The latter's own backends are not used, since they can't be installed beside
@@ -7,12 +7,10 @@ it: optimum-onnx and optimum-intel ask for older versions of transformers.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,32 +18,12 @@ import torch
 from tokenizers import Tokenizer
 
 from embexp.errors import UserError
+from embexp.export_formats import ONNX_FILE, OPENVINO_FILE
 from embexp.models import EmbeddingModel
 
-ONNX_FILE, OPENVINO_FILE = "onnx/model.onnx", "openvino/openvino_model.xml"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OUTPUT = "sentence_embedding"
 LARGEST_IN_ONE_FILE = 1_500_000_000  # bytes; an ONNX file ends at 2 GB, weights are put beside it from here on
-
-
-@dataclass(frozen=True)
-class Format:
-    """A format: what writes a model into a folder, the packages that this takes, and what it is good for."""
-
-    write: Callable[[EmbeddingModel, Path], None]
-    needs: tuple[str, ...]
-    for_what: str
-    graph: str | None = None  # the file that a runtime loads, in place of weights for torch
-
-
-def refuse_missing(name: str) -> None:
-    """Raise UserError when there is no such format, or a package that it takes is not installed."""
-    if name not in FORMATS:
-        known = "; ".join(f"{key}: {each.for_what}" for key, each in FORMATS.items())
-        raise UserError(f"format={name}; there are {known}")
-    missing = [package for package in FORMATS[name].needs if importlib.util.find_spec(package) is None]
-    if missing:
-        raise UserError(f"format={name} needs {', '.join(missing)}: pip install .[export]")
 
 
 def _write_fp16(model: EmbeddingModel, folder: Path) -> None:
@@ -97,16 +75,11 @@ def _write_openvino(model: EmbeddingModel, folder: Path) -> None:
     openvino.save_model(converted, str(folder / OPENVINO_FILE), compress_to_fp16=False)
 
 
-FORMATS = {
-    "fp16": Format(_write_fp16, (), "half the size, for a GPU or a small disk"),
-    "onnx": Format(_write_onnx, ("onnx", "onnxscript", "onnxruntime"), "ONNX Runtime, no torch needed", ONNX_FILE),
-    "onnx_int8": Format(
-        _write_onnx_int8,
-        ("onnx", "onnxscript", "onnxruntime"),
-        "ONNX Runtime in 8 bits, a quarter of the size",
-        ONNX_FILE,
-    ),
-    "openvino": Format(_write_openvino, ("openvino",), "OpenVINO on Intel's hardware, no torch needed", OPENVINO_FILE),
+WRITERS: dict[str, Callable[[EmbeddingModel, Path], None]] = {
+    "fp16": _write_fp16,
+    "onnx": _write_onnx,
+    "onnx_int8": _write_onnx_int8,
+    "openvino": _write_openvino,
 }
 
 

@@ -1,6 +1,7 @@
 """A completed run, opened again: its data, held against what they were then, and its base and tuned models.
 
-Called by `ask` and `export`. The run's own config says what to load, so a run's folder is trusted as its config was.
+Called by `search` and `export`. The run's own config says what to load, so a run's folder is trusted as its config
+was.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The passages that a model finds for one question, and whether the data knows the answer. Called by `ask`."""
+"""The passages that a model finds for one question, and whether the data knows the answer. Called by `search`."""
 
 from __future__ import annotations
 

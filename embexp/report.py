@@ -111,8 +111,7 @@ def next_steps(result: Mapping[str, Any]) -> str:
 def verdict_line(result: Mapping[str, Any]) -> str:
     """The verdict in a sentence, with its numbers and their denominator."""
     metric, base = result["metric"], result["base"]["test"]
-    counts = result["counts"]  # paraphrases are scored apart
-    queries = counted(counts["queries"]["test"] - counts["slices"].get("paraphrase", 0), "query", "queries")
+    queries = counted(judged_queries(result["counts"]), "query", "queries")
     caveat = f" ({result['caveat']})" if result["caveat"] else ""
     if result["delta"] is None:
         return f"Base model only{caveat}: {metric} {base[metric]:.3f} on test ({queries}). No training was asked for."
@@ -135,6 +134,11 @@ def verdict_line(result: Mapping[str, Any]) -> str:
     if result["counts"]["steps"] < 10:
         line += f" Training made only {counted(result['counts']['steps'], 'step')}, too few to learn much."
     return line
+
+
+def judged_queries(counts: Mapping[str, Any]) -> int:
+    """How many queries a result's scores on test are over: paraphrases are scored apart."""
+    return counts["queries"]["test"] - counts["slices"].get("paraphrase", 0)
 
 
 def trial_line(result: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from embexp.cache import digest
 from embexp.durable import sync, write_whole
 from embexp.evaluators import Evaluation
 from embexp.ranking import Ranking
+from embexp.result_keys import KEYS
 from embexp.retrieval_set import RetrievalSet, Splits
 from embexp.significance import Delta, Scores, compare
 
@@ -35,10 +36,6 @@ PACKAGES = [
     "bm25s",
     "wandb",
 ]
-KEYS = [
-    "status", "error", "metric", "base", "tuned", "bm25", "delta", "slices", "verdict", "caveat", "notes", "counts",
-    "seconds", "fingerprint", "versions", "seed", "git", "names", "config",
-]  # fmt: skip
 BY_SPLIT = Mapping[str, Evaluation]  # "dev" and "test" -> what was measured on it
 
 

@@ -15,10 +15,12 @@ from typing import Any
 import yaml
 
 from embexp.errors import UserError
+from embexp.result_keys import KEYS
 
 UNFINISHED = "unfinished"  # it is running, or was ended from outside: either way there is no result.json
-INSIDE = {"checkpoints", "model", "retrieval", "wandb", "figures", "__pycache__"}  # no run lies in these
 GROUPS = ("loss", "model", "dataset")
+NEEDED = [key for key in KEYS if key != "names"]  # which Hydra's files tell of an older run
+CONFIG = ("metric", "seed", "limit", "dataset")  # what is read of a config
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,8 @@ def find(place: Path) -> Iterator[Path]:
     for here, folders, files in os.walk(place):
         if ".hydra" in folders or "result.json" in files:
             yield Path(here)
-            folders.clear()
-        folders[:] = sorted(name for name in folders if name not in INSIDE and not name.startswith("."))
+            folders.clear()  # no run lies in another
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
 
 
 def read(folder: Path) -> Run:
@@ -75,10 +77,13 @@ def read(folder: Path) -> Run:
     if result is not None:
         names = result.get("names") or _choices(folder)
         return Run(folder, result["status"], result, result["config"], names)
+    file = folder / ".hydra" / "config.yaml"
     hydra, config = _yaml(folder, "hydra.yaml"), _yaml(folder, "config.yaml")
     if not {"metric", "evaluator"} <= config.keys():
         what = "a data set that was mined" if "miner" in config else "no run of embexp"
         raise UserError(f"{folder} is {what}")
+    if missing := [key for key in CONFIG if key not in config]:
+        raise UserError(f"{file} is no config of a run: it has no {', '.join(missing)}")
     return Run(folder, UNFINISHED, None, config, _named(hydra, folder))
 
 
@@ -90,8 +95,10 @@ def _result(folder: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"{file} can't be read: {error}") from error
-    needed = ("status", "metric", "base", "tuned", "bm25", "delta", "fingerprint", "config", "counts", "seconds")
-    missing = [key for key in needed if not isinstance(found, dict) or key not in found]
+    missing = [key for key in NEEDED if not isinstance(found, dict) or key not in found]
+    if not missing:
+        config = found["config"]
+        missing = [f"config.{key}" for key in CONFIG if not isinstance(config, dict) or key not in config]
     if missing:
         raise UserError(f"{file} is not a result of embexp: it has no {', '.join(missing)}")
     return found

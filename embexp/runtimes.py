@@ -1,4 +1,4 @@
-"""Embeds with an exported model, by ONNX Runtime or OpenVINO: what a server needs, without torch. Called by `export`.
+"""Embeds with an exported model, by ONNX Runtime or OpenVINO: what a server needs, without torch. Called by `exported`.
 
 model = load("exports/onnx")
 scores = model.encode_query(["..."]) @ model.encode_document(["..."]).T
@@ -7,6 +7,7 @@ scores = model.encode_query(["..."]) @ model.encode_document(["..."]).T
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +58,16 @@ class Runtime:
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def load(folder: Path | str) -> Runtime:
-    """The exported model in a folder. Raises UserError when there is none, or its runtime is not installed."""
+def load(folder: Path | str, *, providers: Sequence[str] = ("CPUExecutionProvider",)) -> Runtime:
+    """The exported model in a folder, which several threads may use at once.
+
+    providers: of ONNX Runtime, the preferred first, such as CUDAExecutionProvider; OpenVINO chooses by itself. Raises
+    UserError when there is no export, its runtime is not installed, or has no such provider.
+    """
     folder = Path(folder)
     stamp = read(folder / STAMP)
     for file, runner in (
-        (folder / "onnx" / "model.onnx", _onnx),
+        (folder / "onnx" / "model.onnx", partial(_onnx, providers=providers)),
         (folder / "openvino" / "openvino_model.xml", _openvino),
     ):
         if file.is_file():
@@ -71,12 +76,15 @@ def load(folder: Path | str) -> Runtime:
     raise UserError(f"{folder} has no onnx/model.onnx and no openvino/openvino_model.xml; SentenceTransformer loads it")
 
 
-def _onnx(file: Path) -> Callable[[Tokens], np.ndarray]:
+def _onnx(file: Path, *, providers: Sequence[str]) -> Callable[[Tokens], np.ndarray]:
     try:
         import onnxruntime
     except ImportError as error:
         raise UserError(f"{file} needs onnxruntime: pip install onnxruntime") from error
-    session = onnxruntime.InferenceSession(str(file), providers=onnxruntime.get_available_providers())
+    there = onnxruntime.get_available_providers()
+    if missing := [name for name in providers if name not in there]:  # it would go on without them
+        raise UserError(f"this onnxruntime has no {', '.join(missing)}; it has {', '.join(there)}")
+    session = onnxruntime.InferenceSession(str(file), providers=list(providers))
     read = [each.name for each in session.get_inputs()]
     return lambda tokens: session.run([OUTPUT], {name: tokens[name] for name in read})[0]
 
@@ -88,4 +96,9 @@ def _openvino(file: Path) -> Callable[[Tokens], np.ndarray]:
         raise UserError(f"{file} needs openvino: pip install openvino") from error
     model: Any = openvino.Core().compile_model(str(file), "AUTO")
     read = [each.get_any_name() for each in model.inputs]
-    return lambda tokens: np.asarray(model({name: tokens[name] for name in read})[OUTPUT])
+
+    def run(tokens: Tokens) -> np.ndarray:
+        request = model.create_infer_request()  # of its own: the model's is refused to a second thread while it is busy
+        return np.asarray(request.infer({name: tokens[name] for name in read})[OUTPUT])
+
+    return run

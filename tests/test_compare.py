@@ -123,6 +123,34 @@ def test_repeats_of_a_seed_count_once_the_newest_and_are_counted_apart(tmp_path,
     assert [(row["folder"], row["place"]) for row in rows][:2] == [("new", "1"), ("two", "1")]
 
 
+def test_a_caveat_stars_the_verdict_and_is_said_below_as_are_notes(tmp_path, monkeypatch, capsys):
+    run_folder(tmp_path / "a", caveat="as published, with leaks", notes=["its steps were too small"])
+    run_folder(tmp_path / "b", dev=0.4, learning_rate=1.0)
+    monkeypatch.chdir(tmp_path)
+    _, out, _ = called(monkeypatch, capsys, ".")
+    assert [line.split("|")[-3].strip() for line in out.splitlines() if line.startswith(("| 1 ", "| 2 "))] == [
+        "better*",
+        "better",
+    ]
+    assert "\n\\* as published, with leaks\n" in out
+    assert "\nNote on #1: its steps were too small.\n" in out
+    page = (tmp_path / "compare.html").read_text()
+    assert '<p class="small">* as published, with leaks</p>' in page
+    assert '["caveat","text"]' in page
+    rows = list(csv.DictReader(io.StringIO(called(monkeypatch, capsys, ".", "--csv")[1])))
+    assert [(row["caveat"], row["notes"]) for row in rows] == [
+        ("as published, with leaks", "its steps were too small"),
+        ("", ""),
+    ]
+
+
+def test_the_queries_of_test_are_counted_without_paraphrases(tmp_path):
+    folder = run_folder(tmp_path / "a")
+    counts = json.loads((folder / "result.json").read_text())["counts"]
+    (board,) = boards(read_all(changed(folder, counts=counts | {"slices": {"paraphrase": 7}})), metric=None)
+    assert board.queries == {"dev": 20, "test": 33}
+
+
 def test_keys_that_follow_from_the_choice_of_a_loss_are_no_column(tmp_path):
     folders = [run_folder(tmp_path / name, names={"loss": name}) for name in ("mnrl", "triplet")]
     for folder, loss in zip(folders, ({"scale": 20.0}, {"margin": 5}), strict=True):
@@ -274,12 +302,14 @@ def test_different_test_sets_are_refused_with_what_differs(tmp_path, monkeypatch
     result = json.loads((other / "result.json").read_text())
     result["fingerprint"]["corpus"] = "corpus a"
     (other / "result.json").write_text(json.dumps(result))
-    assert "the questions or the qrels of test differ" in difference(*read_all(one, other))
+    assert "the questions or the qrels of test differ" in difference(*read_all(one, other), "recall@10")
     trial = run_folder(tmp_path / "t", test=None)
-    assert "t has no scores on test (a trial of a sweep looks at dev alone)" in difference(*read_all(one, trial))
+    assert "t has no scores on test (a trial of a sweep looks at dev alone)" in difference(
+        *read_all(one, trial), "recall@10"
+    )
     failed = run_folder(tmp_path / "f", status="failed")
-    assert "(the run is failed)" in difference(*read_all(failed, one))
-    assert difference(*read_all(one, one)) == ""
+    assert "(the run is failed)" in difference(*read_all(failed, one), "recall@10")
+    assert difference(*read_all(one, one), "recall@10") == ""
 
 
 def test_a_pair_is_a_sentence(tmp_path, monkeypatch, capsys):
@@ -289,6 +319,30 @@ def test_a_pair_is_a_sentence(tmp_path, monkeypatch, capsys):
     _, out, _ = called(monkeypatch, capsys, "--pair", "a", "b")
     assert out.startswith("b is better on test: recall@10 0.000 -> 1.000 (60 queries): +1.000, 95 % interval +1.000 to")
     assert "60/0/0 wins/ties/losses" in out
+
+
+def test_a_metric_that_not_both_have_is_refused_with_those_that_both_have(tmp_path, monkeypatch, capsys):
+    for name in "ab":
+        run_folder(tmp_path / name, scores=per_query([0.0] * 60, [1.0] * 60))
+    monkeypatch.chdir(tmp_path)
+    code, out, err = called(monkeypatch, capsys, "--pair", "a", "b", "--metric", "nothing@3")
+    assert (code, out) == (1, "")
+    assert "not both have nothing@3 on test; both have recall@1, recall@10, ndcg@1, ndcg@10, mrr@100" in err
+
+
+@pytest.mark.parametrize("given", ["outputs", "loss=mnrl", "--csv", "--json"])
+def test_a_pair_takes_no_folders_filters_and_forms_and_says_why(tmp_path, monkeypatch, capsys, given):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = called(monkeypatch, capsys, given, "--pair", "a", "b")
+    assert (code, out) == (1, "")
+    assert f"--pair compares the two runs that it names, in a sentence, and does not take {given};" in err
+
+
+def test_a_pair_says_the_caveat(tmp_path, monkeypatch, capsys):
+    for name in "ab":
+        run_folder(tmp_path / name, scores=per_query([0.0] * 60, [1.0] * 60), caveat="with leaks")
+    monkeypatch.chdir(tmp_path)
+    assert called(monkeypatch, capsys, "--pair", "a", "b")[1].endswith("wins/ties/losses (with leaks)\n")
 
 
 def test_csv_has_a_line_a_run_and_json_the_pairs_too(tmp_path, monkeypatch, capsys):

@@ -8,17 +8,17 @@ import weakref
 import pandas as pd
 import pytest
 
-from embexp import result as results
 from embexp import training
 from embexp.encoding import Encoder
 from embexp.report import HEADLINE
+from embexp.result_keys import KEYS
 from tests.command import QUICK
 from tests.tiny import tiny_transformer
 
 
 def test_a_run_leaves_the_folder_that_the_design_names(embexp, sources):
     run = embexp(*QUICK, *sources["pairs"])
-    assert set(results.KEYS) <= run.result.keys()
+    assert set(KEYS) <= run.result.keys()
     names = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*")}
     assert {
         ".hydra/config.yaml", "embexp.log", "result.json", "metrics.jsonl", "report.md", "model/model.safetensors",
@@ -162,7 +162,7 @@ def test_a_diverging_training_fails_with_its_step_and_leaves_a_result(
     assert not (run.folder / "model").exists()
     assert run.result["base"]["test"]["recall@10"] >= 0
     assert run.result["tuned"] is None
-    assert set(results.KEYS) <= run.result.keys()
+    assert set(KEYS) <= run.result.keys()
     report = (run.folder / "report.md").read_text()
     assert "This run failed: training diverged" in report
     assert "Verdict" not in report

@@ -6,14 +6,17 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
-from embexp import export, exporters, runtimes, stamp
+from embexp import export, export_formats, exporters, runtimes, stamp
 from embexp.errors import UserError
 from embexp.finished import Finished
 from embexp.stamp import ReembedError
@@ -62,7 +65,7 @@ def exported(capfd, tmp_path, monkeypatch):
 
 
 def needs(name):
-    for package in exporters.FORMATS[name].needs:
+    for package in export_formats.FORMATS[name].needs:
         pytest.importorskip(package, reason=f"{package} is not installed (the extra embexp[export])")
 
 
@@ -74,7 +77,7 @@ def embedded(folder, texts):
     return runtimes.load(folder).encode_query(texts)
 
 
-@pytest.mark.parametrize("name", exporters.FORMATS)
+@pytest.mark.parametrize("name", export_formats.FORMATS)
 def test_an_export_embeds_as_the_model_does_and_its_scores_stand_beside_it(ran, exported, name):
     needs(name)
     folder, out = exported(ran, name, "max_loss=0.2")
@@ -129,7 +132,7 @@ def broken(monkeypatch):
                 weights.copy_(torch.randn_like(weights))
         model.model.save_pretrained(str(folder), create_model_card=False)
 
-    monkeypatch.setitem(exporters.FORMATS, "fp16", replace(exporters.FORMATS["fp16"], write=write))
+    monkeypatch.setitem(exporters.WRITERS, "fp16", write)
 
 
 def test_an_export_that_loses_too_much_is_not_kept(broken, ran, exported):
@@ -153,7 +156,7 @@ def test_a_static_model_is_halved_and_no_graph_is_made_of_it(embexp, sources, ex
     done = embexp(*QUICK, *sources["pairs"])
     exported(done.folder, "fp16", "max_loss=0.2")
     shutil.rmtree("made")
-    monkeypatch.setitem(exporters.FORMATS, "onnx", replace(exporters.FORMATS["onnx"], needs=()))
+    monkeypatch.setitem(export_formats.FORMATS, "onnx", replace(export_formats.FORMATS["onnx"], needs=()))
     assert "this format is for transformers" in exported(done.folder, "onnx", code=1)[1]
 
 
@@ -168,11 +171,11 @@ def test_a_writer_that_changes_its_model_leaves_the_one_that_is_measured_as_it_w
 
 
 def test_a_missing_package_and_an_unknown_format_are_named(monkeypatch):
-    monkeypatch.setattr(exporters.importlib.util, "find_spec", lambda package: None)
-    with pytest.raises(UserError, match=r"format=openvino needs openvino: pip install \.\[export\]"):
-        exporters.refuse_missing("openvino")
-    with pytest.raises(UserError, match=r"format=tflite; there are fp16: half the size"):
-        exporters.refuse_missing("tflite")
+    monkeypatch.setattr(export_formats.importlib.util, "find_spec", lambda package: None)
+    assert export_formats.problem("openvino") == "format=openvino needs openvino: pip install .[export]"
+    assert export_formats.problem("tflite").startswith("format=tflite; there are fp16: half the size")
+    assert export_formats.problem("fp16") == ""
+    assert exporters.WRITERS.keys() == export_formats.FORMATS.keys()
 
 
 def test_all_mistakes_of_a_command_line_are_told_together(tmp_path):
@@ -185,6 +188,82 @@ def test_all_mistakes_of_a_command_line_are_told_together(tmp_path):
     assert [problem.startswith(start) for problem, start in zip(found.value.problems, starts, strict=True)] == [
         True
     ] * 6
+
+
+def test_a_format_is_checked_with_the_other_mistakes_and_without_torch(tmp_path):
+    code = (
+        "import re, sys; from embexp import export, errors\n"
+        "try: export.ordered(['format=tflite', 'max_loss=lots', 'out=x'])\n"
+        "except errors.UserError as e: print([re.split('[; ]', p)[0] for p in e.problems], 'torch' in sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
+    assert ended.stdout == "['name', 'format=tflite', 'max_loss=lots'] False\n", ended.stderr
+
+
+def test_versions_are_those_of_the_packages_that_a_module_comes_from(monkeypatch):
+    from embexp import exported as module
+
+    comes_from = {
+        "torch": ["torch"],
+        "onnx": ["onnx"],
+        "onnxscript": ["onnxscript"],
+        "onnxruntime": ["onnxruntime-gpu"],
+    }
+    monkeypatch.setattr(module.importlib.metadata, "packages_distributions", lambda: comes_from)
+    monkeypatch.setattr(module.importlib.metadata, "version", lambda package: f"of {package}")
+    assert module._versions("onnx")["onnxruntime-gpu"] == "of onnxruntime-gpu"
+
+
+def stamped(folder, file):
+    """An export's folder without a model in it."""
+    (folder / file).parent.mkdir(parents=True)
+    (folder / file).touch()
+    Tokenizer(WordLevel({"a": 0}, unk_token="a")).save(str(folder / "tokenizer.json"))
+    settings = {"dimensions": 2, "max_seq_length": 8, "prompts": {"query": "", "passage": ""}, "run": "1"}
+    stamp.write(folder, **settings, format="")
+    return folder
+
+
+def test_onnx_runs_on_the_cpu_unless_a_provider_that_is_there_is_chosen(tmp_path, monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    chosen = []
+
+    class Session:
+        def __init__(self, file, providers):
+            chosen.append(providers)
+
+        def get_inputs(self):
+            return []
+
+    there = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: there)
+    folder = stamped(tmp_path, "onnx/model.onnx")
+    runtimes.load(folder)
+    runtimes.load(folder, providers=there)
+    assert chosen == [["CPUExecutionProvider"], there]
+    with pytest.raises(UserError, match="this onnxruntime has no TensorrtExecutionProvider; it has CUDA"):
+        runtimes.load(folder, providers=["TensorrtExecutionProvider"])
+
+
+def test_threads_share_an_openvino_model(tmp_path):
+    openvino = pytest.importorskip("openvino")
+    from openvino import opset13 as opset
+
+    inputs = [opset.parameter([-1, -1], np.int64, name=name) for name in ("input_ids", "attention_mask")]
+    product = opset.convert(opset.multiply(*inputs), "f32")
+    vectors = opset.matmul(product, product, False, True)  # (texts, texts): something that takes a while
+    vectors.output(0).get_tensor().set_names({"sentence_embedding"})
+    folder = stamped(tmp_path, "openvino/openvino_model.xml")
+    openvino.save_model(openvino.Model([vectors], inputs), str(folder / "openvino" / "openvino_model.xml"))
+    model = runtimes.load(folder)
+
+    def embed(number):
+        tokens = np.full((400, 400), number, dtype=np.int64)
+        return model.run({"input_ids": tokens, "attention_mask": np.ones_like(tokens)})[0, 0]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(embed, range(64))) == [400 * number**2 for number in range(64)]
 
 
 def test_help_and_no_words_show_the_usage(capsys):

@@ -179,14 +179,15 @@ def test_a_backend_that_is_none_costs_a_run_its_page_alone(tmp_path, pairs_file)
     assert not (run / "report.html").exists()
 
 
-def test_an_attempt_removes_the_former_page_with_the_former_result(embexp, sources):
+def test_an_attempt_removes_the_former_page_with_the_former_result(embexp, sources, monkeypatch):
+    def interrupted(run, processes):
+        raise KeyboardInterrupt
+
     run = embexp(*QUICK, *sources["pairs"], "trainer=none")
-    for name in ("result.json", "report.html"):
-        (run.folder / name).write_text('{"status": "failed"}')
     (run.folder / "metrics.jsonl").unlink(missing_ok=True)
-    again = embexp(*QUICK, "trainer=none", "dataset=pairs", "dataset.path=gone.jsonl", f"hydra.run.dir={run.folder}")
-    assert again.code == 1, again.output
-    assert '{"status": "failed"}' not in (run.folder / "report.html").read_text()
+    monkeypatch.setattr("embexp.run.measure", interrupted)
+    embexp(*QUICK, *sources["pairs"], "trainer=none", f"hydra.run.dir={run.folder}")
+    assert [(run.folder / name).exists() for name in ("result.json", "report.html")] == [False, False]
 
 
 def test_a_broken_table_of_scores_leaves_out_its_part(tmp_path):
@@ -212,6 +213,29 @@ def test_the_table_has_ranks_and_the_most_changed_queries_first(tmp_path):
     assert (shown["of"], shown["depth"]) == (3, 100)
 
 
+def test_the_metric_goes_before_the_rank_in_the_table_as_in_the_examples(tmp_path):
+    scores = per_query([0.0, 0.0, 1.0], [0.0, 0.0, 1.0])
+    scores["tuned.mrr@100"] = [0.04, 0.5, 0.1]  # ranks 25, 2 and 10; they were below, below and 1
+    scores["tuned.recall@10"] = [0.0, 1.0, 1.0]
+    shown = table(read(run_folder(tmp_path / "run", scores=scores)), metric="recall@10")
+    columns = [name for name, _ in shown["columns"]]
+    found = [dict(zip(columns, row, strict=True)) for row in shown["rows"]]
+    assert [(row["query"], row["change of recall@10"], row["since training"]) for row in found] == [
+        ("what is q1", 1.0, "better"), ("what is q2", 0.0, "worse"), ("what is q0", 0.0, "better"),
+    ]  # fmt: skip
+
+
+def test_the_tiles_count_the_queries_that_the_scores_are_over_and_the_caveat_is_said(tmp_path):
+    folder = run_folder(tmp_path / "run", caveat="as published, with leaks")
+    result = json.loads((folder / "result.json").read_text())
+    result["counts"]["slices"] = {"unseen": 33, "paraphrase": 7}
+    (folder / "result.json").write_text(json.dumps(result))
+    text = make(folder).read_text()
+    assert "recall@10 on test, 33 queries" in text
+    assert "40 queries" not in text
+    assert "<strong>Verdict (as published, with leaks): better.</strong>" in text
+
+
 def test_a_page_of_twenty_thousand_queries_stays_small_and_keeps_the_most_changed(tmp_path):
     tuned = [1.0 if place == 19_999 else 0.5 for place in range(20_000)]
     folder = run_folder(tmp_path / "run", scores=per_query([0.5] * 20_000, tuned, texts=["word " * 40] * 20_000))
@@ -234,6 +258,7 @@ def test_the_interval_of_a_score_leaves_paraphrases_out(tmp_path):
 def test_the_command_writes_pages_and_names_what_is_no_run(tmp_path, monkeypatch, capsys):
     from embexp.page.__main__ import main
 
+    run_folder(tmp_path / "runs" / "0", counts=[])  # which no run writes
     run_folder(tmp_path / "runs" / "1")
     broken = run_folder(tmp_path / "runs" / "2")
     (broken / "result.json").write_text("{")
@@ -245,6 +270,14 @@ def test_the_command_writes_pages_and_names_what_is_no_run(tmp_path, monkeypatch
     assert said.out == f"{tmp_path / 'runs' / '1' / 'report.html'}\n"
     assert "result.json can't be read" in said.err
     assert "none is not a folder" in said.err
+    assert f"embexp: {tmp_path / 'runs' / '0'}: " in said.err
+
+
+def test_the_page_names_no_folder_of_the_machine_beside_what_the_config_has(tmp_path):
+    for status in ("completed", None):
+        text = make(run_folder(tmp_path / "runs" / str(status), status=status)).read_text()
+        assert str(tmp_path) not in text
+        assert f"· {status} · written" in text
 
 
 def texts_of(svg):

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from embexp import export, search, stamp
-from embexp.exporters import FORMATS
+from embexp.export_formats import FORMATS
 from embexp.runtimes import load
 from tests.command import REPOSITORY
 from tests.test_export import ran  # noqa: F401

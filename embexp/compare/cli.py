@@ -34,6 +34,7 @@ def main() -> None:
     with console.forgiving():
         try:
             if arguments.pair:
+                _refuse_beside_pair(arguments)
                 print(_pair(*arguments.pair, metric=arguments.metric))
             else:
                 _compare(arguments)
@@ -101,15 +102,26 @@ def _scores(run: runs.Run) -> list[str]:
     return [name for side in ("dev", "test") for name in measured.get(side) or {}]
 
 
+def _refuse_beside_pair(arguments: argparse.Namespace) -> None:
+    given = [*arguments.words, *(f"--{form}" for form in ("csv", "json") if getattr(arguments, form))]
+    if given:
+        raise UserError(
+            f"--pair compares the two runs that it names, in a sentence, and does not take {' '.join(given)}; leave "
+            "out one or the other (--json without --pair has the pairs of all runs)"
+        )
+
+
 def _pair(first: str, second: str, *, metric: str | None) -> str:
     """The second run against the first on test, in a sentence."""
     one, other = (runs.read(Path(folder)) for folder in (first, second))
     wanted = metric or one.config["metric"]
     delta = pair(one, other, metric=wanted)
+    caveats = dict.fromkeys(run.result["caveat"] for run in (one, other) if run.result and run.result["caveat"])
+    said = "".join(f" ({caveat})" for caveat in caveats)
     scores = [f"{run.score('test', wanted):.3f}" for run in (one, other)]
     return (
         f"{second} is {delta.verdict if delta.verdict != 'no difference' else 'no different'} on test: {wanted} "
         f"{scores[0]} -> {scores[1]} ({delta.queries:,} queries): {delta.absolute:+.3f}, 95 % interval "
         f"{delta.ci_low:+.3f} to {delta.ci_high:+.3f}, p = {delta.p_value:.4f}, "
-        f"{delta.wins}/{delta.ties}/{delta.losses} wins/ties/losses"
+        f"{delta.wins}/{delta.ties}/{delta.losses} wins/ties/losses{said}"
     )

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from embexp.report import judged_queries
 from embexp.runs import Run, leaves
 
 # what does not change a score, or is what a group is over
@@ -68,6 +69,11 @@ class Group:
         return {**self.runs[0].names, "loss": self.runs[0].names["loss"] if self.tuned else "(not trained)"}
 
     @property
+    def caveat(self) -> str | None:
+        """What is to be said beside each verdict: of a data set that leaks by design."""
+        return next((caveat for run in self.runs if (caveat := (run.result or {})["caveat"])), None)
+
+    @property
     def tuned(self) -> bool:
         """Whether there is a tuned model."""
         return bool(self.runs[0].result and self.runs[0].result["tuned"])
@@ -77,8 +83,8 @@ class Group:
 class Board:
     """Groups that were measured by one metric on the same dev and test, the best on dev first.
 
-    number: tells boards of one title apart, else 0. queries: of dev and test. beside: what BM25 and each base model
-    have on dev.
+    number: tells boards of one title apart, else 0. queries: of dev and test that the scores are over.
+    beside: what BM25 and each base model have on dev.
     """
 
     number: int
@@ -135,14 +141,14 @@ def _board(metric: str, found: Sequence[Run]) -> Board:
         return -(group.dev.mean if group.dev else float("-inf")), str(group.runs[0].folder)
 
     ranked = sorted(groups, key=order)
-    counts = (found[0].result or {})["counts"]["queries"]
+    counts = (found[0].result or {})["counts"]
     scores = [("BM25", "bm25", run) for run in found] + [(f"base {run.names['model']}", "base", run) for run in found]
     beside = {name: score for name, arm, run in scores if (score := run.score("dev", metric, arm=arm)) is not None}
     return Board(
         number=0,
         metric=metric,
         datasets=tuple(sorted({run.names["dataset"] for run in found})),
-        queries={side: counts[side] for side in ("dev", "test")},
+        queries={"dev": counts["queries"]["dev"], "test": judged_queries(counts)},
         beside=beside,
         groups=tuple(replace(group, number=place) for place, group in enumerate(ranked, start=1)),
     )

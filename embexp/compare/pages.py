@@ -41,6 +41,7 @@ def _board(board: Board, compared: Sequence[Pair], missing: Sequence[str], *, na
         "title": board.title,
         "beside": shown.beside(board),
         "ranking": shown.ranking(board, most=BEST),
+        "remarks": shown.remarks(board),
         "more": len(board.groups) - BEST,
         "by_choice": shown.by_choice(board),
         "parallel": parallel(board, f"{name}-parallel"),
@@ -56,7 +57,7 @@ def _runs(found: Sequence[Board], others: Sequence[Run]) -> dict[str, Any]:
     columns = [
         ("run", "text"), ("data", "choice"), ("loss", "choice"), ("model", "choice"), ("what differs", "text"),
         ("seed", "count"), ("dev", "score"), ("test", "score"), ("delta on test", "change"), ("verdict", "choice"),
-        ("status", "choice"),
+        ("caveat", "text"), ("status", "choice"),
     ]  # fmt: skip
     rows = []
     for board in found:
@@ -73,5 +74,6 @@ def _row(run: Run, metric: str, data: str, differs: str) -> list[Any]:
     return [
         str(run.folder), data, run.names["loss"], run.names["model"], differs, run.config["seed"],
         finite(run.score("dev", metric), digits=4), finite(run.score("test", metric), digits=4),
-        finite(delta.get("absolute"), digits=4), (run.result or {}).get("verdict") or "", run.status,
+        finite(delta.get("absolute"), digits=4), (run.result or {}).get("verdict") or "",
+        (run.result or {}).get("caveat") or "", run.status,
     ]  # fmt: skip

@@ -63,24 +63,26 @@ def pairs(board: Board, *, most: int = MOST) -> tuple[list[Pair], list[str]]:
 
 
 def pair(first: Run, second: Run, *, metric: str) -> Delta:
-    """The second run minus the first on test. Raises UserError when their test sets are not the same."""
+    """The second run minus the first on test. Raises UserError when their test sets are not the same, or the metric was
+    not measured in both."""
     from embexp.significance import compare
 
-    if reason := difference(first, second):
+    if reason := difference(first, second, metric):
         raise UserError(f"{first.folder} and {second.folder} can't be compared: {reason}")
     (one, documents), (other, _) = _scores([first], metric), _scores([second], metric)
     return compare({metric: one}, {metric: other}, document_of=documents)[metric]
 
 
-def difference(first: Run, second: Run) -> str:
-    """Why two runs can't be compared on test, in words; empty where they can."""
+def difference(first: Run, second: Run, metric: str) -> str:
+    """Why two runs can't be compared by a metric on test, in words; empty where they can."""
     for run in (first, second):
-        if run.score("test", run.config["metric"]) is None:
+        if not _on_test(run):
             why = "a trial of a sweep looks at dev alone" if run.status == "completed" else f"the run is {run.status}"
             return f"{run.folder} has no scores on test ({why})"
     one, other = ((run.result or {})["fingerprint"] for run in (first, second))
     if one["test"] == other["test"]:
-        return ""
+        both = [name for name in _on_test(first) if name in _on_test(second)]
+        return "" if metric in both else f"not both have {metric} on test; both have {', '.join(both) or 'none'}"
     part = (
         "the questions or the qrels of test differ (fingerprint.test), the passages searched are the same"
         if one["corpus"] == other["corpus"]
@@ -92,6 +94,13 @@ def difference(first: Run, second: Run) -> str:
         f"{key} is {before.get(key)} and {now.get(key)}" for key in {**before, **now} if before.get(key) != now.get(key)
     ]
     return f"{part}; {'; '.join(changed[:5])}" if changed else part
+
+
+def _on_test(run: Run) -> list[str]:
+    """The metrics that a completed run has on test."""
+    if run.result is None or run.status != "completed":
+        return []
+    return list((run.result["tuned"] or run.result["base"])["test"] or {})
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

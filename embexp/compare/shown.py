@@ -11,7 +11,7 @@ from typing import Any
 
 from embexp.compare.groups import Board, Group, Spread
 from embexp.compare.pairs import Pair
-from embexp.errors import counted
+from embexp.errors import counted, listed
 from embexp.runs import Run
 from embexp.tables import Block, Listing, Table, markdown, number
 
@@ -25,7 +25,8 @@ def text(found: Sequence[Board], compared: Mapping[str, tuple[list[Pair], list[s
     blocks: list[Block] = []
     for board in found:
         shown, missing = compared[board.title]
-        blocks += [f"## {board.title}", beside(board), ranking(board, most=MOST_SHOWN), left_out(board)]
+        said = [f"\\{line}" if line.startswith("*") else line for line in remarks(board)]  # a star, no list
+        blocks += [f"## {board.title}", beside(board), ranking(board, most=MOST_SHOWN), left_out(board), *said]
         blocks += [*by_choice(board), pairs_table(against_first(shown)), pairs_words(shown), *missing]
     if any(pairs for pairs, _ in compared.values()):
         blocks.append("All pairs are in compare.html; --pair RUN_A RUN_B compares any two runs.")
@@ -49,13 +50,26 @@ def left_out(board: Board) -> str:
     return f"{'; '.join(parts)}." if parts else ""
 
 
+def remarks(board: Board) -> list[str]:
+    """What a reader must know of the verdicts: each caveat once, behind the star of a verdict, and notes."""
+    caveats = dict.fromkeys(caveat for group in board.groups if (caveat := group.caveat))
+    places: dict[str, list[str]] = defaultdict(list)
+    for group in board.groups:
+        for note in dict.fromkeys(note for run in group.runs for note in (run.result or {})["notes"]):
+            places[note].append(f"#{group.number}")
+    notes = [f"Note on {listed(numbers, most=8)}: {note}." for note, numbers in places.items()]
+    more = [f"{counted(len(notes) - MOST_OTHERS, 'more note')} in --csv."] if len(notes) > MOST_OTHERS else []
+    return [*(f"* {caveat}" for caveat in caveats), *notes[:MOST_OTHERS], *more]
+
+
 def _line(group: Group, keys: Sequence[str]) -> list[str]:
     scored = sum(group.verdicts.values())
     verdicts = ", ".join(name if count == scored else f"{count} {name}" for name, count in group.verdicts.items())
+    star = "*" if group.caveat else ""
     return [
         str(group.number), group.names["loss"], group.names["model"], *(value(group.varied[key]) for key in keys),
-        str(len(group.runs)), spread(group.dev), spread(group.test), spread(group.delta, signed=True), verdicts or "-",
-        f"{group.seconds:.0f}",
+        str(len(group.runs)), spread(group.dev), spread(group.test), spread(group.delta, signed=True),
+        f"{verdicts or '-'}{star}", f"{group.seconds:.0f}",
     ]  # fmt: skip
 
 
@@ -188,6 +202,8 @@ def _record(run: Run, metric: str) -> dict[str, Any]:
         "bm25_test": run.score("test", metric, arm="bm25"),
         **{f"delta_{key}": delta.get(key) for key in ("absolute", "ci_low", "ci_high", "p_value")},
         "verdict": (run.result or {}).get("verdict"),
+        "caveat": (run.result or {}).get("caveat"),
+        "notes": "; ".join((run.result or {}).get("notes") or []) or None,
         "seconds": round(sum((run.result or {}).get("seconds", {}).values()), 1),
     }
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from embexp import console, runs
-from embexp.errors import UserError
+from embexp.errors import UserError, described
 from embexp.page.writing import make
 
 
@@ -29,8 +29,11 @@ def main() -> None:
             for folder in folders:
                 try:
                     print(make(folder))
-                except (UserError, OSError) as error:
+                except UserError as error:
                     print(f"embexp: {error}", file=sys.stderr)
+                    failed = True
+                except Exception as error:  # one run's broken files leave the others their pages
+                    print(f"embexp: {folder}: {described(error)}", file=sys.stderr)
                     failed = True
     sys.exit(1 if failed else 0)
 

@@ -31,7 +31,7 @@ def of(run: Run) -> dict[str, Any]:
     per_query = read(run.folder)
     return {
         "title": reports.title(result, run.names) if result else f"{run.names['model']} on {run.names['dataset']}",
-        "folder": str(run.folder),
+        "folder": run.folder.resolve().name,  # a page is mailed: no path of the machine
         "written": time.strftime("%Y-%m-%d %H:%M"),
         "status": run.status,
         "verdict": result["verdict"] if result else None,
@@ -71,14 +71,16 @@ def _unfinished(run: Run) -> str:
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(last))
     return (
         f"**No result yet.** This run is still going on, or was ended from outside; it last wrote at {at}. "
-        f"To see how far it has come now: python -m embexp.page {run.folder}"
+        "To see how far it has come now: python -m embexp.page with this run's folder."
     )
 
 
 def _tiles(run: Run, side: str) -> list[tuple[str, str, str]]:
     """(what, figure, what it counts) of the primary metric."""
     result, metric = run.result or {}, run.config["metric"]
-    of = counted(result["counts"]["queries"][side], "query", "queries") if result["counts"] else ""
+    counts = result["counts"]
+    number_of = reports.judged_queries(counts) if side == "test" else counts["queries"]["dev"]
+    of = counted(number_of, "query", "queries")
     scores = [(NAMES[arm], run.score(side, metric, arm=arm)) for arm in ("bm25", "base", "tuned")]
     tiles = [(name, number(score), f"{metric} on {side}, {of}") for name, score in scores if score is not None]
     if result["delta"]:

@@ -15,13 +15,14 @@ import numpy as np
 import pyarrow.parquet
 from pyarrow import ArrowInvalid
 
-from embexp.changes import deepest_mrr
+from embexp.changes import deepest_mrr, gains
 from embexp.page.document import finite
 from embexp.significance import interval_of_mean
 
 ROOM = 500_000  # bytes for the rows of the table, so that a page with thousands of queries still opens at once
 LONGEST = 200  # characters of a query in the table
 ARMS = ("base", "tuned", "bm25")
+SINCE = {1: "better", -1: "worse", 0: "same"}
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,14 @@ def table(per_query: PerQuery | None, *, metric: str) -> dict[str, Any] | None:
         shown.append((f"{'BM25' if arm == 'bm25' else arm} rank", "rank"))
         values.append([round(1 / score) if score > 0 else None for score in columns[f"{arm}.{deepest}"].tolist()])
     order = range(len(values[0]))
-    if "tuned" in arms:
-        gain = columns[f"tuned.{deepest}"] - columns[f"base.{deepest}"]
-        order = np.argsort(-np.abs(gain), kind="stable").tolist()
+    if (gained := gains(columns, metric=metric)) is not None:
+        order = np.lexsort((-np.abs(gained.rank), -np.abs(gained.metric))).tolist()  # as the examples beside
         if f"tuned.{metric}" in columns:
             change = columns[f"tuned.{metric}"] - columns[f"base.{metric}"]
             shown.append((f"change of {metric}", "change"))
             values.append([finite(value, digits=3) for value in change.tolist()])
         shown.append(("since training", "choice"))
-        values.append(["better" if value > 1e-9 else "worse" if value < -1e-9 else "same" for value in gain.tolist()])
+        values.append([SINCE[value] for value in gained.direction.tolist()])
     rows, room = [], ROOM
     for place in order:
         row = [column[place] for column in values]
