@@ -255,7 +255,7 @@ def test_a_run_that_fails_leaves_the_cache_in_its_bounds_as_well(embexp, tmp_pat
     failed = embexp(*choices, "cache_size_gb=1e-6")
     assert failed.result["status"] == "failed"
     assert "of the cache removed, the longest unused" in failed.output
-    assert not [path for path in (tmp_path / "kept").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in (tmp_path / "kept").rglob("*") if path.is_file()) <= 1000  # 1e-6 GB
 
 
 def test_without_a_cache_the_scores_are_the_same(embexp, tmp_path):
