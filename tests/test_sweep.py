@@ -21,7 +21,7 @@ from tests.servers import free_port
 
 MODEL = ["model=static", "model.dimension=16", "logger=none"]
 TRAINED = ["trainer.per_device_train_batch_size=8", "trainer.num_train_epochs=2", "trainer.learning_rate=0.05"]
-SEARCH = ["sampler=random", "loss.scale=tag(log,interval(0.001,50))", "hydra.sweeper.pruner.n_startup_trials=4"]
+SEARCH = ["sampler=random", "loss.scale=tag(log,interval(0.1,5000))", "hydra.sweeper.pruner.n_startup_trials=4"]
 TRIALS = 7
 CUSTOM = ["-m", "sweep=custom", "sweep.name=test", *MODEL, *TRAINED]
 
@@ -151,7 +151,7 @@ def test_the_same_command_has_nothing_more_to_do(swept):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("loss.scale=tag(log,interval(0.001,60))", "search space: loss.scale was 'tag(log,interval(0.001,50.0))', now"),
+        ("loss.scale=tag(log,interval(0.001,60))", "search space: loss.scale was 'tag(log,interval(0.1,5000.0))', now"),
         ("trainer.num_train_epochs=3", "config: trainer.num_train_epochs was 2, now 3"),
         ("metric=recall@5", "config: metric was 'recall@10', now 'recall@5'"),
         ("sweep.objectives={metric:minimize}", "objectives: metric was 'maximize', now 'minimize'"),
