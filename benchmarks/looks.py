@@ -44,12 +44,12 @@ class Watched:
         """The result of what `python -m embexp words` runs."""
         from sentence_transformers import SentenceTransformerTrainer
 
-        from embexp import experiment
+        from embexp import looks
         from embexp.looks import Plan
 
         with (
             tempfile.TemporaryDirectory() as folder,
-            patch.object(experiment, "planned", partial(self._planned, experiment.planned)),
+            patch.object(looks, "planned", partial(self._planned, looks.planned)),
             patch.object(Plan, "score", self._timed(Plan.score)),
             patch.object(SentenceTransformerTrainer, "train", self._trained(SentenceTransformerTrainer.train)),
         ):

@@ -76,9 +76,9 @@ def report(
         seconds, ours = ([each["seconds"] for each in part] for part in (rounds, found[own]))
         times = ratios(seconds, ours) if arm != own else ""
         agrees = agreement(folder / own.partition("-")[0], own, arm) if arm != own else ""
-        rows.append([LABELS[arm], spread(seconds), times, max(each["peak_mib"] for each in rounds), agrees])
+        rows.append([LABELS[arm], spread(seconds, 3), times, max(each["peak_mib"] for each in rounds), agrees])
     label = f"{options.memory:,} passages scored by embexp under a limit of 8 GiB"
-    rows.append([label, spread([held["seconds"]]), "", held["peak_mib"], ""])
+    rows.append([label, spread([held["seconds"]], 3), "", held["peak_mib"], ""])
     (queries, passages), (mined, among) = options.score, options.mine
     head = ["", "seconds", "times embexp's", "peak MiB", "agreement"]
     missing = "faiss can't be imported here and is left out. " if absent else ""

@@ -257,7 +257,7 @@ def arithmetic(found: list[dict[str, Any]]) -> list[str]:
         statistics.median(rate / run[kind] for rate, run in zip(rates, found, strict=True))
         for kind in ("float32", "bfloat16")
     ]
-    return [f"{statistics.median(rates):.0f}", f"{shares[0]:.2f}, {shares[1]:.2f}"]
+    return [f"{statistics.median(rates):.3g}", f"{shares[0]:.2f}, {shares[1]:.2f}"]
 
 
 def identical(runs: dict[str, list[dict[str, Any]]]) -> str:

@@ -256,7 +256,7 @@ def _find(path: str, revision: str | None, packaged: Mapping[str, str] | None, s
     if folder.is_dir():
         if not any(folder.iterdir()):
             raise UserError(f"{setting}={path} is an empty folder. {_instead(setting)}")
-        return folder, None
+        return folder.absolute(), None  # loaded when first needed, perhaps from another folder
     if at := HUB_ID_AT.fullmatch(path):
         if Path(at["id"]).is_dir():
             raise UserError(f"{setting}={path}: {at['id']} is a local folder, which has no revision; leave it out")

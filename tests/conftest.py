@@ -37,6 +37,16 @@ def toy_set(documents: int = 10, questions: int = 2) -> RetrievalSet:
     return RetrievalSet(queries, corpus, qrels, {passage: f"d{passage[1:]}" for passage in corpus})
 
 
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """Take away what a command's main has told the logging of, or later tests would write to a closed stream."""
+    before = [*logging.root.handlers]
+    yield
+    for handler in logging.root.handlers[:]:
+        if type(handler) is logging.StreamHandler and handler not in before:
+            logging.root.removeHandler(handler)
+
+
 @pytest.fixture
 def toy() -> RetrievalSet:
     return toy_set()
