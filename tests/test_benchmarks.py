@@ -7,6 +7,7 @@ import json
 import os
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -277,7 +278,7 @@ def test_every_block_of_the_benchmarks_page_has_a_command_that_its_benchmark_und
         usual(parser, *args, **options)
         raise Parsed
 
-    script, *words = [word.replace("DATA", "docstrings") for word in command.split()]
+    script, *words = [word.replace("DATA", "docstrings") for word in shlex.split(command)]
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
     monkeypatch.setattr(sys, "argv", [script, *words])
     with pytest.raises(Parsed):
