@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -63,16 +64,16 @@ def joined(count: int, launched: Launched | None) -> Iterator[Processes | None]:
             others.close()
 
 
-class _Others:
+class _Others(ABC):
     """The followers, from the side of process 0."""
 
     def __init__(self, store: Any, count: int) -> None:
         self._store, self._count = store, count
         self._over = threading.Event()
 
+    @abstractmethod
     def start(self) -> None:
         """Start them, or what hears of their end."""
-        raise NotImplementedError
 
     def connect(self, *, gpu: bool) -> Groups:
         """Connect to all, once all are ready. Raises LostError when one has ended before."""
@@ -112,12 +113,13 @@ class _Others:
             processes.tell("end")
         self._store.set(OVER, "")
 
+    @abstractmethod
     def close(self) -> None:
         """Leave nothing behind."""
 
+    @abstractmethod
     def _ended(self) -> str | None:
         """What is to be said of a process that has ended; None while all are at work."""
-        raise NotImplementedError
 
     def _any_gone(self) -> bool:
         """Whether one has ended, also of another's end."""
@@ -212,6 +214,9 @@ class _Launched(_Others):
                 raise KeyboardInterrupt
             time.sleep(0.02)
         raise LostError("torchrun ends this process")
+
+    def close(self) -> None:
+        """Nothing: torchrun ends what it has started."""
 
     def _ended(self) -> str | None:
         for rank in range(1, self._count):
