@@ -34,6 +34,7 @@ RUNNER_OWNS: dict[str, dict[str, str]] = {
         "data_seed": "set seed=",
         "bf16": "set model.dtype, which evaluation uses too",
         "fp16": "set model.dtype to float32 or bfloat16",
+        "logging_nan_inf_filter": "a loss that is not a number ends the run",
         "disable_tqdm": "embexp shows its own progress",
         "remove_unused_columns": "columns are made to fit the loss",
         "group_by_length": "batches are made of like lengths always",

@@ -140,6 +140,9 @@ class Transformer:
         return _embedding_model(loaded, facts, self._dtype, origin, eager_training=eager_training)
 
     def _loaded(self, digests: Mapping[str, str]) -> SentenceTransformer:
+        # cuDNN's attention plans anew for each new shape, and batches of texts have new ones all the time: it made
+        # training several times slower on an H200
+        torch.backends.cuda.enable_cudnn_sdp(False)
         chosen = {} if self._attention == "auto" else {"attn_implementation": self._attention}
         try:
             model: SentenceTransformer = libraries.loaded().SentenceTransformer(

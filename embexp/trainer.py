@@ -27,6 +27,7 @@ from embexp.errors import UserError
 from embexp.fast_steps import parts_of_like_length
 from embexp.parallel.processes import Processes
 from embexp.parallel.shares import add_gradients, same_weights, shared
+from embexp.parts import TOKENS_ON_A_GPU
 
 LOSS_PARAMETERS = "loss.safetensors"  # in a checkpoint
 ROW = "row"  # a column that carries the row's number to the loss; never embedded
@@ -53,6 +54,7 @@ class Trainer(SentenceTransformerTrainer):
         self._processes, self.leads = processes, processes is None or processes.leads
         self._conflicts = conflicts
         self._masked = MaskedSimilarity.put_into(self.loss) if conflicts is not None else []
+        self._losses = _Losses(self.model.device)
         for callback in (ProgressCallback, PrinterCallback):  # replaced by the one line that Track shows
             self.remove_callback(callback)
 
@@ -67,13 +69,34 @@ class Trainer(SentenceTransformerTrainer):
         for masked in self._masked:
             assert self._conflicts is not None
             masked.mask = self._conflicts.mask(rows.tolist())
-        # one forward pass for all columns would pad every query to the passages' length
-        with column_merging_disabled():
+        with nullcontext() if self._one_pass(inputs) else column_merging_disabled():
             loss = super().compute_loss(model, inputs, *args, **kwargs)
         value = loss[0] if isinstance(loss, tuple) else loss
-        if self.leads and not torch.isfinite(value):
-            raise diverged(f"the loss is {value.item()}", step=self.state.global_step + 1)
+        self._losses.saw(value.detach(), step=self.state.global_step + 1)
+        if self.model.device.type == "cpu":  # a GPU is not waited for at each step
+            self._refuse_divergence()
         return loss
+
+    def _one_pass(self, inputs: Mapping[str, Any]) -> bool:
+        """Whether all columns go through the model together, though that pads every query to the passages' length.
+
+        A GPU takes as long over few tokens as it takes to be told what to do, and so is told once.
+        """
+        if self.model.device.type == "cpu" or self._processes is not None:
+            return False
+        shapes = [value.shape for name, value in inputs.items() if name.endswith("attention_mask")]
+        return bool(shapes) and sum(s[0] for s in shapes) * max(s[1] for s in shapes) <= TOKENS_ON_A_GPU
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """What the library does between steps. The first loss that is not a number ends the training before it."""
+        if self.control.should_log or self.control.should_evaluate or self.control.should_save:
+            self._refuse_divergence()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _refuse_divergence(self) -> None:
+        step, loss = self._losses.first_bad
+        if self.leads and step:
+            raise diverged(f"the loss is {loss}", step=step)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Forward and backward: a loss that caches gradients embeds its texts once more in the latter."""
@@ -129,6 +152,7 @@ class Trainer(SentenceTransformerTrainer):
         """
         if checkpoint is None or not checkpoint.ended:
             self.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
+            self._refuse_divergence()
         elif self.leads:
             self._end_as(checkpoint)
         if self._processes is not None:
@@ -149,6 +173,23 @@ class Trainer(SentenceTransformerTrainer):
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """Not added: it collects training texts and asks the Hub."""
+
+
+class _Losses:
+    """Notices the first loss that is not a number, on the device, so that no step waits for the one before it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._step, self._loss = torch.zeros((), dtype=torch.int64, device=device), torch.zeros((), device=device)
+
+    def saw(self, loss: torch.Tensor, *, step: int) -> None:
+        """Take the loss of a step, counted from 1."""
+        new = ~torch.isfinite(loss) & torch.isfinite(self._loss)
+        self._step, self._loss = torch.where(new, step, self._step), torch.where(new, loss.float(), self._loss)
+
+    @property
+    def first_bad(self) -> tuple[int, float]:
+        """The step and its loss; step 0 where all were numbers. Waits for the device."""
+        return int(self._step), float(self._loss)
 
 
 @dataclass

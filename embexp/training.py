@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -42,6 +44,7 @@ log = logging.getLogger(__name__)
 
 LOOKS_SAY_WHEN = {"eval_strategy": "steps", "eval_steps": NEVER}  # arguments of a training whose looks a study asks for
 OURS = ("early_stopping", "evaluation_share", "processes")  # keys of conf/trainer that are no training arguments
+READERS = 4  # processes that tokenise the next batches while a GPU trains on this one
 LOOKED_AT = 64  # texts that the trained model must still embed
 
 
@@ -256,7 +259,10 @@ def _training_arguments(
     """
     steps, total = steps_in(task.arguments, len(sampler))
     on_cpu = embedding_model.model.device.type == "cpu"
-    chosen = {"use_cpu": on_cpu, "dataloader_pin_memory": not on_cpu, **task.arguments}
+    readers = 0 if on_cpu or sys.platform != "linux" else min(READERS, (os.cpu_count() or 1) - 1)
+    usual = {"use_cpu": on_cpu, "dataloader_pin_memory": not on_cpu, "dataloader_num_workers": readers}
+    chosen = {**usual, **task.arguments}
+    chosen.setdefault("dataloader_persistent_workers", chosen["dataloader_num_workers"] > 0)
     chosen.pop("save_total_limit", None)
     evaluates = chosen["eval_strategy"] != "no"
     if chosen["eval_strategy"] == "steps":
@@ -279,6 +285,7 @@ def _training_arguments(
             greater_is_better=True if evaluates else None,
             seed=task.seed,
             bf16=embedding_model.bfloat16,
+            logging_nan_inf_filter=False,  # `trainer` sees them, without waiting for a GPU
             disable_tqdm=True,
             remove_unused_columns=False,
         )
