@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol
 
 import bm25s
 import numpy as np
@@ -53,11 +53,17 @@ class BM25:
 
     encoder: Encoder | None = None
 
+    def __init__(self) -> None:
+        self._index: KeywordIndex | None = None  # of the corpus that was searched last; dev and test often share one
+
     def search(self, retrieval_set: RetrievalSet, *, top: int, without: Without | None = None) -> Ranking:
         """Rank by BM25; passages that share no word with the query are not ranked, nor what is to be left out."""
 
         def make() -> dict[str, np.ndarray]:
-            found = ranked(retrieval_set, _sharing_words(keyword_scores(retrieval_set)), top=top, without=without)
+            if self._index is None or self._index.corpus != retrieval_set.corpus:
+                self._index = KeywordIndex(retrieval_set.corpus)
+            scores = self._index.scores(list(retrieval_set.queries.values()))
+            found = ranked(retrieval_set, _sharing_words(scores), top=top, without=without)
             return {"places": found.places, "scores": found.scores, "lowest": found.lowest}
 
         left_out = {query: sorted(passages) for query, passages in (without or {}).items()}
@@ -121,21 +127,29 @@ def cosine_scores(retrieval_set: RetrievalSet, encoder: Encoder) -> Iterator[np.
 
 
 def keyword_scores(retrieval_set: RetrievalSet) -> Iterator[np.ndarray]:
-    """Blocks of (some queries, passages) BM25 scores, float32, in the queries' order, made by torch's threads."""
-    index = bm25s.BM25()
-    index.index(_tokens(list(retrieval_set.corpus.values())), show_progress=False)
-    queries = [
-        [word for word in words if word in index.vocab_dict] for words in _tokens(list(retrieval_set.queries.values()))
-    ]
-    passages = len(retrieval_set.corpus)
-    height = max(1, KEYWORD_CELLS_AT_ONCE // passages)
+    """Blocks of (some queries, passages) BM25 scores, float32, in the queries' order."""
+    return KeywordIndex(retrieval_set.corpus).scores(list(retrieval_set.queries.values()))
 
-    def row(words: list[str]) -> np.ndarray:
-        return np.asarray(index.get_scores(words)) if words else np.zeros(passages, np.float32)
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # a run's share of the cores
-        for start in range(0, len(queries), height):
-            yield np.stack(list(pool.map(row, queries[start : start + height])))
+class KeywordIndex:
+    """bm25s's index of a corpus, passage id -> text."""
+
+    def __init__(self, corpus: Mapping[str, str]) -> None:
+        self.corpus = corpus
+        self._index = bm25s.BM25()
+        self._index.index(_tokens(list(corpus.values()), return_ids=True), show_progress=False)
+
+    def scores(self, queries: Sequence[str]) -> Iterator[np.ndarray]:
+        """Blocks of (some queries, passages) scores, float32, in the queries' order, made by torch's threads."""
+        known = self._index.vocab_dict
+        words = [[word for word in query if word in known] for query in _tokens(queries, return_ids=False)]
+        height = max(1, KEYWORD_CELLS_AT_ONCE // len(self.corpus))
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # a run's share of the cores
+            for start in range(0, len(words), height):
+                yield np.stack(list(pool.map(self._row, words[start : start + height])))
+
+    def _row(self, words: list[str]) -> np.ndarray:
+        return np.asarray(self._index.get_scores(words)) if words else np.zeros(len(self.corpus), np.float32)
 
 
 def _sharing_words(scores: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -143,5 +157,5 @@ def _sharing_words(scores: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     return (np.where(block > 0, block, np.float32(NEVER)) for block in scores)
 
 
-def _tokens(texts: Sequence[str]) -> list[list[str]]:
-    return bm25s.tokenize(texts, token_pattern=r"\w+", stopwords=None, return_ids=False, show_progress=False)
+def _tokens(texts: Sequence[str], *, return_ids: bool) -> Any:
+    return bm25s.tokenize(texts, token_pattern=r"\w+", stopwords=None, return_ids=return_ids, show_progress=False)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from embexp.models import EmbeddingModel
 from embexp.parts import can_be_cut, parts, tokens_at_once, workers
+from embexp.tokenising import Preprocess
 
 if TYPE_CHECKING:  # slow to import, and not needed where all embeddings are kept
     from sentence_transformers import SentenceTransformer
@@ -91,11 +92,12 @@ def _tokenised(
     if not texts:  # a process's share of fewer texts than there are processes
         return
     order = np.argsort([-len(text) for text in texts], kind="stable")  # nearly by tokens, which are not counted yet
-    cut = can_be_cut(model.preprocess([texts[order[0]]], prompt=prompt or None))
+    preprocess = Preprocess(model, prompt)
+    cut = can_be_cut(preprocess([texts[order[0]]]))
     at_once = TOKENISED if cut else UNCUT
     for start in range(0, len(order), at_once):
         places = order[start : start + at_once]
-        features = model.preprocess([texts[place] for place in places], prompt=prompt or None)
+        features = preprocess([texts[place] for place in places])
         if cut:
             for part, cut_features in parts(features, tokens=tokens_at_once(model.device)):
                 yield places[part.numpy()], cut_features

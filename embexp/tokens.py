@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from embexp.cache import arrays_kept, digest
 from embexp.models import EmbeddingModel
 from embexp.retrieval_set import RetrievalSet
+from embexp.tokenising import token_counts
 
 TEXTS_AT_ONCE = 20_000  # fewer are soon tokenised whole, more would fill the memory
 
@@ -70,7 +71,8 @@ def token_lengths(embedding_model: EmbeddingModel, texts: Sequence[str], prompt:
 def _counted(embedding_model: EmbeddingModel, texts: Sequence[str], prompt: str) -> np.ndarray:
     tokenizer, prompted = embedding_model.model.tokenizer, [prompt + text for text in texts]
     if isinstance(tokenizer, Tokenizer):
-        counts = [len(encoding.ids) for encoding in tokenizer.encode_batch(prompted, add_special_tokens=False)]
-    else:
-        counts = [len(ids) for ids in tokenizer(prompted, truncation=False, verbose=False)["input_ids"]]
-    return np.asarray(counts, dtype=np.int32)
+        return token_counts(tokenizer, prompted, special=False)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if isinstance(backend, Tokenizer):
+        return token_counts(backend, prompted, special=True)
+    return np.asarray([len(ids) for ids in tokenizer(prompted, truncation=False, verbose=False)["input_ids"]], np.int32)
