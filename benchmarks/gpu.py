@@ -148,6 +148,13 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
+def card() -> str:
+    """The GPU's name, where there is one."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+
+
 def arm(folder: Path, size: Size, *, rows: int, batch: int, loss: str, attention: str, steps: int) -> dict[str, float]:
     """Real tokens a second in a run of the command with so many steps, and the peak of the GPU's memory."""
     import torch
@@ -197,7 +204,8 @@ def speeds(folder: Path, options: argparse.Namespace) -> str:
         )
         print(rows[-1], file=sys.stderr, flush=True)
     head = ["model, loss, attention", "batch", "ms a step", "real tokens/s", "share of the peak", "peak MiB"]
-    return f"{table(head, rows)}\n\nThe peak: {most / 1e12:.1f} TFLOP/s in a bfloat16 matrix product, in the same run."
+    peak = f"The peak: {most / 1e12:.1f} TFLOP/s in a bfloat16 matrix product, in the same run"
+    return f"{table(head, rows)}\n\n{peak}; {card()}."
 
 
 def recipe(folder: Path, rows: int, size: Size) -> str:
@@ -208,7 +216,8 @@ def recipe(folder: Path, rows: int, size: Size) -> str:
     words = ["dataset=pairs", f"dataset.path={data}", "dataset.columns.group=group", "logger=none", "cache=false"]
     words += ["model=local", f"model.path={saved_model(folder / 'recipe', size)}", "trainer.eval_steps=250"]
     words += [
-        "dataset.split.test=0.01",
+        "dataset.split.test=0.001",
+        "dataset.split.seen=0.001",
         "dataset.split.dev=0.002",
         "trainer.evaluation_share=null",
         f"hydra.run.dir={folder / 'run'}",
@@ -220,7 +229,7 @@ def recipe(folder: Path, rows: int, size: Size) -> str:
     stages = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in result["seconds"].items())
     return (
         f"The recipe's job, {rows:,} pairs, one epoch at batch 64, dev every 250 steps: **{minutes:.1f} minutes**, "
-        f"start to end ({stages} seconds; {result['counts']['train_rows']:,} rows trained)."
+        f"start to end ({stages} seconds; {result['counts']['train_rows']:,} rows trained; {card()})."
     )
 
 

@@ -1,11 +1,12 @@
-"""Many texts to what a model reads, by its tokenizer alone where that gives the same. Called by `embedding`, `tokens`.
+"""Many texts to what a model reads, by its tokenizer alone where that gives the same.
 
-The library's way takes three Python lists of each text through several layers, which is slower than the tokenizing.
+Called by `embedding`, `tokens` and `training`. The library's way takes three Python lists of each text through several
+layers, which is slower than the tokenizing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,18 @@ class Preprocess:
             for name, value in usual.items()
         ]
         return fast if all(same) else None
+
+
+def preprocessing(model: SentenceTransformer) -> Callable[..., Features]:
+    """`model.preprocess` as a data collator calls it, by `Preprocess` where no task is named."""
+    known: dict[str, Preprocess] = {}
+
+    def preprocess(texts: Sequence[str], *, prompt: str | None = None, task: str | None = None) -> Features:
+        if task is not None:
+            return dict(model.preprocess(list(texts), prompt=prompt, task=task))
+        return known.setdefault(prompt or "", Preprocess(model, prompt or ""))(texts)
+
+    return preprocess
 
 
 class _Fast:

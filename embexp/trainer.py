@@ -63,6 +63,11 @@ class Trainer(SentenceTransformerTrainer):
         """Whether conflicts inside a batch are masked."""
         return bool(self._masked)
 
+    @property
+    def looks_at_each_loss(self) -> bool:
+        """Whether it is looked at as soon as it is there; a GPU is waited for only where something is logged."""
+        return self.model.device.type == "cpu"
+
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The loss of a batch, conflicts masked. Raises UserError, with the step, when it is not a number."""
         rows = inputs.pop(ROW)
@@ -73,7 +78,7 @@ class Trainer(SentenceTransformerTrainer):
             loss = super().compute_loss(model, inputs, *args, **kwargs)
         value = loss[0] if isinstance(loss, tuple) else loss
         self._losses.saw(value.detach(), step=self.state.global_step + 1)
-        if self.model.device.type == "cpu":  # a GPU is not waited for at each step
+        if self.looks_at_each_loss:
             self._refuse_divergence()
         return loss
 

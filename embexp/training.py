@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -36,6 +34,7 @@ from embexp.models import EmbeddingModel
 from embexp.parallel.shares import generators
 from embexp.retrieval_set import RetrievalSet
 from embexp.shapes import Rows
+from embexp.tokenising import preprocessing
 from embexp.tokens import lengths
 from embexp.tracking import Tracker
 from embexp.trainer import ROW, Collator, Dev, Trainer, diverged
@@ -44,7 +43,6 @@ log = logging.getLogger(__name__)
 
 LOOKS_SAY_WHEN = {"eval_strategy": "steps", "eval_steps": NEVER}  # arguments of a training whose looks a study asks for
 OURS = ("early_stopping", "evaluation_share", "processes")  # keys of conf/trainer that are no training arguments
-READERS = 4  # processes that tokenise the next batches while a GPU trains on this one
 LOOKED_AT = 64  # texts that the trained model must still embed
 
 
@@ -129,7 +127,9 @@ def train(
         args=_training_arguments(task, embedding_model, sampler),
         train_dataset=Dataset.from_dict({**rows.columns, ROW: list(range(len(rows)))}),
         evaluator=Dev(partial(_scored, dev_metrics, embedding_model)),
-        data_collator=Collator(preprocess_fn=embedding_model.model.preprocess, prompts=_prompts(embedding_model, rows)),
+        data_collator=Collator(
+            preprocess_fn=preprocessing(embedding_model.model), prompts=_prompts(embedding_model, rows)
+        ),
         callbacks=_callbacks(task, watch, tracker, batches=len(sampler)),
     )
     _tell_of_conflicts(sampler.masked_rows, masked=trainer.masks)
@@ -259,10 +259,7 @@ def _training_arguments(
     """
     steps, total = steps_in(task.arguments, len(sampler))
     on_cpu = embedding_model.model.device.type == "cpu"
-    readers = 0 if on_cpu or sys.platform != "linux" else min(READERS, (os.cpu_count() or 1) - 1)
-    usual = {"use_cpu": on_cpu, "dataloader_pin_memory": not on_cpu, "dataloader_num_workers": readers}
-    chosen = {**usual, **task.arguments}
-    chosen.setdefault("dataloader_persistent_workers", chosen["dataloader_num_workers"] > 0)
+    chosen = {"use_cpu": on_cpu, "dataloader_pin_memory": not on_cpu, **task.arguments}
     chosen.pop("save_total_limit", None)
     evaluates = chosen["eval_strategy"] != "no"
     if chosen["eval_strategy"] == "steps":

@@ -12,6 +12,7 @@ from embexp import training
 from embexp.encoding import Encoder
 from embexp.report import HEADLINE
 from embexp.result_keys import KEYS
+from embexp.trainer import Trainer
 from tests.command import QUICK
 from tests.tiny import tiny_transformer
 
@@ -135,6 +136,21 @@ def test_a_tuned_model_worse_than_the_base_on_dev_is_said_first(embexp, sources)
     report = (run.folder / "report.md").read_text()
     assert report.splitlines()[2].startswith("**The tuned model is worse than the base on dev**")
     assert "trainer.learning_rate=1e-5" in report
+
+
+def test_a_loss_that_is_looked_at_later_names_the_step_that_was_wrong(embexp, sources, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "looks_at_each_loss", False)  # as on a GPU
+    tiny_transformer(tmp_path / "tiny")
+    wild = [
+        "trainer.learning_rate=1e38",
+        "trainer.max_grad_norm=0",
+        "trainer.warmup_steps=0",
+        "trainer.logging_steps=4",
+    ]
+    model = ["model=local", f"model.path={tmp_path / 'tiny'}", "trainer=smoke", "logger=none"]
+    run = embexp(*model, *sources["pairs"], *wild, "trainer.max_steps=5", "trainer.eval_strategy=no")
+    assert run.code == 1
+    assert "training diverged at step 2: the loss is nan" in run.output
 
 
 @pytest.mark.parametrize(

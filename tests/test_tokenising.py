@@ -10,7 +10,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from embexp.tokenising import Preprocess, token_counts
+from embexp.tokenising import Preprocess, preprocessing, token_counts
 from tests.tiny import tiny_transformer
 
 TEXTS = ["one two three", "", "  Two\n", "three " * 400, "Ünïcode one", "one"]
@@ -38,6 +38,12 @@ def test_features_are_those_of_the_library(model, prompt, monkeypatch):
     assert_same(preprocess(TEXTS), usual)
     monkeypatch.setattr(model, "preprocess", None)  # from now on the tokenizer alone
     assert_same(preprocess(TEXTS[::-1]), {k: v.flip(0) if torch.is_tensor(v) else v for k, v in usual.items()})
+
+
+def test_training_reads_a_column_as_the_library_does(model):
+    preprocess = preprocessing(model)
+    for prompt in ("query: ", None, "query: "):
+        assert_same(preprocess(TEXTS, prompt=prompt, task=None), model.preprocess(TEXTS, prompt=prompt))
 
 
 def test_a_tokenizer_that_pads_on_the_left_is_left_to_the_library(model, monkeypatch):
@@ -80,4 +86,6 @@ def test_words_are_counted_without_special_tokens():
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     assert token_counts(tokenizer, ["a b", "", "b b a"], special=False).tolist() == [2, 0, 3]
     plain = SimpleNamespace(tokenizer=tokenizer, preprocess=lambda texts, prompt: {"input_ids": np.zeros(len(texts))})
-    assert Preprocess(plain, "")(["a"])["input_ids"].tolist() == [0.0]  # no transformer's tokenizer: the model's own way
+    assert Preprocess(plain, "")(["a"])["input_ids"].tolist() == [
+        0.0
+    ]  # no transformer's tokenizer: the model's own way
