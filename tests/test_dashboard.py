@@ -207,7 +207,7 @@ def test_the_workspace_and_the_report_that_are_sent_have_the_panels(server, tmp_
     assert headings == [each.name for each in made.sections]
     for grid in grids:
         places = [(panel["layout"]["x"], panel["layout"]["y"]) for panel in grid["panelBankSectionConfig"]["panels"]]
-        assert len(set(places)) == len(places)
+        assert places == [(0, 0), (8, 0)][: len(places)]  # beside each other
         assert grid["runSets"][0]["project"]["name"] == "embexp"
 
     lines = ended.stdout.splitlines()

@@ -231,10 +231,9 @@ SECOND = ["q1", "what is q1", "d0", "unseen", 0.0, 1.0, 1.0, 0.0]
 SEND = """
 import logging, sys
 from pathlib import Path
-import wandb
 from embexp.tracking import Tracker, WandbMirror, open_mirror
 logging.basicConfig(level=logging.INFO, stream=sys.stdout)
-folder, metric, wandb.Table.MAX_ROWS = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+folder, metric = Path(sys.argv[1]), sys.argv[2]
 config = {"metric": metric, "report_texts": True}
 make = lambda: WandbMirror(folder=folder, config=config, names={}, per_query=True, timeout=10)
 tracker = Tracker(folder, open_mirror(make))
@@ -244,22 +243,21 @@ tracker.finish({"verdict": "better"}, exit_code=0)
 
 
 @pytest.mark.parametrize(
-    ("metric", "most", "rows", "said"),
+    ("metric", "rows", "said"),
     [
-        ("recall@10", 10, [FIRST, SECOND], ""),
-        ("recall@10", 1, [FIRST], "the first 1 of 2 queries go there"),
-        ("similarity.spearman_cosine", 10, None, "no mean over queries"),
+        ("recall@10", [FIRST, SECOND], ""),
+        ("similarity.spearman_cosine", None, "no mean over queries"),
     ],
-    ids=["whole", "too long", "no score per query"],
+    ids=["scores per query", "none"],
 )
 def test_queries_go_to_the_server_as_a_table_and_the_summary_whatever_becomes_of_it(
-    wandb, tmp_path, metric, most, rows, said
+    wandb, tmp_path, metric, rows, said
 ):
     (tmp_path / "retrieval").mkdir()
     per_query([0.0, 1.0], [1.0, 1.0]).to_parquet(tmp_path / "retrieval" / "per_query.parquet", index=False)
     with serving() as (environment, ended):
         done = subprocess.run(
-            [sys.executable, "-c", SEND, str(tmp_path), metric, str(most)],
+            [sys.executable, "-c", SEND, str(tmp_path), metric],
             cwd=REPOSITORY, env={**os.environ, **environment, "HOME": str(tmp_path)}, capture_output=True, text=True,
             check=True, timeout=60,
         )  # fmt: skip
@@ -295,3 +293,18 @@ def test_a_table_that_cannot_be_sent_costs_seconds_and_neither_summary_nor_exit_
     (file,) = runs(tmp_path)
     _, _, summary, _, _, exit_code = read_back(file)
     assert (summary["verdict"], exit_code) == ("better", 0)
+
+
+def test_of_many_queries_the_first_go_to_wandb_which_is_said(wandb, tmp_path, caplog, monkeypatch):
+    (tmp_path / "retrieval").mkdir()
+    per_query([0.0, 1.0], [1.0, 1.0]).to_parquet(tmp_path / "retrieval" / "per_query.parquet", index=False)
+    config = {"metric": "recall@10", "report_texts": True}
+    mirror = WandbMirror(folder=tmp_path, config=config, names={}, mode="offline", per_query=True)
+    monkeypatch.setattr(wandb.Table, "MAX_ROWS", 1)
+    sent = []
+    with monkeypatch.context() as patched:
+        patched.setattr(mirror._run, "log", sent.append)
+        mirror._log_queries()
+    mirror._run.finish()
+    assert [each["test/per_query"].data for each in sent] == [[FIRST]]
+    assert "the first 1 of 2 queries go there" in caplog.text

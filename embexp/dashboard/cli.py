@@ -7,7 +7,6 @@ Checks arguments, package, key and project before anything is made; `dashboard.s
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -121,7 +120,7 @@ def _explained(name: str) -> Iterator[None]:
     import wandb
     from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
-    server = os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url
+    server = wandb.setup().settings.base_url
     try:
         yield
     except wandb.errors.AuthenticationError as error:

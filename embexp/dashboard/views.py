@@ -6,7 +6,6 @@ Called by `dashboard.cli`; what they show is `dashboard.spec`'s.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import wandb_workspaces.reports.v2 as reports
@@ -15,7 +14,6 @@ import wandb_workspaces.workspaces as workspaces
 from embexp.dashboard.spec import Dashboard, Panel
 
 ACROSS = 3  # panels in a row
-WIDTH, HEIGHT = 8, 6  # of a panel in a report, whose grid is 24 wide
 MOST = 100  # lines or bars of a panel; wandb draws the first ten otherwise
 
 
@@ -28,7 +26,7 @@ def workspace(made: Dashboard, *, entity: str, project: str) -> Any:
         sections=[
             workspaces.Section(
                 name=section.name,
-                panels=[_panel(panel, place) for place, panel in enumerate(section.panels)],
+                panels=[_panel(panel) for panel in section.panels],
                 is_open=True,
                 layout_settings=workspaces.SectionLayoutSettings(
                     columns=ACROSS, rows=math.ceil(len(section.panels) / ACROSS)
@@ -55,8 +53,9 @@ def report(made: Dashboard, *, entity: str, project: str) -> Any:
             order=[reports.OrderBy(reports.SummaryMetric(made.best), ascending=False)],
             pinned_columns=_columns(made),
         )
-        panels = [_panel(panel, place) for place, panel in enumerate(section.panels)]
-        grid = reports.PanelGrid(runsets=[runs], panels=panels)
+        grid = reports.PanelGrid(
+            runsets=[runs], panels=[_panel(panel) for panel in section.panels]
+        )  # beside each other
         blocks += [reports.H2(section.name), reports.P(section.text), grid]
     return reports.Report(entity=entity, project=project, title=made.name, blocks=blocks, width="fluid")
 
@@ -66,16 +65,15 @@ def _columns(made: Dashboard) -> list[str]:
     return ["run:displayName", *(f"{kind}:{key}{'.value' * (kind == 'config')}" for kind, key in made.columns)]
 
 
-def _panel(panel: Panel, place: int) -> Any:
-    layout = reports.Layout(x=WIDTH * (place % ACROSS), y=HEIGHT * (place // ACROSS), w=WIDTH, h=HEIGHT)
+def _panel(panel: Panel) -> Any:
     if panel.kind == "importance":
         (target,) = panel.metrics
-        return reports.ParameterImportancePlot(with_respect_to=target, layout=layout)
+        return reports.ParameterImportancePlot(with_respect_to=target)
     grouped: dict[str, Any] = {}
     if panel.by:
         # the metric's values over the runs of a group: their mean, from the lowest to the highest
         grouped = {"groupby": reports.Config(panel.by), "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
-    common = {"title": panel.title, "max_runs_to_show": MOST, "layout": layout, **grouped}
+    common = {"title": panel.title, "max_runs_to_show": MOST, **grouped}
     if panel.kind == "curves":
         return reports.LinePlot(x="Step", y=list(panel.metrics), **common)
     return reports.BarPlot(metrics=list(panel.metrics), max_bars_to_show=MOST, **common)
@@ -83,6 +81,5 @@ def _panel(panel: Panel, place: int) -> Any:
 
 def saved(view: Any) -> str:
     """Send a workspace or a report to the server, as a new one, and return its address there."""
-    save: Callable[[], Any] = view.save
-    save()
+    view.save()
     return str(view.url)
