@@ -16,7 +16,7 @@ from embexp.dashboard.spec import Panel, dashboard, shown
 from embexp.errors import UserError
 from tests.command import QUICK, REPOSITORY
 from tests.wandb_files import read_back, runs
-from tests.wandb_server import KEY, REFUSED, serving
+from tests.wandb_server import KEY, READER, REFUSED, serving
 
 PAGE = (REPOSITORY / "docs" / "wandb.md").read_text()
 COMMANDS = [line.split(" #")[0].strip() for line in PAGE.splitlines() if line.startswith("python -m embexp")]
@@ -222,10 +222,11 @@ def test_the_workspace_and_the_report_that_are_sent_have_the_panels(server, tmp_
         ("somebody/embex", {}, "somebody has no project 'embex'; did you mean embexp?"),
         ("nobody/embexp", {}, "no user or team 'nobody'"),
         ("somebody/embexp", {"WANDB_API_KEY": REFUSED}, "did not take the key"),
+        ("somebody/embexp", {"WANDB_API_KEY": READER}, "the key must be one that may write to somebody/embexp"),
         ("somebody/embexp", {"WANDB_API_KEY": ""}, "run `wandb login`, or set WANDB_API_KEY"),
         ("somebody/embexp", {"WANDB_MODE": "offline"}, "run `wandb online` or unset WANDB_MODE"),
     ],
-    ids=["another project", "another team", "a wrong key", "no key", "offline"],
+    ids=["another project", "another team", "a wrong key", "a key that may only read", "no key", "offline"],
 )
 def test_what_stands_in_the_way_is_said_and_nothing_is_made(server, tmp_path, project, changed, words):
     pytest.importorskip("wandb_workspaces", reason=NEEDED)
@@ -236,7 +237,7 @@ def test_what_stands_in_the_way_is_said_and_nothing_is_made(server, tmp_path, pr
     assert "Traceback" not in ended.stderr
     assert ended.stdout == ""
     assert sent() == []
-    for key in (KEY, REFUSED):
+    for key in (KEY, REFUSED, READER):
         assert key not in ended.stderr
 
 

@@ -1,7 +1,7 @@
 """A server that answers just enough of wandb's API for runs, workspaces and reports; a test ends it, as networks end.
 
 Run as `python tests/wandb_server.py`; prints its port, then a line for each request, and after it, as JSON, what was
-sent of a view (a workspace or a report) or of a file. It takes every key but the one of REFUSED.
+sent of a view (a workspace or a report) or of a file. It takes every key but REFUSED, and saves nothing for READER.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 KEY = "0123456789" * 4
 REFUSED = "f" * 40
+READER = "e" * 40
 ENTITIES = ("somebody", "my-team")
 PROJECT = {"id": "p", "name": "embexp", "entity": {"id": "e", "name": "somebody"}}
 VIEWER = {"id": "u", "username": "somebody", "entity": "somebody", "flags": "{}", "teams": {"edges": []}}
@@ -67,12 +68,19 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self._body()
         say(self.path)
-        if base64.b64encode(f"api:{REFUSED}".encode()).decode() in self.headers.get("Authorization", ""):
+        key = self._key()
+        if key == REFUSED:
             self._answer({"errors": [{"message": "permission denied"}]}, status=401)
+        elif key == READER and b"upsertView" in body:
+            self._answer({"errors": [{"message": "permission denied"}]}, status=403)
         elif self.path == "/graphql":
             self._answer({"data": self._data(json.loads(body))})
         else:
             self._answer({})
+
+    def _key(self) -> str:
+        _, _, encoded = self.headers.get("Authorization", "").partition(" ")
+        return base64.b64decode(encoded).decode().removeprefix("api:")
 
     def _body(self) -> bytes:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))

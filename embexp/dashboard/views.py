@@ -53,9 +53,7 @@ def report(made: Dashboard, *, entity: str, project: str) -> Any:
             order=[reports.OrderBy(reports.SummaryMetric(made.best), ascending=False)],
             pinned_columns=_columns(made),
         )
-        grid = reports.PanelGrid(
-            runsets=[runs], panels=[_panel(panel) for panel in section.panels]
-        )  # beside each other
+        grid = reports.PanelGrid(runsets=[runs], panels=[_panel(panel) for panel in section.panels])
         blocks += [reports.H2(section.name), reports.P(section.text), grid]
     return reports.Report(entity=entity, project=project, title=made.name, blocks=blocks, width="fluid")
 
