@@ -160,7 +160,7 @@ def digests_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _summary(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What a dashboard compares: flat names such as test/base/recall@10 and test/delta/recall@10."""
+    """What a dashboard compares, flat: test/base/recall@10, test/delta/recall@10, test/ci_low/recall@10 and so on."""
     flat: dict[str, Any] = {"status": result["status"] or "interrupted", "verdict": result["verdict"]}
     if result["caveat"]:
         flat["caveat"] = result["caveat"]
@@ -171,7 +171,5 @@ def _summary(result: Mapping[str, Any]) -> dict[str, Any]:
             flat |= {f"{split}/{arm}/{name}": score for name, score in (metrics or {}).items()}
     for name, delta in (result["delta"] or {}).items():
         flat |= {f"test/delta/{name}": delta["absolute"]}
-    if result["delta"]:
-        primary = result["delta"][result["metric"]]
-        flat |= {f"test/delta/{key}": primary[key] for key in ("ci_low", "ci_high", "p_value")}
+        flat |= {f"test/{key}/{name}": delta[key] for key in ("ci_low", "ci_high", "p_value")}
     return flat

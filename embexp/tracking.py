@@ -15,9 +15,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from embexp.durable import write_whole
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +75,7 @@ class Tracker:
         try:
             action(self._mirror)
         except Exception as error:  # whatever goes wrong there must not end the run
-            log.warning("tracking stopped, the run goes on: %s", _first_line(error))
+            log.warning("tracking stopped, the run goes on: %s", first_line(error))
             self._mirror = None
 
 
@@ -102,12 +105,15 @@ class WandbMirror:
         tags: list[str] | None = None,
         mode: str = "auto",
         timeout: float = 5,
+        per_query: bool = False,
     ) -> None:
         """names: loss, model and dataset by name, which become flat config keys and tags. timeout: seconds that wandb
-        may take to start online, and again to upload at the end."""
+        may take to start online, and again to upload at the end. per_query: send test's scores per query too, as a
+        table, with the questions' texts unless the config has report_texts=false."""
         import wandb  # only where this mirror is chosen
 
-        self._offline = mode == "offline" or (mode == "auto" and not _has_key())
+        self._folder, self._config, self._per_query, self._timeout = folder, config, per_query, timeout
+        self._offline = mode == "offline" or (mode == "auto" and not has_key())
         arguments: dict[str, Any] = {
             "dir": str(folder),
             "project": project,
@@ -125,7 +131,7 @@ class WandbMirror:
         except Exception as error:
             if self._offline:
                 raise
-            log.warning("wandb can't be reached (%s); this run is kept offline", _first_line(error))
+            log.warning("wandb can't be reached (%s); this run is kept offline", first_line(error))
             for failed in set(folder.glob("wandb/run-*")) - earlier:
                 shutil.rmtree(failed, ignore_errors=True)  # one attempt, one wandb run
             self._offline = True
@@ -138,11 +144,56 @@ class WandbMirror:
     def finish(self, summary: Mapping[str, Any], *, exit_code: int) -> None:
         """Write the summary and end the run; offline, this process's other open runs too."""
         self._run.summary.update(dict(summary))
+        if self._per_query:
+            sending = threading.Thread(target=self._send_queries, daemon=True)  # it asks the server before it sends
+            sending.start()
+            sending.join(self._timeout)
+            if sending.is_alive():
+                log.warning("the table of queries was not sent to wandb in %g s, so it is left out", self._timeout)
         self._run.finish(exit_code=exit_code)
         if self._offline:
             import wandb
 
             wandb.teardown()  # finish returns before wandb's own process has written the file's end
+
+    def _send_queries(self) -> None:
+        try:
+            self._log_queries()
+        except Exception as error:  # the run's summary matters more
+            log.warning("the table of queries can't be sent to wandb: %s", first_line(error))
+
+    def _log_queries(self) -> None:
+        """Log the table test/per_query: the first rows of retrieval/per_query.parquet, where the run has come to it."""
+        import wandb
+
+        file = self._folder / "retrieval" / "per_query.parquet"
+        if not file.exists():  # a trial, a run that failed
+            return
+        metric = self._config["metric"]
+        frame = queries_of(file, metric=metric, texts=self._config["report_texts"])
+        if f"base.{metric}" not in frame:
+            log.warning("%s is no mean over queries, so there is no table of them for wandb", metric)
+            return
+        most = wandb.Table.MAX_ROWS
+        if len(frame) > most:
+            log.warning("wandb shows tables of %d rows, so the first %d of %d queries go there", most, most, len(frame))
+        self._run.log({"test/per_query": wandb.Table(dataframe=frame[:most])})
+
+
+def queries_of(file: Path, *, metric: str, texts: bool) -> pd.DataFrame:
+    """A row per test query: ids, slice, each arm's score on the metric, where it has one per query, and the delta.
+
+    file: retrieval/per_query.parquet. texts: with the question itself; without, nothing but ids and scores.
+    """
+    import pandas as pd
+
+    frame = pd.read_parquet(file)
+    about = [name for name in ("query_id", "query", "document", "slice") if name != "query" or texts]
+    scores = {arm: f"{arm}.{metric}" for arm in ("bm25", "base", "tuned") if f"{arm}.{metric}" in frame}
+    chosen = frame[[*about, *scores.values()]]
+    if {"base", "tuned"} <= set(scores):
+        chosen = chosen.assign(**{f"delta.{metric}": frame[scores["tuned"]] - frame[scores["base"]]})
+    return chosen
 
 
 def to_upload(folder: Path) -> list[Path]:
@@ -158,7 +209,7 @@ def open_mirror(make: Callable[[], Mirror] | None) -> Mirror | None:
     try:
         return make()
     except Exception as error:  # a missing package, a full disk, a wrong key: the run matters more
-        log.warning("tracking is off, the run goes on: %s", _first_line(error))
+        log.warning("tracking is off, the run goes on: %s", first_line(error))
         return None
 
 
@@ -195,11 +246,13 @@ def _finite(value: float) -> float | None:
     return value if not isinstance(value, float) or math.isfinite(value) else None  # JSON has neither NaN nor infinity
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """An error's kind and the first line of its text."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
-def _has_key() -> bool:
+def has_key() -> bool:
+    """Whether a key for wandb's server is configured; silences wandb. It is neither asked for nor tried."""
     import wandb
 
     wandb.setup(wandb.Settings(silent=True))  # else login asks the server for the user's name, to print it

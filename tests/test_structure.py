@@ -29,7 +29,8 @@ ORDER = [
     "mine.prompts", "mine.llm", "mine.standalone", "mine.sentences", "mine.written", "mine.duplicates",
     "mine.round_trip", "mine.funnel", "mine.real", "mine.knowledge", "mine.summary", "mine.mining", "mine.config",
     "mine.cli", "mine.__main__", "compare", "compare.collected", "compare.groups", "compare.pairs", "compare.shown",
-    "compare.coordinates", "compare.pages", "compare.cli", "compare.__main__",
+    "compare.coordinates", "compare.pages", "compare.cli", "compare.__main__", "dashboard", "dashboard.spec",
+    "dashboard.views", "dashboard.cli", "dashboard.__main__",
 ]  # fmt: skip
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
-from embexp.tracking import Tracker, WandbMirror, open_beside, open_mirror, to_upload
+from embexp.tracking import Tracker, WandbMirror, open_beside, open_mirror, queries_of, to_upload
 from tests.command import REPOSITORY
+from tests.folders import per_query
+from tests.wandb_files import read_back, runs
+from tests.wandb_server import serving
 
 KEY = "0123456789abcdef" * 3
 
@@ -133,47 +136,6 @@ def test_a_mirror_beside_that_cannot_start_is_said_once_and_done_without(tmp_pat
     assert open_beside(None) is None
 
 
-def records(file):
-    """The records of a .wandb file: 7 bytes of header, then LevelDB's log format in blocks of 32 KiB."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    data, place, parts = file.read_bytes(), 7, b""
-    assert data[:4] == b":W&B", data[:7]
-    while place + 7 <= len(data):
-        if (left := 32768 - place % 32768) < 7:  # too short for a header: padding
-            place += left
-            continue
-        _crc, length, kind = struct.unpack("<IHB", data[place : place + 7])
-        parts += data[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # whole, or the last of several parts
-            yield Record.FromString(parts)
-            parts = b""
-
-
-def read_back(file):
-    """History rows, config, the summary that was set, tags, group and exit code of an offline run.
-
-    What wandb itself adds to the summary from the history is written some time later or, at times, not at all.
-    """
-    kinds = {}
-    for record in records(file):
-        kind = record.WhichOneof("record_type")
-        kinds.setdefault(kind, []).append(getattr(record, kind))
-
-    def plain(items):
-        return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
-
-    summary = {name: value for each in kinds.get("summary", ()) for name, value in plain(each.update).items()}
-    run, end = kinds["run"][0], kinds["exit"][-1]
-    history = [plain(row.item) for row in kinds.get("history", ())]
-    return history, plain(run.config.update), summary, list(run.tags), run.run_group, end.exit_code
-
-
-def runs(folder):
-    return sorted((folder / "wandb").glob("offline-run-*/*.wandb"))
-
-
 def test_an_offline_run_can_be_read_back_with_history_config_summary_and_exit_code(wandb, tmp_path):
     names = {"loss": "mnrl", "model": "minilm", "dataset": "docstrings"}
     config = {"seed": 3, "metric": "recall@10", "loss": {"scale": 20.0}, "notes": "x" * 40_000}  # more than one block
@@ -251,3 +213,98 @@ def test_without_key_or_server_the_run_is_kept_offline_soon_and_secrets_are_not(
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert b"canary-argument" not in written
     assert KEY.encode() not in written
+
+
+@pytest.mark.parametrize("texts", [True, False], ids=["with texts", "without"])
+def test_queries_as_a_table_have_the_scores_of_the_metric_and_their_delta(tmp_path, texts):
+    per_query([0.0, 1.0, 0.5], [1.0, 1.0, 0.0]).to_parquet(tmp_path / "q.parquet", index=False)
+    frame = queries_of(tmp_path / "q.parquet", metric="recall@10", texts=texts)
+    assert ("query" in frame) == texts
+    assert list(frame["query_id"]) == ["q0", "q1", "q2"]
+    assert list(frame["document"]) == ["d0", "d0", "d1"]
+    assert list(frame["delta.recall@10"]) == [1.0, 0.0, -0.5]
+    assert not [name for name in frame if "ndcg" in name]
+
+
+FIRST = ["q0", "what is q0", "d0", "unseen", 0.0, 0.0, 1.0, 1.0]  # ids, text, slice, BM25, base, tuned, delta
+SECOND = ["q1", "what is q1", "d0", "unseen", 0.0, 1.0, 1.0, 0.0]
+SEND = """
+import logging, sys
+from pathlib import Path
+from embexp.tracking import Tracker, WandbMirror, open_mirror
+logging.basicConfig(level=logging.INFO, stream=sys.stdout)
+folder, metric = Path(sys.argv[1]), sys.argv[2]
+config = {"metric": metric, "report_texts": True}
+make = lambda: WandbMirror(folder=folder, config=config, names={}, per_query=True, timeout=10)
+tracker = Tracker(folder, open_mirror(make))
+tracker.log({"dev/recall@10": 0.5}, step=3)
+tracker.finish({"verdict": "better"}, exit_code=0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("metric", "rows", "said"),
+    [
+        ("recall@10", [FIRST, SECOND], ""),
+        ("similarity.spearman_cosine", None, "no mean over queries"),
+    ],
+    ids=["scores per query", "none"],
+)
+def test_queries_go_to_the_server_as_a_table_and_the_summary_whatever_becomes_of_it(
+    wandb, tmp_path, metric, rows, said
+):
+    (tmp_path / "retrieval").mkdir()
+    per_query([0.0, 1.0], [1.0, 1.0]).to_parquet(tmp_path / "retrieval" / "per_query.parquet", index=False)
+    with serving() as (environment, ended):
+        done = subprocess.run(
+            [sys.executable, "-c", SEND, str(tmp_path), metric],
+            cwd=REPOSITORY, env={**os.environ, **environment, "HOME": str(tmp_path)}, capture_output=True, text=True,
+            check=True, timeout=60,
+        )  # fmt: skip
+        sent = ended()
+    files = {each["file"]: each["content"] for each in sent}
+    tables = [json.loads(content)["data"] for name, content in files.items() if name.endswith(".table.json")]
+    assert tables == ([rows] if rows is not None else [])
+    assert said in done.stdout
+    assert json.loads(files["/file/wandb-summary.json"])["verdict"] == "better"
+
+
+def later():
+    time.sleep(20)
+
+
+def never():
+    raise ConnectionError("the server is gone")
+
+
+@pytest.mark.parametrize(
+    ("sending", "said"),
+    [(later, "was not sent to wandb in 3 s"), (never, "can't be sent to wandb: ConnectionError: the server is gone")],
+)
+def test_a_table_that_cannot_be_sent_costs_seconds_and_neither_summary_nor_exit_code(
+    wandb, tmp_path, caplog, sending, said
+):
+    mirror = WandbMirror(folder=tmp_path, config={}, names={}, mode="offline", per_query=True, timeout=3)
+    mirror._log_queries = sending
+    start = time.monotonic()
+    mirror.finish({"verdict": "better"}, exit_code=0)
+    assert time.monotonic() - start < 15
+    assert said in caplog.text
+    (file,) = runs(tmp_path)
+    _, _, summary, _, _, exit_code = read_back(file)
+    assert (summary["verdict"], exit_code) == ("better", 0)
+
+
+def test_of_many_queries_the_first_go_to_wandb_which_is_said(wandb, tmp_path, caplog, monkeypatch):
+    (tmp_path / "retrieval").mkdir()
+    per_query([0.0, 1.0], [1.0, 1.0]).to_parquet(tmp_path / "retrieval" / "per_query.parquet", index=False)
+    config = {"metric": "recall@10", "report_texts": True}
+    mirror = WandbMirror(folder=tmp_path, config=config, names={}, mode="offline", per_query=True)
+    monkeypatch.setattr(wandb.Table, "MAX_ROWS", 1)
+    sent = []
+    with monkeypatch.context() as patched:
+        patched.setattr(mirror._run, "log", sent.append)
+        mirror._log_queries()
+    mirror._run.finish()
+    assert [each["test/per_query"].data for each in sent] == [[FIRST]]
+    assert "the first 1 of 2 queries go there" in caplog.text
