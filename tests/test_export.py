@@ -16,8 +16,10 @@ from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from embexp import export, export_formats, exporters, runtimes, stamp
+from embexp import runtimes, stamp
 from embexp.errors import UserError
+from embexp.export import cli as export
+from embexp.export import exporters, formats
 from embexp.finished import Finished
 from embexp.stamp import ReembedError
 from tests.command import QUICK, REPOSITORY
@@ -65,7 +67,7 @@ def exported(capfd, tmp_path, monkeypatch):
 
 
 def needs(name):
-    for package in export_formats.FORMATS[name].needs:
+    for package in formats.FORMATS[name].needs:
         pytest.importorskip(package, reason=f"{package} is not installed (the extra embexp[export])")
 
 
@@ -77,7 +79,7 @@ def embedded(folder, texts):
     return runtimes.load(folder).encode_query(texts)
 
 
-@pytest.mark.parametrize("name", export_formats.FORMATS)
+@pytest.mark.parametrize("name", formats.FORMATS)
 def test_an_export_embeds_as_the_model_does_and_its_scores_stand_beside_it(ran, exported, name):
     needs(name)
     folder, out = exported(ran, name, "max_loss=0.2")
@@ -156,7 +158,7 @@ def test_a_static_model_is_halved_and_no_graph_is_made_of_it(embexp, sources, ex
     done = embexp(*QUICK, *sources["pairs"])
     exported(done.folder, "fp16", "max_loss=0.2")
     shutil.rmtree("made")
-    monkeypatch.setitem(export_formats.FORMATS, "onnx", replace(export_formats.FORMATS["onnx"], needs=()))
+    monkeypatch.setitem(formats.FORMATS, "onnx", replace(formats.FORMATS["onnx"], needs=()))
     assert "this format is for transformers" in exported(done.folder, "onnx", code=1)[1]
 
 
@@ -171,11 +173,11 @@ def test_a_writer_that_changes_its_model_leaves_the_one_that_is_measured_as_it_w
 
 
 def test_a_missing_package_and_an_unknown_format_are_named(monkeypatch):
-    monkeypatch.setattr(export_formats.importlib.util, "find_spec", lambda package: None)
-    assert export_formats.problem("openvino") == "format=openvino needs openvino: pip install .[export]"
-    assert export_formats.problem("tflite").startswith("format=tflite; there are fp16: half the size")
-    assert export_formats.problem("fp16") == ""
-    assert exporters.WRITERS.keys() == export_formats.FORMATS.keys()
+    monkeypatch.setattr(formats.importlib.util, "find_spec", lambda package: None)
+    assert formats.problem("openvino") == "format=openvino needs openvino: pip install .[export]"
+    assert formats.problem("tflite").startswith("format=tflite; there are fp16: half the size")
+    assert formats.problem("fp16") == ""
+    assert exporters.WRITERS.keys() == formats.FORMATS.keys()
 
 
 def test_all_mistakes_of_a_command_line_are_told_together(tmp_path):
@@ -192,7 +194,7 @@ def test_all_mistakes_of_a_command_line_are_told_together(tmp_path):
 
 def test_a_format_is_checked_with_the_other_mistakes_and_without_torch(tmp_path):
     code = (
-        "import re, sys; from embexp import export, errors\n"
+        "import re, sys; from embexp import errors; from embexp.export import cli as export\n"
         "try: export.ordered(['format=tflite', 'max_loss=lots', 'out=x'])\n"
         "except errors.UserError as e: print([re.split('[; ]', p)[0] for p in e.problems], 'torch' in sys.modules)"
     )
@@ -201,7 +203,7 @@ def test_a_format_is_checked_with_the_other_mistakes_and_without_torch(tmp_path)
 
 
 def test_versions_are_those_of_the_packages_that_a_module_comes_from(monkeypatch):
-    from embexp import exported as module
+    from embexp.export import exported as module
 
     comes_from = {
         "torch": ["torch"],

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from embexp.arms import Dense
-from embexp.lookup import Finder, Known, known_questions
 from embexp.retrieval_set import RetrievalSet, Splits
+from embexp.search.lookup import Finder, Known, known_questions
 from tests.test_arms import Planted
 
 CORPUS = {"east": "0", "north": "90", "west": "180", "also north": "90"}

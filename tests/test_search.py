@@ -12,7 +12,8 @@ import sys
 import pandas as pd
 import pytest
 
-from embexp import embedding, search
+from embexp import embedding
+from embexp.search import cli as search
 from tests.command import QUICK, REPOSITORY
 
 

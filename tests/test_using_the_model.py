@@ -10,9 +10,11 @@ import sys
 
 import pytest
 
-from embexp import export, search, stamp
-from embexp.export_formats import FORMATS
+from embexp import stamp
+from embexp.export import cli as export
+from embexp.export.formats import FORMATS
 from embexp.runtimes import load
+from embexp.search import cli as search
 from tests.command import REPOSITORY
 from tests.test_export import ran  # noqa: F401
 

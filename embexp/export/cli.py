@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from embexp import cache, export_formats, libraries
+from embexp import cache, libraries
 from embexp.checks import nearest
 from embexp.cli import ends_with_one
 from embexp.errors import UserError
+from embexp.export import formats
 
 USAGE = """\
 Usage: python -m embexp.export RUN format=FORMAT out=FOLDER [max_loss=0.01] [changed_data=true]
@@ -48,7 +49,7 @@ def main(words: Sequence[str]) -> None:
         logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s", force=True)
         logging.getLogger("embexp").setLevel(logging.INFO)
         print("loading ...", file=sys.stderr)
-        from embexp.exported import export  # torch, transformers: seconds
+        from embexp.export.exported import export  # torch, transformers: seconds
         from embexp.finished import opened
 
         libraries.quiet_keyword_search()
@@ -69,7 +70,7 @@ def ordered(words: Sequence[str]) -> Order:
     if len(runs) != 1:
         problems.append(f"name one run, there are {len(runs)}. {USAGE}")
     problems += [f"{key}= must be set. {USAGE}" for key, value in values.items() if value in (None, "")]
-    if values["format"] and (problem := export_formats.problem(values["format"])):
+    if values["format"] and (problem := formats.problem(values["format"])):
         problems.append(problem)
     if (loss := _number(values["max_loss"])) is None:
         problems.append(f"max_loss={values['max_loss']} must be a number from 0 to 1, such as 0.01")
@@ -90,7 +91,3 @@ def _number(word: str | None) -> float | None:
     except ValueError:
         return None
     return value if 0 <= value <= 1 else None
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

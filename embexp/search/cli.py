@@ -27,7 +27,7 @@ from embexp.errors import UserError, counted
 
 if TYPE_CHECKING:  # torch and transformers take seconds, which --help need not wait for
     from embexp.finished import Finished
-    from embexp.lookup import Finder, Found, Known
+    from embexp.search.lookup import Finder, Found, Known
 
 ARMS = ("base", "tuned")
 WIDE = 100  # columns from which on two lists fit beside each other
@@ -63,7 +63,7 @@ def _answer_all(arguments: argparse.Namespace) -> None:
 def _loaded(arguments: argparse.Namespace) -> tuple[dict[str, Finder], dict[str, Known]]:
     start = time.perf_counter()
     from embexp.finished import opened
-    from embexp.lookup import known_questions
+    from embexp.search.lookup import known_questions
 
     libraries.quiet_keyword_search()
     run = opened(arguments.run)
@@ -76,7 +76,7 @@ def _loaded(arguments: argparse.Namespace) -> tuple[dict[str, Finder], dict[str,
 
 
 def _finders(run: Finished, splits: Any, model: str) -> dict[str, Finder]:
-    from embexp.lookup import Finder
+    from embexp.search.lookup import Finder
 
     wanted = ARMS if model == "both" else (model,)
     if model == "both" and not run.has_model:
@@ -168,7 +168,3 @@ def _places(found: Found) -> str:
     if not found.places:
         return ""
     return f" (known at place {', '.join(str(place) for place in sorted(found.places.values()))})"
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

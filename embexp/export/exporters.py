@@ -18,7 +18,7 @@ import torch
 from tokenizers import Tokenizer
 
 from embexp.errors import UserError
-from embexp.export_formats import ONNX_FILE, OPENVINO_FILE
+from embexp.export.formats import ONNX_FILE, OPENVINO_FILE
 from embexp.models import EmbeddingModel
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")

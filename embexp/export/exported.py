@@ -28,8 +28,8 @@ from embexp.encoding import Encoder
 from embexp.errors import UserError
 from embexp.evaluators import Evaluation, evaluate
 from embexp.experiment import EVALUATION_NEGATIVES
-from embexp.export_formats import FORMATS
-from embexp.exporters import WRITERS
+from embexp.export.exporters import WRITERS
+from embexp.export.formats import FORMATS
 from embexp.finished import Finished
 from embexp.model_folder import EXPORT, hashes
 from embexp.models import EmbeddingModel, Transformer
