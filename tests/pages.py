@@ -4,6 +4,8 @@
 |--------------------------------------------------------|-----------------------------------------------------------|
 | `<!-- not run: why -->` above a block of sh            | its commands are not run by the tests                     |
 | `# my_conf/loss/own.yaml` as the first line of a block | the block is that file, which the page's commands may use |
+
+(The second below `# @package _global_`, which Hydra reads in the first line alone.)
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ class Block:
     @property
     def file(self) -> str | None:
         """The file that it is, as its first line says."""
-        named = FILE.fullmatch(self.lines[0]) if self.language in ("python", "yaml") else None
+        lines = [line for line in self.lines[:2] if line != "# @package _global_"]
+        named = FILE.fullmatch(lines[0]) if self.language in ("python", "yaml") else None
         return named[1] if named else None
 
 

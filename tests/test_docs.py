@@ -58,6 +58,20 @@ def test_a_page_has_no_command_outside_a_block_of_sh(page):
     assert [line for block in found if block.language != "sh" for line in block.lines if line[:7] == "python "] == []
 
 
+def test_lines_of_python_are_files_or_on_pages_whose_tests_run_them():
+    assert {block.page.name for block in python_lines()} == {"sweeps.md", "using-the-model.md"}
+
+
+def test_every_page_is_found_from_the_readme():
+    found, waiting = set(), [PAGES[0]]
+    while waiting:
+        page = waiting.pop()
+        if page in PAGES and page not in found:
+            found.add(page)
+            waiting += [(page.parent / name).resolve() for name in re.findall(r"\]\(([\w./-]+\.md)", page.read_text())]
+    assert found == set(PAGES)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_inside_the_repository_leads_somewhere(page):
     for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
@@ -153,6 +167,8 @@ def test_a_command_runs(embexp, here, command):
     elif any(word.startswith("sweep=") for word in arguments):
         few = ["hydra.sweeper.n_trials=2", "sweep.confirm_seeds=1", FEW]
         ended_well(separate(*arguments, *QUICK, *few, folder=here), here, results=3)
+        if arguments == ["-m", "sweep=mnrl"]:
+            read_the_study()
         return
     elif "-m" in arguments:
         values = [len(word.partition("=")[2].split(",")) for word in arguments if "," in word and "[" not in word]
@@ -173,6 +189,19 @@ def test_a_command_runs(embexp, here, command):
         assert "can't be had" in run.output
     else:
         assert run.code == 0, run.output
+
+
+def read_the_study():
+    """Run the lines of Python that docs/sweeps.md has for the study of sweep=mnrl."""
+    (lines,) = (block.text for block in python_lines() if block.page.name == "sweeps.md")
+    names = {}
+    exec(lines, names)
+    assert len(names["study"].trials) == 2
+
+
+def python_lines():
+    """The blocks of Python that are no files."""
+    return [block for page in PAGES for block in blocks(page) if block.language == "python" and not block.file]
 
 
 def ended_well(ended, folder, *, results):
