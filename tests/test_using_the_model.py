@@ -1,9 +1,8 @@
-"""Every command and every line of Python of docs/using-the-model.md runs."""
+"""Every command on a finished run, of any page, and every line of Python of docs/using-the-model.md runs."""
 
 from __future__ import annotations
 
 import io
-import re
 import shlex
 import shutil
 import sys
@@ -16,12 +15,13 @@ from embexp.export.formats import FORMATS
 from embexp.runtimes import load
 from embexp.search import cli as search
 from tests.command import REPOSITORY
+from tests.pages import blocks, commands
 from tests.test_export import ran  # noqa: F401
 
-PAGE = (REPOSITORY / "docs" / "using-the-model.md").read_text()
-SHELL = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL) for line in block.splitlines()]
-PYTHON = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+PAGE = REPOSITORY / "docs" / "using-the-model.md"
+PYTHON = [block.text for block in blocks(PAGE) if block.language == "python"]
 MAIN = {"embexp.search": search.main, "embexp.stamp": stamp.main, "embexp.export": export.main}
+SHELL = [command for command in commands() if command.program in MAIN]  # the marked ones too, where they can
 RUN = "outputs/2026-01-31/12-00-00-000000"
 
 
@@ -38,15 +38,16 @@ def here(ran, tmp_path, monkeypatch):  # noqa: F811
 
 
 def test_the_page_has_commands_of_each_kind():
-    assert {line.split()[2] for line in SHELL} == set(MAIN)
-    assert len(SHELL) == 9
+    of_page = [command for command in SHELL if command.block.page == PAGE]
+    assert {command.program for command in of_page} == set(MAIN)
+    assert len(of_page) >= 8
     assert len(PYTHON) == 5
 
 
-@pytest.mark.parametrize("command", SHELL)
+@pytest.mark.parametrize("command", SHELL, ids=lambda command: command.text)
 def test_a_command_of_the_page_runs(here, monkeypatch, capfd, command):
-    arguments, _, read = command.partition(" < ")
-    _, _, module, *words = shlex.split(arguments)
+    words, _, read = command.text.partition(" < ")
+    module, words = command.program, shlex.split(words)[3:]
     if module == "embexp.export":
         (name,) = (word.removeprefix("format=") for word in words if word.startswith("format="))
         for package in FORMATS[name].needs:
