@@ -9,7 +9,8 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 # the flow of the design; a module imports only from those before it
 ORDER = [
-    "errors", "parallel", "parallel.machine", "parallel.processes", "parallel.meeting", "starting", "stages",
+    "errors", "parallel", "parallel.machine", "parallel.processes", "parallel.meeting", "starting", "console",
+    "progress", "stages",
     "libraries", "sweep", "durable", "cache", "targets", "value_types", "retrieval_set", "copies", "splits",
     "leaks", "hub", "datasets", "datasets.docstrings", "datasets.pubmedqa", "datasets.pairs", "datasets.beir",
     "datasets.mined", "datasets.as_published", "model_folder", "stamp", "model_facts", "models", "parts",
@@ -18,9 +19,10 @@ ORDER = [
     "checkpoints", "fast_steps", "parallel.shares", "trainer", "callbacks", "training", "changes", "result_keys",
     "result", "tables", "details", "report", "usage", "card", "runs", "page.figures", "page.document",
     "page.queries", "page.content", "page", "page.writing", "preparing", "tuning", "experiment", "parallel.joining",
-    "run", "parallel.follower", "checks", "choices", "config", "resume", "console", "page.__main__", "exit_codes",
+    "run", "parallel.follower", "checks", "choices", "config", "resume", "page.__main__", "exit_codes",
     "sweep.reference", "sweep.settings", "sweep.space", "overrides", "arguments", "sweep.lease", "sweep.storage",
-    "sweep.trial", "job", "workers", "launcher", "sweep.study", "sweep.composing", "sweep.crew", "sweep.submitted",
+    "sweep.trial", "job", "preloaded",
+    "workers", "launcher", "sweep.study", "sweep.composing", "sweep.crew", "sweep.submitted",
     "sweep.summary", "sweep.running", "sweep.sweeper", "help", "cli", "__main__", "finished", "lookup", "search",
     "runtimes", "export_formats", "exporters", "exported", "export", "mine", "mine.pace", "mine.passages",
     "mine.sections", "mine.restructured", "mine.formats", "mine.documents", "mine.repeated", "mine.packing",
