@@ -27,11 +27,11 @@ BAR, SHORTEST_BAR = 30, 8  # columns
 
 
 class Count:
-    """Something under way, as far as it is; `total` is None where nothing is counted."""
+    """Something under way, as far as it is; without a unit nothing is counted in it."""
 
     def __init__(self, what: str, total: int | None = None, *, unit: str = "", done: int = 0, told: bool = True):
-        """unit: of what is counted, in the plural. done: before, as in a resumed run. told: also in the log, where
-        there is no terminal; False where the caller does so."""
+        """total: None where it is not known. unit: of what is counted, in the plural. done: so far, as in a resumed
+        run. told: also in the log, where there is no terminal; False where the caller does so."""
         self.what, self.total, self.unit, self.done = what, total, unit, done
         self.shown: tuple[str, ...] = ()  # what else to show, the most important first
         self._before, self._told = done, told
@@ -42,15 +42,26 @@ class Count:
         self.done += number
         if self._told and not _display.moves and (now := time.monotonic()) - self._last > EVERY:
             self._last = now
-            log.info("%s: %d of %d %s, %s", self.what, self.done, self.total, self.unit, ", ".join(self.pace(now)))
+            log.info("%s: %s %s, %s", self.what, self.counted, self.unit, ", ".join(self.pace(now)))
 
     def pace(self, now: float) -> list[str]:
         """The time left, then how many a second; before there is one, the time it has taken."""
         seconds = now - self._started
-        if self.total is None or self.done <= self._before or seconds <= 0:
+        if self.done <= self._before or seconds <= 0:
             return [] if seconds < 1 else [_clock(seconds)]
         rate = (self.done - self._before) / seconds
-        return [f"{_clock((self.total - self.done) / rate)} left", f"{_short(rate)} {self.unit}/s"]
+        left = [] if self.total is None else [f"{_clock((self.total - self.done) / rate)} left"]
+        return [*left, f"{_short(rate)} {self.unit}/s"]
+
+    @property
+    def counted(self) -> str:
+        """How many, of how many where that is known."""
+        return f"{self.done:,}" if self.total is None else f"{self.done:,}/{self.total:,}"
+
+    def add_known(self) -> None:
+        """One more was done already: it says nothing of how fast the others are."""
+        self.done += 1
+        self._before += 1
 
     def begin(self) -> Count:
         """Show it beneath what is under way."""
@@ -58,8 +69,8 @@ class Count:
         return self
 
     def end(self) -> None:
-        """Show it no longer, nor what began in it."""
-        _display.cut(self)
+        """Show it no longer."""
+        _display.drop(self)
 
     def __enter__(self) -> Count:
         return self.begin()
@@ -81,7 +92,7 @@ def text_of(under_way: Sequence[Count], *, width: int, now: float, plain: bool =
     from rich.text import Text
 
     named = [count for count in under_way if count.what]
-    counted = [count for count in named if count.total is not None]
+    counted = [count for count in named if count.unit]
     lines = [(named[0].what, counted[0] if counted else named[0])] if named else []  # the stage, with its count
     lines += [(f"  {count.what}", count) for count in counted[1:]]
     return Text("\n").join(_line(Text, what, count, width, now, plain) for what, count in lines)
@@ -89,7 +100,7 @@ def text_of(under_way: Sequence[Count], *, width: int, now: float, plain: bool =
 
 def _line(text: type[Text], what: str, count: Count, width: int, now: float, plain: bool) -> Text:
     line = text(no_wrap=True, overflow="ellipsis", end="").append(what, style="bold")
-    known = [f"{count.done:,}/{count.total:,}"] if count.total is not None else []
+    known = [count.counted] if count.unit else []
     first, pace, left = count.shown[:1], count.pace(now), width - 1 - len(what)  # the last column stays free: some wrap
     chosen = set()
     for part in (*known, *first, *pace[:1], *count.shown[1:], *pace[1:]):  # what matters most, as far as there is room
@@ -121,9 +132,10 @@ class _Display:
         if not self.moves and _has_terminal():
             self._show()
 
-    def cut(self, count: Count) -> None:
+    def drop(self, count: Count, *, with_later: bool = False) -> None:
         if count in self._under_way:
-            del self._under_way[self._under_way.index(count) :]
+            place = self._under_way.index(count)
+            del self._under_way[place : None if with_later else place + 1]
         if not self._under_way:
             self.moves = False
             self._open.close()
@@ -183,15 +195,18 @@ def _short(rate: float) -> str:
 
 @contextmanager
 def doing(what: str) -> Iterator[None]:
-    """Show that this is under way."""
-    with Count(what):
+    """Show that this is under way, and nothing of what was counted in it once it has ended or failed."""
+    count = Count(what).begin()
+    try:
         yield
+    finally:
+        _display.drop(count, with_later=True)
 
 
 @contextmanager
 def kept_open() -> Iterator[None]:
     """Keep the display open between what is under way in here."""
-    with Count(""):
+    with doing(""):
         yield
 
 

@@ -229,7 +229,7 @@ def test_a_count_that_takes_minutes_says_so_in_the_log(caplog):
         count.add(500)
         count.add(500)
     (line,) = (record.getMessage() for record in caplog.records)
-    assert re.fullmatch(r"base model: 1000 of 20000 texts, 31:40 left, 10.0 texts/s", line)
+    assert re.fullmatch(r"base model: 1,000/20,000 texts, 31:40 left, 10.0 texts/s", line)
 
 
 def test_a_long_training_says_twenty_losses_and_its_looks(caplog):
