@@ -18,7 +18,7 @@ from embexp.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
-LINES = 20  # of losses, and of looks at dev, in the log of a training; more where that is less than one a minute
+LINES = 10  # of losses, and of looks at dev, in the log of a training; more where that is less than one a minute
 
 
 class Watch(Protocol):

@@ -76,9 +76,8 @@ def summary(result: Mapping[str, Any]) -> str:
 
 
 def at_the_end(result: Mapping[str, Any]) -> str:
-    """What the terminal shows at the end of a run: the tables, and the verdict where it is read first."""
-    told = [notes(result), regression(result), _verdict(result)]
-    return markdown([*_tables(result), *told]).replace("**", "")
+    """What the terminal shows at the end of a run: the tables, and then, where it is read first, the verdict."""
+    return markdown([*_tables(result), regression(result), _verdict(result), notes(result)]).replace("**", "")
 
 
 def _findings(result: Mapping[str, Any]) -> list[Block]:
