@@ -171,7 +171,7 @@ def arm(folder: Path, size: Size, *, rows: int, batch: int, loss: str, attention
     words += ["dataset=pairs", f"dataset.path={data}", "dataset.columns.group=group", "dataset.split.dev=0.02"]
     words += ["model=local", f"model.path={model}"]
     libraries.loaded()
-    libraries.quiet_keyword_search()
+    libraries.quiet("bm25s")
     logging.disable(logging.INFO)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()

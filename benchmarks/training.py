@@ -196,7 +196,7 @@ def one(arm: str, data: str, model: str, steps: int) -> dict[str, Any]:
     from embexp.splits import trainable
 
     libraries.loaded()
-    libraries.quiet_keyword_search()
+    libraries.quiet("bm25s")
     logging.disable(logging.INFO)
     splits = splits_of(data)
     train_set, source = trainable(splits), source_of(model)

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from tqdm import tqdm
 from transformers import TrainerCallback
 
+from embexp.progress import EVERY, Count, moves
 from embexp.tracking import Tracker
 
 log = logging.getLogger(__name__)
+
+LINES = 10  # of losses, and of looks at dev, in the log of a training; more where that is less than one a minute
 
 
 class Watch(Protocol):
@@ -77,22 +80,24 @@ class Saves(TrainerCallback):
 
 
 class Track(TrainerCallback):
-    """Sends losses and dev metrics to the tracker and shows one progress line."""
+    """Sends losses and dev metrics to the tracker and shows how far the training is."""
 
-    def __init__(self, tracker: Tracker) -> None:
-        self._tracker = tracker
-        self._bar: tqdm | None = None
+    def __init__(self, tracker: Tracker, *, metric: str) -> None:
+        """metric: the one of dev to show."""
+        self._tracker, self._metric = tracker, metric
+        self._count: Count | None = None
+        self._loss, self._dev = "", ""
+        self._said: dict[str, tuple[int, float]] = {}  # what was last said in the log: at which step, and when
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Show the progress line, at the checkpoint's step in a resumed run."""
-        self._bar = tqdm(
-            total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=None, leave=False
-        )
+        """Show the count of steps, at the checkpoint's in a resumed run."""
+        count = Count("training", state.max_steps, unit="steps", done=state.global_step, told=False)
+        self._count = count.begin()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Move the progress line; log wherever a checkpoint is made."""
-        assert self._bar is not None
-        self._bar.update(1)
+        """Count; log wherever a checkpoint is made."""
+        assert self._count is not None
+        self._count.add()
         if control.should_save:  # a resumed run starts its mean loss at the checkpoint; so does one that never stopped
             control.should_log = True
 
@@ -106,18 +111,38 @@ class Track(TrainerCallback):
         # metrics have an @ or a dot in their names; the trainer's own measurements of time have neither
         names = [name for name in logs if name.startswith("eval_") and set(name) & set("@.")]
         dev = {f"dev/{name.removeprefix('eval_')}": logs[name] for name in names}
+        train = {f"train/{name}": logs[name] for name in ("loss", "learning_rate", "grad_norm") if name in logs}
         if any(name.startswith("eval_") for name in logs):
             self._tracker.log({"epoch": logs["epoch"], **dev}, step=state.global_step)
-            return
-        train = {f"train/{name}": logs[name] for name in ("loss", "learning_rate", "grad_norm") if name in logs}
-        if train:
+            self._show_dev(logs[f"eval_{self._metric}"], state)
+        elif train:
             self._tracker.log({"epoch": logs["epoch"], **train}, step=state.global_step)
-            if self._bar is not None:
-                self._bar.set_postfix(loss=f"{logs['loss']:.3f}" if "loss" in logs else "")
-            if self._bar is None or self._bar.disable:
-                log.info("step %d of %d: loss %.4f", state.global_step, state.max_steps, logs.get("loss", math.nan))
+            if "loss" in logs:
+                self._show_loss(logs["loss"], state)
+
+    def _show_dev(self, score: float, state: Any) -> None:
+        self._dev = f"dev {self._metric} {score:.3f}"
+        self._show()
+        self._say("dev", self._dev, state)
+
+    def _show_loss(self, loss: float, state: Any) -> None:
+        self._loss = f"loss {loss:.3f}"
+        self._show()
+        if not moves():
+            self._say("loss", f"loss {loss:.4f}", state)
+
+    def _show(self) -> None:
+        if self._count is not None:
+            self._count.shown = tuple(filter(None, (self._loss, self._dev)))
+
+    def _say(self, what: str, text: str, state: Any) -> None:
+        step, total, now = state.global_step, state.max_steps, time.monotonic()
+        before, at = self._said.get(what, (-total, now))
+        if step - before >= total / LINES or now - at > EVERY or step == total:
+            self._said[what] = step, now
+            log.info("step %d of %d: %s", step, total, text)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Take the progress line away."""
-        assert self._bar is not None
-        self._bar.close()
+        """Show it no longer."""
+        assert self._count is not None
+        self._count.end()

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from embexp.models import EmbeddingModel
 from embexp.parts import can_be_cut, parts, tokens_at_once, workers
+from embexp.progress import counting
 from embexp.tokenising import Preprocess
 
 if TYPE_CHECKING:  # slow to import, and not needed where all embeddings are kept
@@ -32,20 +32,20 @@ Embeddings = np.ndarray  # (texts, dimensions) float32, each row of length 1
 def embedded(model: EmbeddingModel, texts: Sequence[str], prompt: str, progress: str | None) -> Embeddings:
     """A row of length 1 for each text, (texts, dimensions); made by all processes of the run.
 
-    progress: what to call the work in a progress bar; None shows none.
+    progress: what to call the work where it is shown; None shows nothing.
     """
     if model.processes is None:
         return _encode(model, texts, prompt, progress)
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]), reverse=True)
     rows = np.empty((len(texts), model.model.get_embedding_dimension()), dtype=np.float32)
     at_once = TOLD * model.processes.count
-    with tqdm(total=len(texts), desc=progress, unit="text", disable=None if progress else True, leave=False) as bar:
+    with counting(progress, len(texts), unit="texts") as add:
         for start in range(0, len(order), at_once):
             block = order[start : start + at_once]
             told = [texts[index] for index in block]
             model.processes.tell("encode", texts=told, prompt=prompt)
             rows[block] = encode_share(model, texts=told, prompt=prompt)
-            bar.update(len(block))
+            add(len(block))
     return rows
 
 
@@ -66,23 +66,23 @@ def _encode(embedding_model: EmbeddingModel, texts: Sequence[str], prompt: str, 
     was_training = model.training
     model.eval()
     rows = np.empty((len(texts), model.get_embedding_dimension()), dtype=np.float32)
-    bar = tqdm(total=len(texts), desc=progress, unit="text", disable=None if progress else True, leave=False)
     waiting: deque[tuple[np.ndarray, Future[np.ndarray]]] = deque()
-    with workers(model.device) as pool, bar:
+    with workers(model.device) as pool, counting(progress, len(texts), unit="texts") as add:
         for places, features in _tokenised(model, texts, prompt):
             waiting.append((places, pool.submit(_embed, embedding_model, features)))
             while len(waiting) > AHEAD:
-                _take(waiting, rows, bar)
+                add(_taken(waiting, rows))
         while waiting:
-            _take(waiting, rows, bar)
+            add(_taken(waiting, rows))
     model.train(was_training)
     return rows
 
 
-def _take(waiting: deque[tuple[np.ndarray, Future[np.ndarray]]], rows: Embeddings, bar: Any) -> None:
+def _taken(waiting: deque[tuple[np.ndarray, Future[np.ndarray]]], rows: Embeddings) -> int:
+    """Put the first part's rows into their places; says how many."""
     places, future = waiting.popleft()
     rows[places] = future.result()
-    bar.update(len(places))
+    return len(places)
 
 
 def _tokenised(

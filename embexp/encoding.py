@@ -26,7 +26,7 @@ class Encoder:
         progress: str | None = None,
         content: str | None = None,
     ) -> None:
-        """progress: what to call the work in a progress bar; None shows none. content: the model's, where known."""
+        """progress: what to call the work where it is shown; None shows nothing. content: the model's, where known."""
         self._content = content
         self._model = model
         self._progress = progress

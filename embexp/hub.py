@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from embexp import libraries
 from embexp.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,8 @@ def snapshot(
     Raises UserError, which ends with the text `instead`, when the files can be had neither way.
     """
     from huggingface_hub import constants, snapshot_download  # not needed for local models and data
+
+    libraries.hide_downloads()
 
     def fetch(*, offline: bool) -> Path:
         return Path(
@@ -46,6 +49,8 @@ def snapshot(
         except Exception:  # not in the cache, or not whole: ask the Hub
             log.debug("%s is not in the cache at %s", repository, revision)
     reachable = _reachable(constants.ENDPOINT)
+    if reachable:
+        log.info("fetching %s from %s ...", repository, constants.ENDPOINT)
     try:
         return _checked(fetch(offline=not reachable), files, repository)
     except Exception as error:

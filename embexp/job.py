@@ -25,6 +25,7 @@ from embexp import report as reports
 from embexp.checks import plain
 from embexp.errors import BusyError, FullError, NotNowError, UserError, described, explained
 from embexp.parallel.machine import Launched
+from embexp.progress import doing, kept_open
 from embexp.starting import uncollected
 from embexp.sweep.reference import TrialReference
 from embexp.tracking import to_upload
@@ -73,21 +74,26 @@ class Job:
 
     def _run_and_show(self) -> int:
         try:
-            result = self._measured()
+            with kept_open():
+                result = self._measured()
         except KeyboardInterrupt:
             log.error("\ninterrupted; no result was written. To go on: %s", self._to_resume)
             return 1 if self.trial is None else INTERRUPTED
         except Exception as error:
             self._explain(error)
             return self._code_of(error)
-        if result["status"] == "pruned":  # said where it was decided
-            return 0
-        log.info("\n%s\n", reports.summary(result))
+        if result["status"] != "pruned":  # else said where it was decided
+            log.info("\n%s\n", reports.at_the_end(result))
+        self._say_where_to_look()
+        return 0
+
+    def _say_where_to_look(self) -> None:
         pages = [self.folder / name for name in ("report.html", "report.md")]
         log.info("report: %s", next((page for page in pages if page.is_file()), pages[-1]))
-        if (self.folder / "model").is_dir():
-            log.info('model:  %s  (SentenceTransformer("%s"))', self.folder / "model", self.folder / "model")
-        return 0
+        model = self.folder / "model"
+        if model.is_dir():
+            log.info('model:  %s  (SentenceTransformer("%s"))', model, model)
+            log.info('try it: python -m embexp.search %s "a question"', shlex.quote(str(self.folder)))
 
     def _code_of(self, error: Exception) -> int:
         if self.trial is None or not isinstance(error, NotNowError):
@@ -103,11 +109,11 @@ class Job:
 
     def _measured(self) -> dict[str, Any]:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # unset, the library warns whenever a process forks
-        log.info("%s: loading libraries ...", self.folder)
-        with uncollected():
+        log.info("run: %s", self.folder)
+        with uncollected(), doing("loading libraries"):
             from embexp import run  # torch: seconds
 
-        libraries.quiet_keyword_search()
+        libraries.quiet("bm25s")
         if self.trial is None:
             return run.run(
                 self.config,
@@ -149,3 +155,11 @@ class Job:
             log.error("%s", text)
         if any(self.folder.glob("checkpoints/*")) and not isinstance(error, BusyError):
             log.error("what it has done is kept; to go on: %s", self._to_resume)
+
+
+def _tokenise_alone() -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+if hasattr(os, "register_at_fork"):  # a data loader's process would wait for the tokenizers' threads, which stay behind
+    os.register_at_fork(after_in_child=_tokenise_alone)

@@ -71,16 +71,26 @@ def unfinished_line(result: Mapping[str, Any]) -> str:
 
 
 def summary(result: Mapping[str, Any]) -> str:
-    """What the terminal shows at the end of a run."""
+    """The verdict and the tables without emphasis, for a model card."""
     return markdown(_findings(result)).replace("**", "")
+
+
+def at_the_end(result: Mapping[str, Any]) -> str:
+    """What the terminal shows at the end of a run: the tables, and then, where it is read first, the verdict."""
+    return markdown([*_tables(result), regression(result), _verdict(result), notes(result)]).replace("**", "")
 
 
 def _findings(result: Mapping[str, Any]) -> list[Block]:
     """A regression first, the verdict, what to know of it, the tables."""
-    if result["base"]["test"] is None:
-        return [regression(result), trial_line(result), notes(result)]
-    tables = [table(result), dimensions(result), *slices(result)]
-    return [regression(result), verdict_line(result), notes(result), *tables]
+    return [regression(result), _verdict(result), notes(result), *_tables(result)]
+
+
+def _verdict(result: Mapping[str, Any]) -> str:
+    return trial_line(result) if result["base"]["test"] is None else verdict_line(result)
+
+
+def _tables(result: Mapping[str, Any]) -> list[Block]:
+    return [] if result["base"]["test"] is None else [table(result), dimensions(result), *slices(result)]
 
 
 def notes(result: Mapping[str, Any]) -> str:

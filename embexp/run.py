@@ -24,6 +24,7 @@ from embexp.experiment import digests, measure
 from embexp.page import writing
 from embexp.parallel.joining import joined
 from embexp.parallel.machine import Launched, number_of
+from embexp.progress import doing
 from embexp.tracking import Tracker, open_beside
 from embexp.tuning import Run
 
@@ -98,10 +99,11 @@ def _attempt(
     finally:
         try:
             if result["status"] is not None:  # else interrupted: no result.json, and that is how it is known
-                results.write(result, folder)
-                reports.write(result, names, folder)
-                card.write(result, names, folder)
-                writing.write(folder)
+                with doing("writing the report"):
+                    results.write(result, folder)
+                    reports.write(result, names, folder)
+                    card.write(result, names, folder)
+                    writing.write(folder)
         finally:
             tracker.finish(_summary(result), exit_code=0 if result["status"] in ("completed", "pruned") else 1)
     _tidy(config, folder)

@@ -1,4 +1,4 @@
-"""Times the stages of a run and says in the log where it is. Called by `experiment`."""
+"""Times the stages of a run and says in the log how long each took. Called by `experiment`; `progress` shows them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,29 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
+from embexp.progress import doing
+
 log = logging.getLogger(__name__)
+
+SHOWN = {
+    "model": "finding the model",
+    "data": "reading data",
+    "loading": "loading the model",
+    "bm25": "searching with BM25",
+    "base": "scoring the base model",
+    "rows": "making rows to train on",
+    "libraries": "loading the trainer",
+    "training": "training",
+    "tuned": "scoring the tuned model",
+    "comparison": "comparing",
+}
 
 
 class Timer(Protocol):
     """Times what is done within it, under a stage's name."""
 
     def __call__(self, name: str) -> AbstractContextManager[None]:
-        """Begin the stage."""
+        """Begin the stage, one of SHOWN."""
 
 
 def timer(seconds: dict[str, float]) -> Timer:
@@ -23,12 +38,13 @@ def timer(seconds: dict[str, float]) -> Timer:
 
     @contextmanager
     def stage(name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        log.info("%s ...", name)
+        start, ended = time.perf_counter(), "stopped after "
         try:
-            yield
-            log.info("%s done in %.1f s", name, time.perf_counter() - start)
+            with doing(SHOWN[name]):
+                yield
+            ended = ""
         finally:
             seconds[name] = round(time.perf_counter() - start, 2)
+            log.info("%s: %s%.1f s", SHOWN[name], ended, seconds[name])
 
     return stage

@@ -158,7 +158,7 @@ def _callbacks(task: Task, watch: Watch | None, tracker: Tracker | None, *, batc
     if task.arguments["eval_strategy"] == "steps":
         found.append(Saves(every_look(task.arguments, *steps_in(task.arguments, batches))))
     if tracker is not None:  # after those that ask for checkpoints, since it logs wherever one is made
-        found.append(Track(tracker))
+        found.append(Track(tracker, metric=task.metric))
     return [*found, *([EarlyStoppingCallback(task.early_stopping)] if task.early_stopping else [])]
 
 

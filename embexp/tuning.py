@@ -79,7 +79,7 @@ def tune(
     encoders: list[Encoder] = []  # of the last look
 
     def look() -> dict[str, float]:
-        encoders[:] = [Encoder(model, progress="tuned model")]
+        encoders[:] = [Encoder(model, progress="looking at dev")]
         return plan.score(Dense(encoders[0]))
 
     done = train(model, task, dev_metrics=look, tracker=run.tracker, watch=watch)

@@ -21,8 +21,7 @@ import psutil
 from embexp.job import Job
 from embexp.parallel.machine import Slot, cores, end_with, gpus, gpus_for, keep_to
 
-# imports only: a matrix product there hangs the children (OpenMP)
-PRELOADED = ["embexp.run", "embexp.sweep.trial", "embexp.training", "embexp.losses", "embexp.page.content"]
+PRELOADED = ["embexp.preloaded"]
 SECONDS_TO_END = 30  # after Ctrl-C
 UNKNOWN = 255  # what multiprocessing gives for an exit code that nobody was left to tell
 

@@ -1,10 +1,13 @@
 """Whoever reads the output may stop reading."""
 
+import errno
+import os
 import subprocess
 import sys
 
 import pytest
 
+from embexp import console
 from tests.command import QUICK
 from tests.handbook import write_handbook
 
@@ -45,3 +48,23 @@ def test_the_jobs_of_a_multirun_go_on_too(tmp_path, pairs_file, monkeypatch):
     code, _, errors = read_one_line("embexp", *arguments, folder=tmp_path)
     assert (errors, code) == ("", 0)
     assert "base only" in (tmp_path / "many" / "summary.md").read_text()
+
+
+@pytest.mark.parametrize(("number", "goes_on"), [(errno.EPIPE, True), (errno.EIO, True), (errno.ENOSPC, False)])
+def test_a_terminal_that_is_closed_ends_no_run_but_a_full_disk_is_said(tmp_path, number, goes_on):
+    with (tmp_path / "out").open("w") as file:
+
+        class Gone:
+            def write(self, text):
+                raise OSError(number, os.strerror(number))
+
+            fileno = file.fileno
+
+        stream = console.Forgiving(Gone())
+        if goes_on:
+            assert stream.write("nobody reads this") == 17
+            file.write("nor this")
+        else:
+            with pytest.raises(OSError, match="space"):
+                stream.write("this")
+    assert (tmp_path / "out").read_text() == ""

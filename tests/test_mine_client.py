@@ -9,6 +9,7 @@ import itertools
 import json
 import logging
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -26,6 +27,7 @@ from embexp.mine.client import Client
 from embexp.mine.journal import Answer, Journal
 from embexp.mine.request import Request, Schema
 from embexp.mine.server import Server
+from embexp.progress import Count, text_of
 from tests.command import REPOSITORY, hear_interrupts
 from tests.mine_server import Call, Reply, Stub, error, good
 
@@ -524,20 +526,22 @@ def test_without_usage_tokens_are_estimated_from_the_text_and_that_is_said_once(
 # --- progress --------------------------------------------------------------------------------------------------------
 
 
-def test_on_a_terminal_a_bar_shows_done_rate_tokens_cost_and_time_left(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+def test_on_a_terminal_a_line_shows_done_rate_tokens_cost_and_time_left(tmp_path, monkeypatch):
+    lines = []
+
+    def ended(count, end=Count.end):
+        lines.append(text_of([count], width=120, now=count._started + 8).plain)
+        end(count)
+
     with Stub(lambda request: good(request, latency=0.02)) as stub:
         asked(stub, tmp_path, 4)
-        capsys.readouterr()
+        monkeypatch.setattr(Count, "end", ended)
         with client_of(stub, tmp_path, concurrency=2) as client:
             for _ in client.ask(asking(20), what="questions", total=20):
                 pass
-    shown = capsys.readouterr().err.split("\r")[-1]
     tokens = sum(50 + len(f"p{n}") + 7 + len(f"p{n}") % 5 for n in range(4, 20))
-    assert shown.startswith("questions: 100%")
-    assert "20/20 [" in shown
-    assert " calls/s, " in shown
-    assert f"{tokens:,} tokens, 0.00 USD" in shown
+    (line,) = lines  # four were answered before, and say nothing of the rate: 16 in 8 seconds
+    assert re.fullmatch(rf"questions  ━+  20/20  {tokens:,} tokens, 0.00 USD  0:00 left  2.0 calls/s", line)
 
 
 def test_elsewhere_nothing_is_shown_but_a_line_now_and_then(tmp_path, monkeypatch, capsys, caplog):
@@ -782,6 +786,7 @@ import json, sys
 from pathlib import Path
 from embexp.mine.client import Client
 from embexp.mine.server import Server
+from embexp.progress import Count, text_of
 from embexp.mine.request import Request, Schema
 server = Server(model="m", base_url=sys.argv[1], concurrency=8, price={"input": 2.5, "output": 10.0}, retries=1)
 with Client(server, journal=Path(sys.argv[2])) as client:
@@ -891,6 +896,7 @@ from pathlib import Path
 from embexp.mine.client import Client
 from embexp.mine.request import Request, Schema
 from embexp.mine.server import Server
+from embexp.progress import Count, text_of
 
 def memory():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4  # KiB, resident now

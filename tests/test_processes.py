@@ -384,7 +384,7 @@ def test_torchrun_makes_one_run_with_the_scores_of_one_process(embexp, pairs, fo
     for key in ("base", "tuned", "delta", "verdict", "counts", "fingerprint"):
         assert together[key] == alone[key], key
     assert (together["config"]["trainer"]["processes"], alone["config"]["trainer"]["processes"]) == (2, 1)
-    assert ended.stdout.count("training done in") == 1
+    assert ended.stdout.count("\ntraining: ") == 1
 
 
 TOLD = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}

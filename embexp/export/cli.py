@@ -52,7 +52,7 @@ def main(words: Sequence[str]) -> None:
         from embexp.export.exported import export  # torch, transformers: seconds
         from embexp.finished import opened
 
-        libraries.quiet_keyword_search()
+        libraries.quiet("bm25s")
         run = opened(order.run)
         with cache.kept_in(cache.folder_of(run.config["cache"])):
             text = export(

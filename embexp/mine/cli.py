@@ -53,7 +53,7 @@ def _run(config: DictConfig, folder: Path, words: Sequence[str]) -> int:
     with uncollected():
         from embexp.mine.mining import mine  # torch: seconds
 
-    libraries.quiet_keyword_search()
+    libraries.quiet("bm25s")
     try:
         with cache.kept_in(cache.folder_of(values["cache"])):
             outcome = mine(values, folder)

@@ -137,7 +137,7 @@ class Client:
     ) -> Iterator[tuple[Request, Answer]]:
         """The requests with their answers as they come, in any order; those without an answer are left out.
 
-        requests: taken as they are needed, in the caller's thread. what, total: for the progress bar. Ends early, with
+        requests: taken as they are needed, in the caller's thread. what, total: for what is shown. Ends early, with
         the reason in `stopped`, when the budget is spent or the server refuses; answers in the journal still come.
         Closing the iterator gives up the calls in flight. Raises UserError without a key, BusyError where another
         process asks for the same data set.

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 
-from tqdm import tqdm
-
 from embexp.mine.journal import Answer, Spending
+from embexp.progress import Count, moves
 
 log = logging.getLogger(__name__)
 
@@ -16,47 +14,39 @@ FIRST, EVERY = 5.0, 60.0  # seconds until the first line and between the others,
 
 
 class Progress:
-    """A bar on a terminal; elsewhere a line in the log now and then. Answers that were kept count as done at once."""
+    """A line that moves on a terminal, elsewhere one in the log now and then; kept answers count as done at once."""
 
     def __init__(self, what: str, total: int | None) -> None:
-        self._what, self._spent = what, Spending()
-        self._bar = tqdm(
-            total=total, desc=what, unit=" calls", smoothing=0, disable=not sys.stderr.isatty(), dynamic_ncols=True
-        )
-        self._done, self._total = 0, total
+        self._spent = Spending()
+        self._count = Count(what, total, unit="calls", told=False).begin()
         self._started = time.monotonic()
         self._last = self._started + FIRST - EVERY
-        if self._bar.disable and total:
+        if not moves() and total:
             log.info("asking for %s: %s ...", what, f"{total:,}")
 
     def kept(self) -> None:
         """One more that was answered in an earlier run."""
-        self._done += 1
-        if not self._bar.disable:
-            self._bar.initial += 1  # the rate, and so the time left, is of calls
-            self._bar.update()
+        self._count.add_known()
 
     def answered(self, answer: Answer) -> None:
         """One more answer."""
-        self._done += 1
+        self._count.add()
         self._spent.add(answer)
-        if not self._bar.disable:
-            self._bar.set_postfix_str(self._cost(), refresh=False)
-            self._bar.update()
-        elif time.monotonic() - self._last > EVERY:
+        self._count.shown = (self._cost(),)
+        if not moves() and time.monotonic() - self._last > EVERY:
             self._last = time.monotonic()
             log.info("%s", self._line())
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
-        self._bar.close()
+        """Show it no longer."""
+        self._count.end()
 
     def _line(self) -> str:
         rate = self._spent.calls / (time.monotonic() - self._started)
-        text = f"{self._what}: {self._done:,}"
-        if self._total is not None:
-            left = (self._total - self._done) / rate
-            text += f" of {self._total:,}, {left / 60:,.0f} minutes left"
+        done, total = self._count.done, self._count.total
+        text = f"{self._count.what}: {done:,}"
+        if total is not None:
+            text += f" of {total:,}, {(total - done) / rate / 60:,.0f} minutes left"
         return f"{text}, {rate:.1f} a second, {self._cost()}"
 
     def _cost(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from embexp import runs
+from embexp import libraries, runs
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +22,7 @@ def write(folder: Path) -> None:
 
 def make(folder: Path) -> Path:
     """Write a run's report.html and return its path. Raises UserError where the folder holds no run."""
+    libraries.quiet("matplotlib")
     from embexp.page import content, document  # matplotlib, whose import fails too; `workers` has it before its trials
 
     return document.write(folder / NAME, "report", content.of(runs.read(folder)))

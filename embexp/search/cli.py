@@ -65,7 +65,7 @@ def _loaded(arguments: argparse.Namespace) -> tuple[dict[str, Finder], dict[str,
     from embexp.finished import opened
     from embexp.search.lookup import known_questions
 
-    libraries.quiet_keyword_search()
+    libraries.quiet("bm25s")
     run = opened(arguments.run)
     with cache.kept_in(cache.folder_of(run.config["cache"])):
         splits = run.splits(changed_data=arguments.changed_data, by="--changed-data")

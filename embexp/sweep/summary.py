@@ -5,7 +5,6 @@ Reads studies and nothing else, so that any machine that reaches the study can s
 
 from __future__ import annotations
 
-import logging
 import statistics
 import warnings
 from collections import Counter
@@ -19,6 +18,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from embexp import libraries
 from embexp.durable import write_whole
 from embexp.errors import counted
 from embexp.sweep.trial import MEASURED, REASON, RESULT
@@ -179,10 +179,10 @@ class Summary:
         return ", ".join(f"{name} {share:.0%}" for name, share in found.items())
 
     def _figures(self) -> list[Path]:
+        libraries.quiet("matplotlib")
         import matplotlib as mpl
 
         mpl.use("Agg")
-        logging.getLogger("matplotlib").setLevel(logging.WARNING)
         from matplotlib import pyplot as plt
         from optuna.visualization import matplotlib as plots
 
