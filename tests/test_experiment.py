@@ -7,13 +7,15 @@ import weakref
 
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from embexp import training
 from embexp.encoding import Encoder
 from embexp.report import HEADLINE
 from embexp.result_keys import KEYS
 from embexp.trainer import Trainer
-from tests.command import QUICK
+from tests.command import QUICK, separate
 from tests.tiny import tiny_transformer
 
 
@@ -290,3 +292,15 @@ def test_a_training_that_changes_scores_is_not(embexp, sources):
     run = embexp(*QUICK, *sources["pairs"], "trainer.learning_rate=0.1", "trainer.max_steps=20")
     assert run.result["tuned"]["dev"] != run.result["base"]["dev"]
     assert not any("changed no score" in note for note in run.result["notes"])
+
+
+def test_processes_that_read_ahead_change_nothing(sources, tmp_path):
+    tiny_transformer(tmp_path / "tiny")
+    words = ["model=local", f"model.path={tmp_path / 'tiny'}", "trainer=smoke", "logger=none", *sources["pairs"]]
+    for readers in (0, 2):
+        ended = separate(
+            *words, f"trainer.dataloader_num_workers={readers}", f"hydra.run.dir={readers}", folder=tmp_path
+        )
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+    one, other = (load_file(tmp_path / str(readers) / "model" / "model.safetensors") for readers in (0, 2))
+    assert all(torch.equal(one[name], other[name]) for name in one)
