@@ -60,9 +60,11 @@ class _Shared(Forgiving):
 
     def write(self, text: str) -> int:
         """Write, or hand on the lines that are whole; what a forked process writes it writes itself."""
-        if self._take is None or os.getpid() != self._process:
+        if os.getpid() != self._process:  # another thread may have held the lock as this one was forked
             return super().write(text)
         with self._lock:
+            if self._take is None:
+                return super().write(text)
             *lines, self._begun = (self._begun + text).split("\n")
             if lines:
                 self._take(lines)
@@ -71,14 +73,21 @@ class _Shared(Forgiving):
     @contextmanager
     def handed_to(self, take: Take) -> Iterator[None]:
         """Within it, `take` gets what is written, in whole lines."""
-        self._take, self._process = take, os.getpid()
+        with self._lock:
+            self._take = take
         try:
             yield
         finally:
-            self._take = None
-            if self._begun:
-                super().write(self._begun)
-            self._begun = ""
+            with self._lock:
+                self._take = None
+                if self._begun:
+                    super().write(self._begun)
+                self._begun = ""
+
+
+def bare(stream: TextIO) -> TextIO:
+    """The stream itself, where it is one of `forgiving`'s."""
+    return stream._stream if isinstance(stream, Forgiving) else stream
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import torch
 from embexp.models import EmbeddingModel
 from embexp.parts import can_be_cut, parts, tokens_at_once, workers
 from embexp.progress import counting
-from embexp.tokenising import Preprocess
+from embexp.tokenising import COMPARED, Preprocess
 
 if TYPE_CHECKING:  # slow to import, and not needed where all embeddings are kept
     from sentence_transformers import SentenceTransformer
@@ -93,7 +93,7 @@ def _tokenised(
         return
     order = np.argsort([-len(text) for text in texts], kind="stable")  # nearly by tokens, which are not counted yet
     preprocess = Preprocess(model, prompt)
-    cut = can_be_cut(preprocess([texts[order[0]]]))
+    cut = can_be_cut(preprocess([texts[place] for place in order[:COMPARED]]))
     at_once = TOKENISED if cut else UNCUT
     for start in range(0, len(order), at_once):
         places = order[start : start + at_once]

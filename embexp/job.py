@@ -155,11 +155,3 @@ class Job:
             log.error("%s", text)
         if any(self.folder.glob("checkpoints/*")) and not isinstance(error, BusyError):
             log.error("what it has done is kept; to go on: %s", self._to_resume)
-
-
-def _tokenise_alone() -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-
-if hasattr(os, "register_at_fork"):  # a data loader's process would wait for the tokenizers' threads, which stay behind
-    os.register_at_fork(after_in_child=_tokenise_alone)

@@ -18,7 +18,7 @@ from embexp.starting import uncollected
 # the lowest level that is shown of a library's log, where it is not the usual WARNING
 LOWEST = {
     # how a model is loaded, that a text is too long for it (result.json counts them), what a checkpoint lacks (which
-    # `checkpoints` and `trainer` check): nothing that a user could mend, and nothing that embexp does not say
+    # `models` and `checkpoints` refuse): nothing that a user could mend, and nothing that embexp does not say
     "transformers": logging.ERROR,
     "bm25s": logging.WARNING,  # it asks for DEBUG itself: a line for each index
     "matplotlib": logging.ERROR,  # that it builds its cache of fonts
@@ -27,11 +27,15 @@ PRINTED = "[INFO] Running in WANDB offline mode\n"  # by transformers as it is i
 
 
 def loaded() -> ModuleType:
-    """sentence_transformers. Progress bars and notices of the libraries stay out of a run's output; warnings do not."""
+    """sentence_transformers. Once for all libraries: progress bars and notices stay out of a run's output."""
     with uncollected(), _unprinted():
         import datasets
         import sentence_transformers
+        import torch
         import transformers
+    # cuDNN's attention plans anew for each new shape, and batches of texts have new ones all the time: it made training
+    # several times slower on an H200
+    torch.backends.cuda.enable_cudnn_sdp(False)
     datasets.disable_progress_bars()  # "Map"
     transformers.utils.logging.disable_progress_bar()  # "Loading weights", "Writing model shards"
     quiet("transformers")
@@ -39,7 +43,7 @@ def loaded() -> ModuleType:
 
 
 def quiet(library: str) -> None:
-    """Keep what nobody needs of a library's log out of a run's output; called once it is imported."""
+    """Keep what nobody needs of a library's log out of a run; one that sets its level must be imported before."""
     logging.getLogger(library).setLevel(LOWEST[library])
 
 

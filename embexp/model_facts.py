@@ -39,6 +39,20 @@ def facts_of(model: Any) -> Facts:
     )
 
 
+def missing_weights(model: Any) -> list[str]:
+    """Names of the transformer's weights that its folder lacks, in whose place random ones stand.
+
+    A pooler's are left out, since sentence-transformers pools by itself. The weights are read once more for it.
+    """
+    transformer = model.transformers_model
+    if transformer is None:
+        return []
+    _, info = type(transformer).from_pretrained(
+        transformer.name_or_path, output_loading_info=True, local_files_only=True, use_safetensors=True
+    )
+    return sorted(name for name in info["missing_keys"] if "pooler" not in name)
+
+
 def dropouts(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str]]:
     """What may drop: modules, each with the name of its attribute that holds the share.
 

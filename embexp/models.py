@@ -22,9 +22,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from embexp import libraries
 from embexp.cache import json_kept
-from embexp.errors import UserError
+from embexp.errors import UserError, listed
 from embexp.hub import snapshot
-from embexp.model_facts import Facts, dropouts, facts_of, has_fast_bfloat16, machine
+from embexp.model_facts import Facts, dropouts, facts_of, has_fast_bfloat16, machine, missing_weights
 from embexp.model_folder import LOADED, hashes, refuse_unsafe, sha256, why_not_loaded
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class Transformer:
         digests = hashes(self._folder)
         loaded = functools.cache(functools.partial(self._loaded, digests))
         parts = [digests["content"], self._prompts, self._max_seq_length, self._dropout, self._attention, machine()]
-        facts = Facts(**json_kept("model_facts", parts, lambda: asdict(facts_of(loaded()))))
+        facts = Facts(**json_kept("model_facts", parts, lambda: asdict(self._facts(loaded()))))
         log.info("model %s, %s tokens at most", self._path, facts.max_seq_length)
         on_cpu = facts.device == "cpu" and facts.transformer
         slow_fused = facts.drops or _wants_bfloat16(self._dtype, facts)  # torch's fused attention, on a CPU
@@ -139,10 +139,15 @@ class Transformer:
         origin = {"path": self._path, "commit": self._commit, **digests}
         return _embedding_model(loaded, facts, self._dtype, origin, eager_training=eager_training)
 
+    def _facts(self, model: SentenceTransformer) -> Facts:
+        if missing := missing_weights(model):
+            raise UserError(
+                f"{self.SETTING}={self._path}: {self._folder} lacks weights, in whose place random ones would stand: "
+                f"{listed(missing)}. {_instead(self.SETTING)}"
+            )
+        return facts_of(model)
+
     def _loaded(self, digests: Mapping[str, str]) -> SentenceTransformer:
-        # cuDNN's attention plans anew for each new shape, and batches of texts have new ones all the time: it made
-        # training several times slower on an H200
-        torch.backends.cuda.enable_cudnn_sdp(False)
         chosen = {} if self._attention == "auto" else {"attn_implementation": self._attention}
         try:
             model: SentenceTransformer = libraries.loaded().SentenceTransformer(

@@ -179,8 +179,7 @@ def _console() -> Any:
             """Leave it as it is: whoever is killed could not bring it back."""
             return False
 
-    stream = sys.stderr
-    return Screen(file=console.Forgiving(getattr(stream, "_stream", stream)))  # type: ignore[arg-type]
+    return Screen(file=console.Forgiving(console.bare(sys.stderr)))  # type: ignore[arg-type]
 
 
 def _clock(seconds: float) -> str:

@@ -6,6 +6,8 @@ layers, which is slower than the tokenizing.
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -28,7 +30,7 @@ PLAIN = {"input_ids", "attention_mask", "token_type_ids"}
 class Preprocess:
     """`model.preprocess` with one prompt, several times faster for a model that reads padded tokens and nothing else.
 
-    Whether it is one is seen on the first texts, for which both ways must give the same tensors.
+    Whether it is one is seen on the first texts and on PROBES, for which both ways must give the same tensors.
     """
 
     def __init__(self, model: SentenceTransformer, prompt: str) -> None:
@@ -69,6 +71,7 @@ class Preprocess:
 def preprocessing(model: SentenceTransformer) -> Callable[..., Features]:
     """`model.preprocess` as a data collator calls it, by `Preprocess` where no task is named."""
     known: dict[str, Preprocess] = {}
+    _forks_tokenise_alone()
 
     def preprocess(texts: Sequence[str], *, prompt: str | None = None, task: str | None = None) -> Features:
         if task is not None:
@@ -76,6 +79,13 @@ def preprocessing(model: SentenceTransformer) -> Callable[..., Features]:
         return known.setdefault(prompt or "", Preprocess(model, prompt or ""))(texts)
 
     return preprocess
+
+
+@functools.cache
+def _forks_tokenise_alone() -> None:
+    """A data loader's processes are forked: tokenizers' threads are not, and would be waited for."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: os.environ.update(TOKENIZERS_PARALLELISM="false"))
 
 
 class _Fast:

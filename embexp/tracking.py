@@ -108,8 +108,8 @@ class WandbMirror:
         per_query: bool = False,
     ) -> None:
         """names: loss, model and dataset by name, which become flat config keys and tags. timeout: seconds that wandb
-        may take to start online, and again to upload at the end. per_query: send test's scores per query too, as a
-        table, with the questions' texts unless the config has report_texts=false."""
+        may take to start online, again to upload at the end, and again for the table of queries. per_query: send test's
+        scores per query too, as a table, with the questions' texts unless the config has report_texts=false."""
         import wandb  # only where this mirror is chosen
 
         self._folder, self._config, self._per_query, self._timeout = folder, config, per_query, timeout

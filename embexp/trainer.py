@@ -27,7 +27,6 @@ from embexp.errors import UserError
 from embexp.fast_steps import parts_of_like_length
 from embexp.parallel.processes import Processes
 from embexp.parallel.shares import add_gradients, same_weights, shared
-from embexp.parts import TOKENS_ON_A_GPU
 
 LOSS_PARAMETERS = "loss.safetensors"  # in a checkpoint
 ROW = "row"  # a column that carries the row's number to the loss; never embedded
@@ -74,23 +73,14 @@ class Trainer(SentenceTransformerTrainer):
         for masked in self._masked:
             assert self._conflicts is not None
             masked.mask = self._conflicts.mask(rows.tolist())
-        with nullcontext() if self._one_pass(inputs) else column_merging_disabled():
+        # one forward pass for positives and negatives would pad each column to the longest text of all
+        with column_merging_disabled():
             loss = super().compute_loss(model, inputs, *args, **kwargs)
         value = loss[0] if isinstance(loss, tuple) else loss
         self._losses.saw(value.detach(), step=self.state.global_step + 1)
         if self.looks_at_each_loss:
             self._refuse_divergence()
         return loss
-
-    def _one_pass(self, inputs: Mapping[str, Any]) -> bool:
-        """Whether all columns go through the model together, though that pads every query to the passages' length.
-
-        A GPU takes as long over few tokens as it takes to be told what to do, and so is told once.
-        """
-        if self.model.device.type == "cpu" or self._processes is not None:
-            return False
-        shapes = [value.shape for name, value in inputs.items() if name.endswith("attention_mask")]
-        return bool(shapes) and sum(s[0] for s in shapes) * max(s[1] for s in shapes) <= TOKENS_ON_A_GPU
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """What the library does between steps. The first loss that is not a number ends the training before it."""

@@ -121,8 +121,18 @@ def test_passages_may_be_a_memory_map(tmp_path):
 def test_a_keyword_ranking_is_kept_between_runs(toy, tmp_path, monkeypatch):
     with kept_in(tmp_path):
         first = BM25().search(toy, top=3)
-        monkeypatch.setattr(arms, "keyword_scores", None)  # asked again it would fail
+        monkeypatch.setattr(arms, "KeywordIndex", None)  # asked again it would fail
         assert BM25().search(toy, top=3) == first
+
+
+def test_one_index_serves_all_sets_of_a_corpus_and_no_other(monkeypatch):
+    made, keyword_index = [], arms.KeywordIndex
+    monkeypatch.setattr(arms, "KeywordIndex", lambda corpus: made.append(corpus) or keyword_index(corpus))
+    arm, corpus = BM25(), {"a": "red apples", "b": "blue whales"}
+    for query, first in (("a red one", "a"), ("whales", "b")):
+        assert ids(arm.search(set_of(dict(corpus), {"q": query}, {}), top=1)) == {"q": [first]}
+    assert ids(arm.search(set_of({**corpus, "c": "whales, whales"}, {"q": "whales"}, {}), top=1)) == {"q": ["c"]}
+    assert [len(corpus) for corpus in made] == [2, 3]
 
 
 def test_a_keyword_ranking_without_some_passages_is_kept_apart(toy, tmp_path):

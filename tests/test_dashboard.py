@@ -76,7 +76,7 @@ def test_a_metric_without_a_place_has_one_panel_of_each_kind():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"metric": "recall@ten"}, "'recall@ten' has no number after its @"),
+        ({"metric": "recall@ten"}, "'recall@ten' is not a name, an @ and a number"),
         ({"metric": "recall@10", "places": [0]}, "no place 0"),
         ({"metric": "recall@10", "by": "lose"}, "grouped by 'lose'; choose one of loss, model, dataset"),
     ],
@@ -264,7 +264,7 @@ def test_without_the_package_the_command_to_install_it_is_named(monkeypatch, cap
         (["embexp"], "'embexp' is not entity/project"),
         (["a/b/c"], "'a/b/c' is not entity/project"),
         (["a/b", "--at", "1,ten"], "--at 1,ten: it takes numbers"),
-        (["a/b", "--metric", "recall@x"], "'recall@x' has no number"),
+        (["a/b", "--metric", "recall@x"], "'recall@x' is not a name, an @ and a number"),
     ],
 )
 def test_a_mistake_in_the_arguments_is_said(monkeypatch, capsys, words, said):

@@ -786,7 +786,6 @@ import json, sys
 from pathlib import Path
 from embexp.mine.client import Client
 from embexp.mine.server import Server
-from embexp.progress import Count, text_of
 from embexp.mine.request import Request, Schema
 server = Server(model="m", base_url=sys.argv[1], concurrency=8, price={"input": 2.5, "output": 10.0}, retries=1)
 with Client(server, journal=Path(sys.argv[2])) as client:
@@ -896,7 +895,6 @@ from pathlib import Path
 from embexp.mine.client import Client
 from embexp.mine.request import Request, Schema
 from embexp.mine.server import Server
-from embexp.progress import Count, text_of
 
 def memory():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4  # KiB, resident now

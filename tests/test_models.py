@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from embexp.encoding import Encoder
@@ -106,6 +106,18 @@ def change(file, edit):
     content = json.loads(file.read_text())
     edit(content)
     file.write_text(json.dumps(content))
+
+
+def test_weights_that_a_folder_lacks_are_not_made_up(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "lacking")
+    file = tmp_path / "lacking" / "model.safetensors"
+    weights = load_file(file)
+    lost = [name for name in weights if "word_embeddings" in name or "pooler" in name]
+    save_file({name: value for name, value in weights.items() if name not in lost}, file, {"format": "pt"})
+    with pytest.raises(
+        UserError, match=r"lacks weights, in whose place random ones would stand: embeddings\.word_embeddings\.weight\."
+    ):
+        Transformer(path=str(tmp_path / "lacking")).load([])
 
 
 @pytest.mark.parametrize("reference", ["evil.Model", "subprocess.Popen"])

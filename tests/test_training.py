@@ -4,14 +4,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 from embexp.callbacks import Saves
 from embexp.encoding import Encoder
 from embexp.models import Transformer
 from embexp.negatives import draw_random
 from embexp.shapes import to_rows
-from embexp.trainer import Trainer
 from embexp.training import Task, train
 from tests.conftest import toy_set
 from tests.tiny import tiny_transformer
@@ -63,17 +61,3 @@ def test_checkpoints_are_asked_for_after_so_many_steps_or_a_share_of_all(every, 
         if control.should_save:
             asked.append(step)
     assert asked == steps
-
-
-@pytest.mark.parametrize(
-    ("device", "lengths", "together"),
-    [
-        ("cuda", (20, 256), True),  # 2 x 32 texts of up to 256 tokens: 16,384 padded ones
-        ("cuda", (20, 257), False),
-        ("cpu", (20, 30), False),
-    ],
-)
-def test_columns_share_a_pass_on_a_gpu_that_has_little_to_do(device, lengths, together):
-    trainer = SimpleNamespace(model=SimpleNamespace(device=torch.device(device)), _processes=None)
-    inputs = {f"column{length}_attention_mask": torch.ones(32, length) for length in lengths}
-    assert Trainer._one_pass(trainer, inputs) is together

@@ -109,9 +109,8 @@ class Handler(BaseHTTPRequestHandler):
             return {"project": {"id": "p", "internalId": "7"}}
         if "ArtifactType(" in query:
             return {"project": {"artifact": None}}
-        if "CreateArtifact(" in query.replace(
-            " ", ""
-        ):  # as one that is there already, so that no file of it is asked for
+        # as one that is there already, so that no file of it is asked for
+        if "CreateArtifact(" in query.replace(" ", ""):
             sequence = {"id": "s", "latestArtifact": {"id": "a", "versionIndex": 0}}
             return {"createArtifact": {"artifact": {"id": "a", "state": "COMMITTED", "artifactSequence": sequence}}}
         return {"serverInfo": {"features": []}}

@@ -79,8 +79,8 @@ def _at(metric: str, places: Sequence[int]) -> list[str]:
     name, at, place = metric.rpartition("@")
     if not at:
         return [metric]
-    if not place.isdigit():
-        raise UserError(f"the metric {metric!r} has no number after its @; write it as recall@10")
+    if not name or not place.isdecimal() or int(place) < 1:
+        raise UserError(f"the metric {metric!r} is not a name, an @ and a number from 1 on, such as recall@10")
     return [f"{name}@{each}" for each in sorted({*places, int(place)})]
 
 
