@@ -11,12 +11,14 @@ import bm25s
 import numpy as np
 import torch
 
-from embexp import rough
+from embexp import libraries, rough
 from embexp.cache import arrays_kept, digest
 from embexp.embedding import Embeddings
 from embexp.encoding import Encoder
 from embexp.ranking import GROUP, NEVER, First, Ranking
 from embexp.retrieval_set import RetrievalSet
+
+libraries.quiet("bm25s")
 
 CELLS_AT_ONCE = 64_000_000  # scores held in memory at once: 256 MB of float32
 KEYWORD_CELLS_AT_ONCE = 16_000_000

@@ -27,6 +27,7 @@ def snapshot(
     Raises UserError, which ends with the text `instead`, when the files can be had neither way.
     """
     from huggingface_hub import constants, snapshot_download  # not needed for local models and data
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     libraries.hide_downloads()
 
@@ -54,12 +55,12 @@ def snapshot(
     try:
         return _checked(fetch(offline=not reachable), files, repository)
     except Exception as error:
-        cause = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        first = str(error).strip().partition("\n")[0]
+        # what the library says then is to switch the network on, which is no help where there is none
+        cause = "" if isinstance(error, LocalEntryNotFoundError) else f" ({type(error).__name__}: {first})"
         where = f"{repository}{f' at revision {revision}' if revision else ''}"
         state = "" if reachable else f"the Hub ({constants.ENDPOINT}) can't be reached and "
-        raise UserError(
-            f"{kind} {where} can't be had: {state}the cache does not hold it ({cause}). {instead}"
-        ) from error
+        raise UserError(f"{kind} {where} can't be had: {state}the cache does not hold it{cause}. {instead}") from error
 
 
 def _reachable(endpoint: str) -> bool:

@@ -20,7 +20,7 @@ from hydra.core.utils import configure_log
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from embexp import console, libraries
+from embexp import console
 from embexp import report as reports
 from embexp.checks import plain
 from embexp.errors import BusyError, FullError, NotNowError, UserError, described, explained
@@ -113,7 +113,6 @@ class Job:
         with uncollected(), doing("loading libraries"):
             from embexp import run  # torch: seconds
 
-        libraries.quiet("bm25s")
         if self.trial is None:
             return run.run(
                 self.config,

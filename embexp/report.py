@@ -17,8 +17,9 @@ from embexp.tables import Block, Table, aligned, markdown, number
 
 HEADLINE = ["recall@1", "recall@3", "recall@5", "recall@10", "ndcg@10", "mrr@10"]
 TO_TRY = (
-    "another loss (loss=mnrl), a stronger or less specialised base (model=mpnet), more or cleaner questions, and a "
-    "look at retrieval/per_query.parquet for what got worse"
+    "more or cleaner questions, hard negatives (loss.shape=triplet negatives=hard), another loss (docs/losses.md has a "
+    "comparison), a stronger or less specialised base (model=mpnet), and a look at retrieval/per_query.parquet for "
+    "what got worse"
 )
 ADVICE = (
     f"What to try: a lower learning rate (trainer.learning_rate=1e-5), {TO_TRY}. The base model stays the better "
@@ -131,8 +132,11 @@ def verdict_line(result: Mapping[str, Any]) -> str:
     tuned = result["tuned"]["test"][metric]
     line = (
         f"**Verdict{caveat}: {result['verdict']}.** {metric} {base[metric]:.3f} -> {tuned:.3f} "
-        f"on test ({queries}): {_signed(delta)}, 95 % interval {_interval(delta)}, p = {delta['p_value']:.4f}."
+        f"on test ({queries}): {_signed(delta)}"
     )
+    if delta["documents"] < FEWEST_FOR_INTERVAL:  # as in the tables
+        return f"{line}. Test has only {counted(delta['documents'], 'document')}: too few for an interval."
+    line += f", 95 % interval {_interval(delta)}, p = {delta['p_value']:.4f}."
     if delta["documents"] < FEWEST_DOCUMENTS:
         line += f" Test has only {counted(delta['documents'], 'document')}: too few for an interval to be trusted."
     elif delta["p_value"] >= 0.05 and delta["ci_low"] * delta["ci_high"] > 0:

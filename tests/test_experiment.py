@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from embexp import training
+from embexp import experiment, training
 from embexp.encoding import Encoder
 from embexp.report import HEADLINE
 from embexp.result_keys import KEYS
@@ -286,6 +286,14 @@ def test_a_training_that_changes_no_score_is_noted(embexp, sources):
     run = embexp(*QUICK, *sources["pairs"], "trainer.learning_rate=1e-12")
     assert any("training has changed no score on dev" in note for note in run.result["notes"])
     assert "Note: training has changed no score on dev" in run.output
+
+
+@pytest.mark.parametrize(("before", "after", "words"), [(1, 1, "recall@10 on dev is 1 already"), (0.5, 0.6, None)])
+def test_a_base_that_is_at_the_top_is_not_said_to_have_been_trained_too_little(before, after, words):
+    result = {"metric": "recall@10", "notes": [], "base": {"dev": {"recall@10": before}}}
+    experiment._say_if_unmoved({**result, "tuned": {"dev": {"recall@10": after}}})
+    assert len(result["notes"]) == (words is not None)
+    assert all(words in note and "learning_rate" not in note for note in result["notes"])
 
 
 def test_a_training_that_changes_scores_is_not(embexp, sources):

@@ -289,7 +289,7 @@ def test_a_cloze_question_must_find_its_passage_without_its_own_words():
     stays = question(0, words, kind="sentence", span=words)
     leaves = replace(stays, cloze=True)
     assert sift(stays).easy == {stays.id}
-    assert sift(leaves).rejected[0].reason == "its passage comes 10., after the first 1"
+    assert sift(leaves).rejected[0].reason == "its passage comes at place 10, after the first 1"
 
 
 def test_a_model_of_its_own_may_find_what_keywords_do_not(tmp_path):

@@ -1,8 +1,11 @@
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from embexp.errors import UserError
+from embexp.mine import summary
 from embexp.mine.passages import Passage, Question
 from embexp.mine.sides import Sides
 
@@ -143,3 +146,10 @@ def test_dev_loses_what_test_asks_too():
     dealt = {"train": [], "dev": [question(left, "Who pays?")], "unseen": [question(right, "who pays")], "seen": []}
     kept, (rejected,) = Sides().without_copies(dealt, {})
     assert (kept["dev"], len(kept["unseen"]), rejected.stage) == ([], 1, "near a test question")
+
+
+@pytest.mark.parametrize(("in_test", "said"), [(19, True), (20, False), (0, False)])
+def test_a_test_side_that_gives_no_verdict_is_said_before_anything_is_asked(in_test, said):
+    known = SimpleNamespace(passages=[], counts={}, unreadable=[])
+    sides = {**{f"t{i}": "test" for i in range(in_test)}, "a": "train", "b": "dev"}
+    assert ("a verdict, which needs 20 in test" in summary.of_knowledge(known, sides, [])) is said

@@ -109,7 +109,7 @@ def test_examples_show_both_sides_with_the_right_passage_marked(tmp_path):
     assert first.count("✓ right") == 2  # at 33 before and first after
     assert "33. p1" in first
     second = text[text.index("Most harmed") : text.index('id="queries"')]
-    assert "rank below 100 → below 100" in second
+    assert "rank beyond 100 → beyond 100" in second
     assert "✓ right" not in second
 
 

@@ -52,6 +52,7 @@ def test_rankings_are_written_line_by_line_and_never_whole_in_memory(tmp_path):
 @pytest.mark.parametrize(
     ("documents", "p_value", "words"),
     [
+        (4, 0.01, "Test has only 4 documents: too few for an interval."),
         (15, 0.01, "Test has only 15 documents: too few"),
         (19, 0.01, "Test has only 19 documents: too few"),
         (20, 0.2, "The change rests on too few documents"),
@@ -68,6 +69,7 @@ def test_the_report_says_why_an_interval_without_zero_is_no_verdict(documents, p
     line = reports.verdict_line(result)
     assert words in line
     assert ("too few" in line) == bool(words)
+    assert ("95 % interval" in line) == (documents >= 5)
 
 
 @pytest.mark.parametrize(("documents", "interval"), [(4, "too few"), (5, "-0.100 to +0.300")])

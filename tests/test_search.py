@@ -181,3 +181,10 @@ def test_python_m_embexp_search_is_this_command(ran, question):
     ended = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stderr
     assert question in ended.stdout.splitlines()
+
+
+@pytest.mark.parametrize(("cut", "said"), [("{}\n", True), ("", False)])
+def test_passages_that_questions_were_cut_out_of_are_said_to_be_so(tmp_path, cut, said):
+    (tmp_path / "cloze.jsonl").write_text(cut)
+    assert search._cut_passages({"path": str(tmp_path)}) is said
+    assert not search._cut_passages({})

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from embexp import cache, libraries
+from embexp import cache
 from embexp.checks import nearest
 from embexp.cli import ends_with_one
 from embexp.errors import UserError
@@ -52,7 +52,6 @@ def main(words: Sequence[str]) -> None:
         from embexp.export.exported import export  # torch, transformers: seconds
         from embexp.finished import opened
 
-        libraries.quiet("bm25s")
         run = opened(order.run)
         with cache.kept_in(cache.folder_of(run.config["cache"])):
             text = export(

@@ -13,7 +13,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from embexp import cache, cli, libraries, resume
+from embexp import cache, cli, resume
 from embexp.checks import CONFIG_FOLDER, plain
 from embexp.errors import UserError, described, explained
 from embexp.mine.config import MINE, STARTING
@@ -53,7 +53,6 @@ def _run(config: DictConfig, folder: Path, words: Sequence[str]) -> int:
     with uncollected():
         from embexp.mine.mining import mine  # torch: seconds
 
-    libraries.quiet("bm25s")
     try:
         with cache.kept_in(cache.folder_of(values["cache"])):
             outcome = mine(values, folder)

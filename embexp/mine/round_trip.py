@@ -60,7 +60,7 @@ class RoundTrip:
             reworded = question.kind in REWORDED and self.model is None
             top = self.top_reworded if reworded else self.top
             if places[question.id] > top and not (reworded and question.id in answered):
-                reasons[question.id] = f"its passage comes {places[question.id]}., after the first {top}"
+                reasons[question.id] = f"its passage comes at place {places[question.id]}, after the first {top}"
         return reasons
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from embexp import __version__
+from embexp.metrics import FEWEST_DOCUMENTS
 from embexp.mine.client import Client, Estimate
 from embexp.mine.funnel import Sifted
 from embexp.mine.knowledge import Knowledge
@@ -32,6 +33,11 @@ def of_knowledge(known: Knowledge, side_of: Mapping[str, str], wanted: Sequence[
         f"held out whole: {sides['test']} for test, {sides['dev']} for dev; {sides['train']} to train on",
         f"to ask: {sum(len(each.kinds) for each in wanted)} questions on {len(wanted)} passages",
     ]
+    if 0 < sides["test"] < FEWEST_DOCUMENTS:
+        lines.append(
+            f"that is too little for a verdict, which needs {FEWEST_DOCUMENTS} in test: add documents, hold out "
+            "sections (split.unit=section), or more of them (split.test=0.4)"
+        )
     if known.unreadable:
         lines += [f"not read: {len(known.unreadable)} files", *_named(known.unreadable)]
     return "\n".join(lines)

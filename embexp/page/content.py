@@ -21,7 +21,7 @@ from embexp.runs import Run
 from embexp.tables import Block, Listing, Table, number
 
 ARMS = ("tuned", "base", "bm25")
-SIGNS = {"better": "▲", "worse": "▼", "no difference": "＝"}
+SIGNS = {"better": "▲", "worse": "▼", "no difference": "="}
 
 
 def of(run: Run) -> dict[str, Any]:

@@ -15,13 +15,14 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from embexp import cache, libraries
+from embexp import cache
 from embexp.cli import ends_with_one
 from embexp.errors import UserError, counted
 
@@ -32,6 +33,10 @@ if TYPE_CHECKING:  # torch and transformers take seconds, which --help need not 
 ARMS = ("base", "tuned")
 WIDE = 100  # columns from which on two lists fit beside each other
 LINES = 4  # of a passage's text at most
+CUT = (
+    "the questions of this set were cut out of its passages (miner=sentences), and so were most headings: passages "
+    "stand here as the run searched them"
+)
 TRAINED = "a question of train, which the tuned model has learnt from"
 
 
@@ -65,14 +70,20 @@ def _loaded(arguments: argparse.Namespace) -> tuple[dict[str, Finder], dict[str,
     from embexp.finished import opened
     from embexp.search.lookup import known_questions
 
-    libraries.quiet("bm25s")
     run = opened(arguments.run)
     with cache.kept_in(cache.folder_of(run.config["cache"])):
         splits = run.splits(changed_data=arguments.changed_data, by="--changed-data")
         finders = _finders(run, splits, arguments.model)
     size = counted(len(splits.test.corpus), "passage")
+    if _cut_passages(splits.origin):
+        print(CUT, file=sys.stderr)
     print(f"{size}, ready after {time.perf_counter() - start:.1f} s", file=sys.stderr)
     return finders, known_questions(splits)
+
+
+def _cut_passages(origin: Mapping[str, Any]) -> bool:
+    file = Path(str(origin.get("path")), "cloze.jsonl")
+    return file.is_file() and file.stat().st_size > 0
 
 
 def _finders(run: Finished, splits: Any, model: str) -> dict[str, Finder]:
