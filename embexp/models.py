@@ -11,7 +11,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -35,6 +35,7 @@ SAFETENSORS_ONLY = {"use_safetensors": True, "weights_only": True}  # a folder's
 # what the libraries raise for a folder that is damaged or of another version
 LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError)
 Precision = Literal["auto", "float32", "bfloat16"]
+Adapter = Literal["linear", "mlp", "query_linear"]  # see `adapters`
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class EmbeddingModel:
     switched to plain matrix products while training. origin: path, commit and the SHA-256 of the weights, for the
     record, and `content`, the digest of all that decides an embedding, tokenizer and settings too. untrained: whether
     its vectors are random, so that nearness says nothing yet. processes: those of the run, each of which holds a copy;
-    None where this one is alone.
+    None where this one is alone. adapter: what is trained behind it while it stays as it is; None trains the model
+    itself. base: of an adapter in training, the model whose embeddings it reads.
     """
 
     loaded: Callable[[], SentenceTransformer]
@@ -59,11 +61,18 @@ class EmbeddingModel:
     origin: Mapping[str, str | None]
     untrained: bool = False
     processes: Processes | None = None
+    adapter: Adapter | None = None
+    base: EmbeddingModel | None = None
 
     @property
     def model(self) -> SentenceTransformer:
         """The model, always the same one."""
         return self.loaded()
+
+    @property
+    def tokenizer(self) -> Any:
+        """What cuts texts into tokens: an adapter's are its base's."""
+        return self.model.tokenizer if self.base is None else self.base.tokenizer
 
 
 def refuse_unfit(model: EmbeddingModel, *, needs: str | None) -> None:
@@ -95,6 +104,7 @@ class Transformer:
         dropout: float | None = None,
         dtype: Precision = "auto",
         attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto",
+        adapter: Adapter | None = None,
     ) -> None:
         """Find the model; raises UserError when it can't be had or is not one.
 
@@ -109,9 +119,10 @@ class Transformer:
         | dtype          | auto: bfloat16 where the hardware is fast at it (on a CPU: with AMX)                 |
         | attention      | auto: the library's choice, but eager while training on a CPU with dropout or in     |
         |                | bfloat16, where torch's fused attention is slower                                    |
+        | adapter        | trained behind the model, which stays as it is; null trains the model                |
         """
         self._path, self._prompts, self._dtype, self._attention = path, prompts, dtype, attention
-        self._max_seq_length, self._dropout = max_seq_length, dropout
+        self._max_seq_length, self._dropout, self._adapter = max_seq_length, dropout, adapter
         if dropout is not None and not 0 <= dropout < 1:
             raise UserError(f"model.dropout={dropout}; it must be from 0 up to, not including, 1")
         self._folder, self._commit = model_folder(path, revision, packaged, setting=self.SETTING)
@@ -133,7 +144,8 @@ class Transformer:
         slow_fused = facts.drops or _wants_bfloat16(self._dtype, facts)  # torch's fused attention, on a CPU
         eager_training = on_cpu and self._attention == "auto" and slow_fused
         origin = {"path": self._path, "commit": self._commit, **digests}
-        return _embedding_model(loaded, facts, self._dtype, origin, eager_training=eager_training)
+        model = _embedding_model(loaded, facts, self._dtype, origin, eager_training=eager_training)
+        return replace(model, adapter=self._adapter)
 
     def _loaded(self, digests: Mapping[str, str]) -> SentenceTransformer:
         # cuDNN's attention plans anew for each new shape, and batches of texts have new ones all the time: it made
