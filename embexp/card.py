@@ -177,6 +177,8 @@ def _training(result: Mapping[str, Any], names: Mapping[str, str], stamped: Mapp
 
 
 def _trained_part(model: Mapping[str, Any]) -> list[str]:
+    if model.get("peft") is not None:
+        return [f"- trained: {_shown(model['lora'])} by LoRA, merged into the base model's weights"]
     kind = model.get("adapter")
     return [f"- trained: an adapter, {kind}, behind the base model, whose weights are as they were"] if kind else []
 

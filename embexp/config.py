@@ -204,10 +204,13 @@ def _needs_mistakes(config: Mapping[str, Any]) -> list[str]:
 
 
 def _adapter_mistakes(config: Mapping[str, Any]) -> list[str]:
-    """A loss that reaches into the transformer, where what is trained sees its vectors alone."""
+    """Two ways to train a part alone, and a loss that reaches into the transformer where only its vectors are seen."""
     loss, model = config["loss"], config["model"]
     if not isinstance(loss, Mapping) or not isinstance(model, Mapping) or config["trainer"] is None:
         return []
+    if model.get("adapter") is not None and model.get("peft") is not None:
+        return [f"model.adapter={model['adapter']} leaves the model as it is, and model.peft={model['peft']} does not; "
+                "set one of them to null"]  # fmt: skip
     if model.get("adapter") is None or loss.get("needs") != "transformer":
         return []
     return [

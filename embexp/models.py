@@ -20,6 +20,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from embexp import libraries
 from embexp.cache import json_kept
 from embexp.errors import UserError
+from embexp.lora import Lora, refuse_without_peft
 from embexp.model_facts import Facts, dropouts, facts_of, has_fast_bfloat16, machine
 from embexp.model_folder import hashes, why_not_loaded
 from embexp.model_sources import instead, model_folder
@@ -49,7 +50,8 @@ class EmbeddingModel:
     record, and `content`, the digest of all that decides an embedding, tokenizer and settings too. untrained: whether
     its vectors are random, so that nearness says nothing yet. processes: those of the run, each of which holds a copy;
     None where this one is alone. adapter: what is trained behind it while it stays as it is; None trains the model
-    itself. base: of an adapter in training, the model whose embeddings it reads.
+    itself. lora: that only low-rank updates are trained. base: of an adapter in training, the model whose embeddings it
+    reads.
     """
 
     loaded: Callable[[], SentenceTransformer]
@@ -62,12 +64,18 @@ class EmbeddingModel:
     untrained: bool = False
     processes: Processes | None = None
     adapter: Adapter | None = None
+    lora: Lora | None = None
     base: EmbeddingModel | None = None
 
     @property
     def model(self) -> SentenceTransformer:
         """The model, always the same one."""
         return self.loaded()
+
+    @property
+    def partly(self) -> bool:
+        """Whether some of its weights are trained and the others stay as they are."""
+        return self.base is not None or self.lora is not None
 
     @property
     def tokenizer(self) -> Any:
@@ -105,6 +113,8 @@ class Transformer:
         dtype: Precision = "auto",
         attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto",
         adapter: Adapter | None = None,
+        peft: Literal["lora"] | None = None,
+        lora: Lora | None = None,
     ) -> None:
         """Find the model; raises UserError when it can't be had or is not one.
 
@@ -120,9 +130,13 @@ class Transformer:
         | attention      | auto: the library's choice, but eager while training on a CPU with dropout or in     |
         |                | bfloat16, where torch's fused attention is slower                                    |
         | adapter        | trained behind the model, which stays as it is; null trains the model                |
+        | peft           | lora: only low-rank updates of the model's matrices are trained, as `lora` says      |
         """
         self._path, self._prompts, self._dtype, self._attention = path, prompts, dtype, attention
         self._max_seq_length, self._dropout, self._adapter = max_seq_length, dropout, adapter
+        self._lora = (lora or Lora()) if peft == "lora" else None
+        if peft == "lora":
+            refuse_without_peft()
         if dropout is not None and not 0 <= dropout < 1:
             raise UserError(f"model.dropout={dropout}; it must be from 0 up to, not including, 1")
         self._folder, self._commit = model_folder(path, revision, packaged, setting=self.SETTING)
@@ -145,7 +159,7 @@ class Transformer:
         eager_training = on_cpu and self._attention == "auto" and slow_fused
         origin = {"path": self._path, "commit": self._commit, **digests}
         model = _embedding_model(loaded, facts, self._dtype, origin, eager_training=eager_training)
-        return replace(model, adapter=self._adapter)
+        return replace(model, adapter=self._adapter, lora=self._lora)
 
     def _loaded(self, digests: Mapping[str, str]) -> SentenceTransformer:
         # cuDNN's attention plans anew for each new shape, and batches of texts have new ones all the time: it made

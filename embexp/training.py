@@ -123,7 +123,7 @@ def train(
         keep=task.arguments.get("save_total_limit"),
         conflicts=sampler.conflicts if sampler.masked_rows else None,
         processes=embedding_model.processes,
-        partly=embedding_model.base is not None,
+        partly=embedding_model.partly,
         model=embedding_model.model,
         args=_training_arguments(task, embedding_model, sampler),
         train_dataset=Dataset.from_dict({**rows.columns, ROW: list(range(len(rows)))}),

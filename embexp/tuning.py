@@ -20,6 +20,7 @@ from embexp.cache import digest
 from embexp.checkpoints import Checkpoint, last_usable
 from embexp.encoding import Encoder
 from embexp.looks import Plan
+from embexp.lora import low_rank
 from embexp.model_facts import facts_of
 from embexp.models import EmbeddingModel
 from embexp.retrieval_set import RetrievalSet
@@ -91,13 +92,15 @@ def tune(
         encoders[:] = [Encoder(model, progress="tuned model")]
         return plan.score(Dense(encoders[0]))
 
-    done = train(model, task, dev_metrics=look, tracker=run.tracker, watch=watch)
+    with low_rank(model, seed=config["seed"]):
+        done = train(model, task, dev_metrics=look, tracker=run.tracker, watch=watch)
     result["counts"] |= {"train_rows": len(rows), "masked_conflicts": done.masked_rows}
     result["counts"] |= {"steps": done.steps, "best_step": done.best_step}
     if watch is None or watch.scores_test:
         save(model, folder / "model", run=folder.name)
     # the weights are those of the last look where the last step is the best: what it embedded stands
-    return encoders[0] if encoders and done.best_step == done.steps else Encoder(model, progress="tuned model")
+    stands = encoders and done.best_step == done.steps and model.lora is None  # merging rounds
+    return encoders[0] if stands else Encoder(model, progress="tuned model")
 
 
 def _made_from(fingerprint: Mapping[str, Any], model: EmbeddingModel, rows: Rows) -> str:
