@@ -20,7 +20,7 @@ from embexp.cache import digest
 from embexp.checkpoints import Checkpoint, last_usable
 from embexp.encoding import Encoder
 from embexp.looks import Plan
-from embexp.lora import low_rank
+from embexp.low_rank import low_rank
 from embexp.model_facts import facts_of
 from embexp.models import EmbeddingModel
 from embexp.retrieval_set import RetrievalSet

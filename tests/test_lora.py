@@ -14,7 +14,8 @@ from sentence_transformers import SentenceTransformer
 from embexp.config import mistakes_in
 from embexp.encoding import Encoder
 from embexp.errors import UserError
-from embexp.lora import INSTALL, Lora, low_rank
+from embexp.lora import INSTALL, Lora
+from embexp.low_rank import low_rank
 from embexp.models import Static, Transformer
 from embexp.tuning import save
 from tests.attempts import Ending, at_file_event, attempt, configured

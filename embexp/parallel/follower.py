@@ -24,7 +24,7 @@ from embexp.cache import folder_of, kept_in
 from embexp.components import build
 from embexp.embedding import encode_share
 from embexp.errors import UserError
-from embexp.lora import low_rank
+from embexp.low_rank import low_rank
 from embexp.models import EmbeddingModel
 from embexp.parallel import meeting
 from embexp.parallel.machine import Launched, Slot, end_with, keep_to, threads_of, usable_gpus
