@@ -51,7 +51,7 @@ def card(result: Mapping[str, Any], names: Mapping[str, str], stamped: Mapping[s
     )
     sections = {
         "Is it better than its base?": summary(result),
-        "How to use it": _usage(stamped["prompts"]),
+        "How to use it": _usage(stamped),
         "The data": _data(result),
         "How it was trained": _training(result, names, stamped),
         "Versions": aligned(["package", "version"], list(result["versions"].items())),
@@ -118,9 +118,17 @@ def _score(
     )
 
 
-def _usage(prompts: Mapping[str, str]) -> str:
-    parts = [_prompts(prompts)]
-    for library, code in usage.lines(prompts).items():
+def _usage(stamped: Mapping[str, Any]) -> str:
+    routed = stamped.get("routed", False)
+    parts = [_prompts(stamped["prompts"])]
+    if routed:
+        parts.append(
+            "Queries take another way through it than passages: use `encode_query` and `encode_document`, or `encode` "
+            'with `task="query"` and `task="document"`. `encode` alone embeds passages.'
+        )
+    if routed and "same_vectors_as" in stamped:
+        parts.append("Passages have the base model's vectors, so that an index made with the base needs nothing new.")
+    for library, code in usage.lines(stamped["prompts"], routed=routed).items():
         package = f" (`pip install {PACKAGES[library]}`)" if library in PACKAGES else ""
         parts.append(f"{library}{package}:\n\n```python\n{code}```")
     parts.append(
@@ -155,6 +163,7 @@ def _training(result: Mapping[str, Any], names: Mapping[str, str], stamped: Mapp
     said = [
         f"- base model: {names['model']}, {_helper(base)}",
         f"- this model: content `{stamped['content']}`, weights `{stamped['weights']}`",
+        *_trained_part(config["model"]),
         f"- loss: {config['loss']['_target_'].rpartition('.')[2]}, shape {config['loss']['shape']}"
         + "".join(f", {key} {_shown(value)}" for key, value in _settings(config["loss"])),
         *(f"- {setting}: {_helper(helper)}" for setting, helper in result["fingerprint"]["helpers"].items()),
@@ -165,6 +174,13 @@ def _training(result: Mapping[str, Any], names: Mapping[str, str], stamped: Mapp
         *(f"- {key}: {_shown(value)}" for key, value in _settings(config["trainer"])),
     ]
     return "\n".join(said)
+
+
+def _trained_part(model: Mapping[str, Any]) -> list[str]:
+    if model.get("peft") is not None:
+        return [f"- trained: {_shown(model['lora'])} by LoRA, merged into the base model's weights"]
+    kind = model.get("adapter")
+    return [f"- trained: an adapter, {kind}, behind the base model, whose weights are as they were"] if kind else []
 
 
 def _settings(node: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -108,7 +108,13 @@ def _mistakes_of_experiments(config: Mapping[str, Any]) -> list[str]:
         problems += _trainer_mistakes(config["trainer"])
     if isinstance(config["paraphrase"], int | float) and not 0.5 <= config["paraphrase"] <= 1:
         problems.append(f"paraphrase={config['paraphrase']} must be a cosine from 0.5 to 1, or null")
-    return problems + _metric_mistakes(config) + _shape_mistakes(config) + _needs_mistakes(config)
+    return (
+        problems
+        + _metric_mistakes(config)
+        + _shape_mistakes(config)
+        + _needs_mistakes(config)
+        + _adapter_mistakes(config)
+    )
 
 
 def _trainer_mistakes(trainer: Mapping[str, Any]) -> list[str]:
@@ -195,6 +201,22 @@ def _needs_mistakes(config: Mapping[str, Any]) -> list[str]:
     if needs is None or kind in (None, needs):
         return []
     return [f"this loss needs a {needs} and the model is {kind}; choose another model (model=minilm) or loss=mnrl"]
+
+
+def _adapter_mistakes(config: Mapping[str, Any]) -> list[str]:
+    """Two ways to train a part alone, and a loss that reaches into the transformer where only its vectors are seen."""
+    loss, model = config["loss"], config["model"]
+    if not isinstance(loss, Mapping) or not isinstance(model, Mapping) or config["trainer"] is None:
+        return []
+    if model.get("adapter") is not None and model.get("peft") is not None:
+        return [f"model.adapter={model['adapter']} leaves the model as it is, and model.peft={model['peft']} does not; "
+                "set one of them to null"]  # fmt: skip
+    if model.get("adapter") is None or loss.get("needs") != "transformer":
+        return []
+    return [
+        f"model.adapter={model['adapter']} is trained on the model's vectors, and this loss needs the transformer that "
+        "makes them; choose loss=mnrl (its batch can be as large as you like here), or model.adapter=null"
+    ]
 
 
 def _losses_by_shape() -> dict[str, list[str]]:

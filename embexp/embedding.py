@@ -29,13 +29,16 @@ AHEAD = 32  # parts that are waiting or under way
 Embeddings = np.ndarray  # (texts, dimensions) float32, each row of length 1
 
 
-def embedded(model: EmbeddingModel, texts: Sequence[str], prompt: str, progress: str | None) -> Embeddings:
+def embedded(
+    model: EmbeddingModel, texts: Sequence[str], prompt: str, progress: str | None, *, task: str | None = None
+) -> Embeddings:
     """A row of length 1 for each text, (texts, dimensions); made by all processes of the run.
 
-    progress: what to call the work where it is shown; None shows nothing.
+    progress: what to call the work where it is shown; None shows nothing. task: `query` or `document` for a model that
+    has a way for each.
     """
     if model.processes is None:
-        return _encode(model, texts, prompt, progress)
+        return _encode(model, texts, prompt, task, progress)
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]), reverse=True)
     rows = np.empty((len(texts), model.model.get_embedding_dimension()), dtype=np.float32)
     at_once = TOLD * model.processes.count
@@ -43,32 +46,34 @@ def embedded(model: EmbeddingModel, texts: Sequence[str], prompt: str, progress:
         for start in range(0, len(order), at_once):
             block = order[start : start + at_once]
             told = [texts[index] for index in block]
-            model.processes.tell("encode", texts=told, prompt=prompt)
-            rows[block] = encode_share(model, texts=told, prompt=prompt)
+            model.processes.tell("encode", texts=told, prompt=prompt, task=task)
+            rows[block] = encode_share(model, texts=told, prompt=prompt, task=task)
             add(len(block))
     return rows
 
 
-def encode_share(model: EmbeddingModel, *, texts: Sequence[str], prompt: str) -> Embeddings:
+def encode_share(model: EmbeddingModel, *, texts: Sequence[str], prompt: str, task: str | None) -> Embeddings:
     """The rows of all texts, of which this process embeds every n-th. What process 0 orders, all do."""
     processes = model.processes
     assert processes is not None
     shares = [list(range(rank, len(texts), processes.count)) for rank in range(processes.count)]
-    own = _encode(model, [texts[index] for index in shares[processes.rank]], prompt, None)
+    own = _encode(model, [texts[index] for index in shares[processes.rank]], prompt, task, None)
     rows = np.empty((len(texts), own.shape[1]), dtype=np.float32)
     for share, part in zip(shares, processes.gathered(torch.from_numpy(own), list(map(len, shares))), strict=True):
         rows[share] = part.numpy()
     return rows
 
 
-def _encode(embedding_model: EmbeddingModel, texts: Sequence[str], prompt: str, progress: str | None) -> Embeddings:
+def _encode(
+    embedding_model: EmbeddingModel, texts: Sequence[str], prompt: str, task: str | None, progress: str | None
+) -> Embeddings:
     model = embedding_model.model
     was_training = model.training
     model.eval()
     rows = np.empty((len(texts), model.get_embedding_dimension()), dtype=np.float32)
     waiting: deque[tuple[np.ndarray, Future[np.ndarray]]] = deque()
     with workers(model.device) as pool, counting(progress, len(texts), unit="texts") as add:
-        for places, features in _tokenised(model, texts, prompt):
+        for places, features in _tokenised(model, texts, prompt, task):
             waiting.append((places, pool.submit(_embed, embedding_model, features)))
             while len(waiting) > AHEAD:
                 add(_taken(waiting, rows))
@@ -86,13 +91,13 @@ def _taken(waiting: deque[tuple[np.ndarray, Future[np.ndarray]]], rows: Embeddin
 
 
 def _tokenised(
-    model: SentenceTransformer, texts: Sequence[str], prompt: str
+    model: SentenceTransformer, texts: Sequence[str], prompt: str, task: str | None
 ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
     """The places in `texts` of the parts to embed in one pass each, and their features."""
     if not texts:  # a process's share of fewer texts than there are processes
         return
     order = np.argsort([-len(text) for text in texts], kind="stable")  # nearly by tokens, which are not counted yet
-    preprocess = Preprocess(model, prompt)
+    preprocess = Preprocess(model, prompt, task)
     cut = can_be_cut(preprocess([texts[place] for place in order[:COMPARED]]))
     at_once = TOKENISED if cut else UNCUT
     for start in range(0, len(order), at_once):

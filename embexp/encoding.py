@@ -15,6 +15,8 @@ from embexp.models import EmbeddingModel
 
 ROWS_AT_ONCE = 10_000  # that are looked at in one go, so that memory stays flat
 
+Kind = tuple[str, str | None]  # how texts are embedded: the prompt, and the task for a model that routes by it
+
 
 class Encoder:
     """Embeds with one state of a model and remembers what it embedded; make a new one when the weights change."""
@@ -30,18 +32,18 @@ class Encoder:
         self._content = content
         self._model = model
         self._progress = progress
-        self._known: dict[str, _Rows] = {}  # by prompt
+        self._known: dict[Kind, _Rows] = {}
 
     def queries(self, texts: Sequence[str]) -> Embeddings:
         """One row per text, with the model's query prompt; not to be changed, since it may be what is remembered.
 
         Raises UserError for NaN or collapsed embeddings.
         """
-        return self._embedded(texts, self._model.query_prompt)
+        return self._embedded(texts, self._kind(self._model.query_prompt, "query"))
 
     def passages(self, texts: Sequence[str]) -> Embeddings:
         """The same with the model's passage prompt."""
-        return self._embedded(texts, self._model.passage_prompt)
+        return self._embedded(texts, self._kind(self._model.passage_prompt, "document"))
 
     @property
     def identity(self) -> dict[str, Any] | None:
@@ -70,26 +72,31 @@ class Encoder:
         """Where the model is, and where its embeddings are best compared."""
         return torch.device(self._model.facts.device)  # the model itself may never be needed, and then is not loaded
 
-    def _embedded(self, texts: Sequence[str], prompt: str) -> Embeddings:
+    def _kind(self, prompt: str, task: str) -> Kind:
+        return prompt, task if self._model.facts.routed else None
+
+    def _embedded(self, texts: Sequence[str], kind: Kind) -> Embeddings:
         if not texts:
             return np.empty((0, self.dimensions), dtype=np.float32)
-        known = self._known.setdefault(prompt, _Rows())
+        known = self._known.setdefault(kind, _Rows())
         new = known.lacks(texts)
         if new:
-            rows = self._encoded(new, prompt)
+            rows = self._encoded(new, kind)
             _refuse_unusable(rows, different=len(set(new)), beside=known.first)
             known.add(new, rows)
         return known.of(texts)
 
-    def _encoded(self, texts: Sequence[str], prompt: str) -> Embeddings:
+    def _encoded(self, texts: Sequence[str], kind: Kind) -> Embeddings:
+        prompt, task = kind
+
         def make() -> dict[str, Embeddings]:
             different = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-            rows = embedded(self._model, list(different), prompt, self._progress)
+            rows = embedded(self._model, list(different), prompt, self._progress, task=task)
             return {"rows": rows if len(rows) == len(texts) else rows[[different[text] for text in texts]]}
 
         if self.identity is None:
             return make()["rows"]
-        return arrays_kept("embeddings", [self.identity, prompt, digest(texts)], make)["rows"]
+        return arrays_kept("embeddings", [self.identity, kind, digest(texts)], make)["rows"]
 
 
 class _Rows:

@@ -36,7 +36,7 @@ AT_THE_TOP = (
 )
 UNMOVED = (
     "training has changed no score on dev, so its steps were too small or too few; raise trainer.learning_rate "
-    "(model=static needs about 0.02) or trainer.num_train_epochs"
+    "(model=static needs about 0.02, an adapter 0.001) or trainer.num_train_epochs"
 )
 
 
@@ -79,11 +79,11 @@ def measure(run: Run, processes: Processes | None) -> None:
                 negatives=EVALUATION_NEGATIVES, folder=run.folder,
             )  # fmt: skip
             untrained = plan.score(Dense(encoder))
-        del encoder  # as large as the corpus, and the tuned model's embeddings will be too
         with stage("libraries"):
-            tuning.load(model)
+            learner = tuning.learner(model, encoder, rows)
+        del encoder  # as large as the corpus, and the tuned model's embeddings will be too; an adapter needs it
         with stage("training"):
-            tuned = tuning.tune(model, train_set, rows, plan, run, untrained=untrained)
+            tuned = tuning.tune(learner, train_set, rows, plan, run, untrained=untrained)
         with stage("tuned"):
             measured("tuned", Dense(tuned))
             _say_if_unmoved(result)

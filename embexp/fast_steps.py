@@ -95,7 +95,8 @@ class _AtOnce(torch.autograd.Function):
             found = _Sum(len(context.trained))
             while share:
                 embeddings, gradient = share.pop()
-                found.add(torch.autograd.grad(embeddings, context.trained, gradient, allow_unused=True))
+                if embeddings.requires_grad:  # not where all that these texts went through is frozen
+                    found.add(torch.autograd.grad(embeddings, context.trained, gradient, allow_unused=True))
             return found
 
         shares = [pairs[first :: context.count] for first in range(context.count)]

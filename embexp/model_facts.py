@@ -15,7 +15,9 @@ import torch
 @dataclass(frozen=True)
 class Facts:
     """device: where it runs, such as `cpu`. max_seq_length: tokens, null where it reads all. attention: transformers'
-    name of how it is computed. transformer: whether it has one. drops: whether a dropout is above 0."""
+    name of how it is computed. transformer: whether it has one. drops: whether a dropout is above 0. routed: whether
+    queries and passages take different ways through it (sentence-transformers' Router), so that it must be told which
+    a text is."""
 
     device: str
     dimensions: int
@@ -24,6 +26,7 @@ class Facts:
     transformer: bool
     drops: bool
     prompts: Mapping[str, str | None]
+    routed: bool = False
 
 
 def facts_of(model: Any) -> Facts:
@@ -36,6 +39,7 @@ def facts_of(model: Any) -> Facts:
         transformer=model.transformers_model is not None,
         drops=any(getattr(module, name) > 0 for module, name in dropouts(model)),
         prompts=dict(model.prompts),
+        routed=any(type(module).__name__ == "Router" for module in model.modules()),
     )
 
 

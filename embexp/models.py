@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.util
 import logging
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -23,9 +20,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from embexp import libraries
 from embexp.cache import json_kept
 from embexp.errors import UserError, listed
-from embexp.hub import snapshot
+from embexp.lora import Lora, refuse_without_peft
 from embexp.model_facts import Facts, dropouts, facts_of, has_fast_bfloat16, machine, missing_weights
-from embexp.model_folder import LOADED, hashes, refuse_unsafe, sha256, why_not_loaded
+from embexp.model_folder import hashes, why_not_loaded
+from embexp.model_sources import instead, model_folder
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -37,8 +35,8 @@ log = logging.getLogger(__name__)
 SAFETENSORS_ONLY = {"use_safetensors": True, "weights_only": True}  # a folder's own files could say otherwise
 # what the libraries raise for a folder that is damaged or of another version
 LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError)
-HUB_ID_AT = re.compile(r"(?P<id>\w[\w.-]*(/\w[\w.-]*)?)@(?P<revision>.+)")
 Precision = Literal["auto", "float32", "bfloat16"]
+Adapter = Literal["linear", "mlp", "query_linear"]  # see `adapters`
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,9 @@ class EmbeddingModel:
     switched to plain matrix products while training. origin: path, commit and the SHA-256 of the weights, for the
     record, and `content`, the digest of all that decides an embedding, tokenizer and settings too. untrained: whether
     its vectors are random, so that nearness says nothing yet. processes: those of the run, each of which holds a copy;
-    None where this one is alone.
+    None where this one is alone. adapter: what is trained behind it while it stays as it is; None trains the model
+    itself. lora: that only low-rank updates are trained. base: of an adapter in training, the model whose embeddings it
+    reads.
     """
 
     loaded: Callable[[], SentenceTransformer]
@@ -63,11 +63,24 @@ class EmbeddingModel:
     origin: Mapping[str, str | None]
     untrained: bool = False
     processes: Processes | None = None
+    adapter: Adapter | None = None
+    lora: Lora | None = None
+    base: EmbeddingModel | None = None
 
     @property
     def model(self) -> SentenceTransformer:
         """The model, always the same one."""
         return self.loaded()
+
+    @property
+    def partly(self) -> bool:
+        """Whether some of its weights are trained and the others stay as they are."""
+        return self.base is not None or self.lora is not None
+
+    @property
+    def tokenizer(self) -> Any:
+        """What cuts texts into tokens: an adapter's are its base's."""
+        return self.model.tokenizer if self.base is None else self.base.tokenizer
 
 
 def refuse_unfit(model: EmbeddingModel, *, needs: str | None) -> None:
@@ -99,6 +112,9 @@ class Transformer:
         dropout: float | None = None,
         dtype: Precision = "auto",
         attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto",
+        adapter: Adapter | None = None,
+        peft: Literal["lora"] | None = None,
+        lora: Lora | None = None,
     ) -> None:
         """Find the model; raises UserError when it can't be had or is not one.
 
@@ -113,9 +129,14 @@ class Transformer:
         | dtype          | auto: bfloat16 where the hardware is fast at it (on a CPU: with AMX)                 |
         | attention      | auto: the library's choice, but eager while training on a CPU with dropout or in     |
         |                | bfloat16, where torch's fused attention is slower                                    |
+        | adapter        | trained behind the model, which stays as it is; null trains the model                |
+        | peft           | lora: only low-rank updates of the model's matrices are trained, as `lora` says      |
         """
         self._path, self._prompts, self._dtype, self._attention = path, prompts, dtype, attention
-        self._max_seq_length, self._dropout = max_seq_length, dropout
+        self._max_seq_length, self._dropout, self._adapter = max_seq_length, dropout, adapter
+        self._lora = (lora or Lora()) if peft == "lora" else None
+        if peft == "lora":
+            refuse_without_peft()
         if dropout is not None and not 0 <= dropout < 1:
             raise UserError(f"model.dropout={dropout}; it must be from 0 up to, not including, 1")
         self._folder, self._commit = model_folder(path, revision, packaged, setting=self.SETTING)
@@ -137,13 +158,14 @@ class Transformer:
         slow_fused = facts.drops or _wants_bfloat16(self._dtype, facts)  # torch's fused attention, on a CPU
         eager_training = on_cpu and self._attention == "auto" and slow_fused
         origin = {"path": self._path, "commit": self._commit, **digests}
-        return _embedding_model(loaded, facts, self._dtype, origin, eager_training=eager_training)
+        model = _embedding_model(loaded, facts, self._dtype, origin, eager_training=eager_training)
+        return replace(model, adapter=self._adapter, lora=self._lora)
 
     def _facts(self, model: SentenceTransformer) -> Facts:
         if missing := missing_weights(model):
             raise UserError(
                 f"{self.SETTING}={self._path}: {self._folder} lacks weights, in whose place random ones would stand: "
-                f"{listed(missing)}. {_instead(self.SETTING)}"
+                f"{listed(missing)}. {instead(self.SETTING)}"
             )
         return facts_of(model)
 
@@ -158,7 +180,7 @@ class Transformer:
         except LOADING_ERRORS as error:
             raise UserError(
                 f"{self.SETTING}={self._path}: {self._folder} can't be loaded as a model "
-                f"({why_not_loaded(self._folder, error)}). {_instead(self.SETTING)}"
+                f"({why_not_loaded(self._folder, error)}). {instead(self.SETTING)}"
             ) from error
         if hashes(self._folder) != digests:
             raise UserError(
@@ -234,67 +256,3 @@ def _embedding_model(
 
 def _wants_bfloat16(dtype: Precision, facts: Facts) -> bool:
     return has_fast_bfloat16(torch.device(facts.device)) if dtype == "auto" else dtype == "bfloat16"
-
-
-def model_folder(
-    path: str, revision: str | None = None, packaged: Mapping[str, str] | None = None, *, setting: str
-) -> tuple[Path, str | None]:
-    """The folder of a model, and its commit where it comes from the Hub; downloaded if need be.
-
-    path: a local folder, or a Hub id with or without a revision behind an @, which `revision` can say as well.
-    setting: where the user names it, for messages. Raises UserError when it can't be had or is unsafe to load.
-    """
-    folder, commit = _find(path, revision, packaged, setting)
-    if not any((folder / name).is_file() for name in ("modules.json", "config.json")):
-        raise UserError(
-            f"{setting}={path}: {folder} is not a model (no modules.json or config.json). {_instead(setting)}"
-        )
-    refuse_unsafe(folder, f"{setting}={path}")
-    return folder, commit
-
-
-def identified(path: str, *, setting: str) -> dict[str, str | None]:
-    """What a model that helps to train is known by: path, commit and the digest of all that is loaded of it."""
-    folder, commit = model_folder(path, setting=setting)
-    return {"path": path, "commit": commit, "content": hashes(folder)["content"]}
-
-
-def _find(path: str, revision: str | None, packaged: Mapping[str, str] | None, setting: str) -> tuple[Path, str | None]:
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        if not any(folder.iterdir()):
-            raise UserError(f"{setting}={path} is an empty folder. {_instead(setting)}")
-        return folder.absolute(), None  # loaded when first needed, perhaps from another folder
-    if at := HUB_ID_AT.fullmatch(path):
-        if Path(at["id"]).is_dir():
-            raise UserError(f"{setting}={path}: {at['id']} is a local folder, which has no revision; leave it out")
-        if revision not in (None, at["revision"]):
-            raise UserError(f"{setting}={path} names another revision than revision={revision}; leave one out")
-        return _find(at["id"], at["revision"], packaged, setting)
-    if folder.is_file() or path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise UserError(f"{setting}={path} is not a folder. {_instead(setting)}")
-    if packaged is not None and (path, revision) == (packaged["path"], packaged["revision"]):
-        installed = _installed(packaged)
-        if installed is not None:
-            return installed, revision
-    return snapshot(path, revision=revision, kind="model", files=LOADED, instead=_instead(setting))
-
-
-def _instead(setting: str) -> str:
-    no_hub = ", or use model=minilm, which needs no Hub" if setting == "model.path" else ", or to null"
-    return f"Set {setting}= to a local folder that holds the model{no_hub}"
-
-
-def _installed(packaged: Mapping[str, str]) -> Path | None:
-    """The model folder of an installed package, once its weights are the expected ones."""
-    spec = importlib.util.find_spec(packaged["module"])
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    folder = Path(spec.submodule_search_locations[0], "model")
-    found = sha256(folder / "model.safetensors").hex()
-    if found != packaged["sha256"]:
-        raise UserError(
-            f"the package {packaged['module']} holds other weights than {packaged['path']} (SHA-256 {found}, expected "
-            f"{packaged['sha256']}); reinstall it, or set model.packaged=null to use the Hub"
-        )
-    return folder

@@ -17,7 +17,8 @@ from embexp.components import build
 from embexp.encoding import Encoder
 from embexp.errors import UserError, counted
 from embexp.leaks import refuse_leaks
-from embexp.models import EmbeddingModel, identified, refuse_unfit
+from embexp.model_sources import identified
+from embexp.models import EmbeddingModel, refuse_unfit
 from embexp.negatives import DEFAULT, Drawn, second_look
 from embexp.paraphrases import without_paraphrases
 from embexp.retrieval_set import RetrievalSet, Splits

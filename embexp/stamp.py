@@ -38,7 +38,8 @@ def write(
     """Stamp the model in a folder and return the stamp.
 
     max_seq_length: in tokens. prompts: `query` and `passage`. run: the name of its run's folder. further: what an
-    export adds: `format`, and `same_vectors_as`, digests of models whose index it can search.
+    export adds: `format`; `same_vectors_as`, digests of models whose index it can search; `routed`, true of a model
+    that must be told whether a text is a query.
     """
     stamp = {
         **_digests(folder),

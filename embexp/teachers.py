@@ -19,7 +19,8 @@ from embexp.cache import arrays_kept, digest
 from embexp.encoding import Encoder
 from embexp.errors import UserError
 from embexp.model_folder import hashes, why_not_loaded
-from embexp.models import LOADING_ERRORS, SAFETENSORS_ONLY, model_folder
+from embexp.model_sources import model_folder
+from embexp.models import LOADING_ERRORS, SAFETENSORS_ONLY
 from embexp.retrieval_set import RetrievalSet
 
 log = logging.getLogger(__name__)

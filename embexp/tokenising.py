@@ -28,13 +28,14 @@ PLAIN = {"input_ids", "attention_mask", "token_type_ids"}
 
 
 class Preprocess:
-    """`model.preprocess` with one prompt, several times faster for a model that reads padded tokens and nothing else.
+    """`model.preprocess` with one prompt and task, several times faster where a model reads padded tokens only.
 
     Whether it is one is seen on the first texts and on PROBES, for which both ways must give the same tensors.
     """
 
-    def __init__(self, model: SentenceTransformer, prompt: str) -> None:
-        self._model, self._prompt = model, prompt
+    def __init__(self, model: SentenceTransformer, prompt: str, task: str | None = None) -> None:
+        """task: `query` or `document` for a model that has a way for each, else None."""
+        self._model, self._prompt, self._task = model, prompt, task
         self._fast: _Fast | None = None
         self._tried = False
 
@@ -45,8 +46,9 @@ class Preprocess:
         return self._usual(texts) if self._fast is None else self._fast(self._prompted(texts))
 
     def _usual(self, texts: Sequence[str]) -> Features:
-        features: Features = self._model.preprocess(list(texts), prompt=self._prompt or None)
-        return features
+        task = {} if self._task is None else {"task": self._task}
+        features: Features = self._model.preprocess(list(texts), prompt=self._prompt or None, **task)
+        return {**features, **task}
 
     def _prompted(self, texts: Sequence[str]) -> list[str]:
         return [self._prompt + text for text in texts] if self._prompt else list(texts)
@@ -69,14 +71,12 @@ class Preprocess:
 
 
 def preprocessing(model: SentenceTransformer) -> Callable[..., Features]:
-    """`model.preprocess` as a data collator calls it, by `Preprocess` where no task is named."""
-    known: dict[str, Preprocess] = {}
+    """`model.preprocess` as a data collator calls it, by `Preprocess`."""
+    known: dict[tuple[str, str | None], Preprocess] = {}
     _forks_tokenise_alone()
 
     def preprocess(texts: Sequence[str], *, prompt: str | None = None, task: str | None = None) -> Features:
-        if task is not None:
-            return dict(model.preprocess(list(texts), prompt=prompt, task=task))
-        return known.setdefault(prompt or "", Preprocess(model, prompt or ""))(texts)
+        return known.setdefault((prompt or "", task), Preprocess(model, prompt or "", task))(texts)
 
     return preprocess
 

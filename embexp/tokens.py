@@ -69,7 +69,7 @@ def token_lengths(embedding_model: EmbeddingModel, texts: Sequence[str], prompt:
 
 
 def _counted(embedding_model: EmbeddingModel, texts: Sequence[str], prompt: str) -> np.ndarray:
-    tokenizer, prompted = embedding_model.model.tokenizer, [prompt + text for text in texts]
+    tokenizer, prompted = embedding_model.tokenizer, [prompt + text for text in texts]
     if isinstance(tokenizer, Tokenizer):
         return token_counts(tokenizer, prompted, special=False)
     backend = getattr(tokenizer, "backend_tokenizer", None)

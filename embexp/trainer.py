@@ -29,6 +29,7 @@ from embexp.parallel.processes import Processes
 from embexp.parallel.shares import add_gradients, same_weights, shared
 
 LOSS_PARAMETERS = "loss.safetensors"  # in a checkpoint
+TRAINED = "trained.safetensors"  # in one of a training of some of the weights, instead of the model
 ROW = "row"  # a column that carries the row's number to the loss; never embedded
 
 
@@ -46,9 +47,12 @@ class Trainer(SentenceTransformerTrainer):
         keep: int | None,
         conflicts: Conflicts | None,
         processes: Processes | None,
+        partly: bool = False,
         **arguments: Any,
     ) -> None:
+        """partly: whether checkpoints hold the weights that are trained, not the whole model."""
         super().__init__(**arguments)
+        self._partly = partly
         self._folder, self._made_from, self._keep = folder, made_from, keep
         self._processes, self.leads = processes, processes is None or processes.leads
         self._conflicts = conflicts
@@ -109,7 +113,12 @@ class Trainer(SentenceTransformerTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # neither the pickled arguments nor a model card, which would hold training texts and ask the Hub
-        self.model.save_pretrained(str(output_dir), create_model_card=False)
+        Path(str(output_dir)).mkdir(parents=True, exist_ok=True)
+        if self._partly:
+            trained = {name: value.detach().cpu() for name, value in self._trained().items()}
+            save_file(trained, Path(str(output_dir), TRAINED))
+        else:
+            self.model.save_pretrained(str(output_dir), create_model_card=False)
         own = {name: value.detach().cpu() for name, value in self._parameters_of_the_loss().items()}
         save_file(own, Path(str(output_dir), LOSS_PARAMETERS))
 
@@ -122,11 +131,18 @@ class Trainer(SentenceTransformerTrainer):
         checkpoints.rotate(self._folder, keep=self._keep, best=self.state.best_global_step)
 
     def _load_from_checkpoint(self, checkpoint_path: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(checkpoint_path)
-        own = self._parameters_of_the_loss()
+        parts = [(LOSS_PARAMETERS, self._parameters_of_the_loss())]
+        if self._partly:
+            parts.append((TRAINED, self._trained()))
+        else:
+            super()._load_from_checkpoint(checkpoint_path)
         with torch.no_grad():
-            for name, value in load_file(Path(checkpoint_path, LOSS_PARAMETERS)).items():
-                own[name].copy_(value)
+            for file, own in parts:
+                for name, value in load_file(Path(checkpoint_path, file)).items():
+                    own[name].copy_(value)
+
+    def _trained(self) -> dict[str, torch.nn.Parameter]:
+        return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
 
     def _load_best_model(self) -> None:
         if not self.leads:  # they get it from process 0

@@ -123,12 +123,15 @@ def train(
         keep=task.arguments.get("save_total_limit"),
         conflicts=sampler.conflicts if sampler.masked_rows else None,
         processes=embedding_model.processes,
+        partly=embedding_model.partly,
         model=embedding_model.model,
         args=_training_arguments(task, embedding_model, sampler),
         train_dataset=Dataset.from_dict({**rows.columns, ROW: list(range(len(rows)))}),
         evaluator=Dev(partial(_scored, dev_metrics, embedding_model)),
         data_collator=Collator(
-            preprocess_fn=preprocessing(embedding_model.model), prompts=_prompts(embedding_model, rows)
+            preprocess_fn=preprocessing(embedding_model.model),
+            prompts=_prompts(embedding_model, rows),
+            router_mapping=_tasks(embedding_model, rows),
         ),
         callbacks=_callbacks(task, watch, tracker, batches=len(sampler)),
     )
@@ -240,6 +243,11 @@ def _prompts(embedding_model: EmbeddingModel, rows: Rows) -> dict[str, str]:
     return {query: embedding_model.query_prompt, **dict.fromkeys(passages, embedding_model.passage_prompt)}
 
 
+def _tasks(embedding_model: EmbeddingModel, rows: Rows) -> dict[str, str]:
+    query, *passages = rows.text_columns
+    return {query: "query", **dict.fromkeys(passages, "document")} if embedding_model.facts.routed else {}
+
+
 def _make_loss(task: Task, embedding_model: EmbeddingModel) -> torch.nn.Module:
     loss = build(task.loss, allowed=task.allowed_packages, without=OWN_KEYS)
     try:
@@ -274,6 +282,7 @@ def _training_arguments(
             report_to="none",
             batch_sampler=lambda *_, **__: sampler,
             prompts=_prompts(embedding_model, task.rows),
+            router_mapping=_tasks(embedding_model, task.rows),
             save_strategy=chosen["eval_strategy"],
             save_total_limit=None,  # Trainer removes old checkpoints once a new one is whole
             restore_callback_states_from_checkpoint=True,  # how long dev has not improved, for early stopping

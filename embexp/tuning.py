@@ -20,6 +20,8 @@ from embexp.cache import digest
 from embexp.checkpoints import Checkpoint, last_usable
 from embexp.encoding import Encoder
 from embexp.looks import Plan
+from embexp.low_rank import low_rank
+from embexp.model_facts import facts_of
 from embexp.models import EmbeddingModel
 from embexp.retrieval_set import RetrievalSet
 from embexp.shapes import TAUGHT, Rows
@@ -49,11 +51,19 @@ class Run:
     watch: Watch | None
 
 
-def load(model: EmbeddingModel) -> None:
-    """The model and the libraries that train it: seconds, which a run whose base is kept has not spent yet."""
-    model.loaded()
+def learner(model: EmbeddingModel, encoder: Encoder, rows: Rows) -> EmbeddingModel:
+    """What is trained on the rows: the model itself, or an adapter on what the encoder makes of it; loaded.
+
+    Loads the libraries that train too: seconds, which a run whose base is kept has not spent yet.
+    """
     with uncollected():
         importlib.import_module("embexp.training")
+    if model.adapter is not None:
+        from embexp.adapters import adapter_of
+
+        return adapter_of(model, encoder, rows)
+    model.loaded()
+    return model
 
 
 def tune(
@@ -82,13 +92,15 @@ def tune(
         encoders[:] = [Encoder(model, progress="looking at dev")]
         return plan.score(Dense(encoders[0]))
 
-    done = train(model, task, dev_metrics=look, tracker=run.tracker, watch=watch)
+    with low_rank(model, seed=config["seed"]):
+        done = train(model, task, dev_metrics=look, tracker=run.tracker, watch=watch)
     result["counts"] |= {"train_rows": len(rows), "masked_conflicts": done.masked_rows}
     result["counts"] |= {"steps": done.steps, "best_step": done.best_step}
     if watch is None or watch.scores_test:
         save(model, folder / "model", run=folder.name)
     # the weights are those of the last look where the last step is the best: what it embedded stands
-    return encoders[0] if encoders and done.best_step == done.steps else Encoder(model, progress="tuned model")
+    stands = encoders and done.best_step == done.steps and model.lora is None  # merging rounds
+    return encoders[0] if stands else Encoder(model, progress="tuned model")
 
 
 def _made_from(fingerprint: Mapping[str, Any], model: EmbeddingModel, rows: Rows) -> str:
@@ -126,7 +138,11 @@ def _task(
 
 def save(model: EmbeddingModel, folder: Path, *, run: str) -> None:
     """Save the model with its stamp, for SentenceTransformer(folder) to load. run: the name of its run's folder."""
-    model.model.save_pretrained(str(folder), create_model_card=False)
+    from embexp.adapters import whole
+
+    saved = whole(model)
+    saved.save_pretrained(str(folder), create_model_card=False)
+    routed = {"routed": True} if facts_of(saved).routed else {}
     longest = model.facts.max_seq_length
     stamp.write(
         folder,
@@ -134,4 +150,11 @@ def save(model: EmbeddingModel, folder: Path, *, run: str) -> None:
         max_seq_length=longest if longest is not None and math.isfinite(longest) else None,  # a static one's has no end
         prompts={"query": model.query_prompt, "passage": model.passage_prompt},
         run=run,
+        **routed,
+        **_searched_too(model),
     )
+
+
+def _searched_too(model: EmbeddingModel) -> dict[str, Any]:
+    """What the stamp says of an adapter of queries alone: passages have the base's vectors, and its index will do."""
+    return {"same_vectors_as": [model.origin["content"]]} if model.adapter == "query_linear" else {}

@@ -24,8 +24,8 @@ from langchain_huggingface import HuggingFaceEmbeddings
 
 embeddings = HuggingFaceEmbeddings(
     model_name="path/to/model",
-    query_encode_kwargs={{"prompt": {query}, "normalize_embeddings": True}},
-    encode_kwargs={{"prompt": {passage}, "normalize_embeddings": True}},
+    query_encode_kwargs={{{as_query}"prompt": {query}, "normalize_embeddings": True}},
+    encode_kwargs={{{as_passage}"prompt": {passage}, "normalize_embeddings": True}},
 )
 query = embeddings.embed_query("How do I reset my password?")
 passages = embeddings.embed_documents(["Open Settings and choose Security."])
@@ -45,15 +45,15 @@ passages = embed_model.get_text_embedding_batch(["Open Settings and choose Secur
 """
 
 
-def lines(prompts: Mapping[str, str]) -> dict[str, str]:
+def lines(prompts: Mapping[str, str], *, routed: bool = False) -> dict[str, str]:
     """Library -> lines of Python that embed a question and a passage with the model in the folder `MODEL`.
 
     prompts: `query` and `passage`. sentence-transformers finds them in the model's own files; the two others must be
-    told, LangChain since it calls a method that uses none, LlamaIndex since it puts its own in their place.
+    told, LangChain since it calls a method that uses none, LlamaIndex since it puts its own in their place. routed:
+    whether the model must be told what is a query, which LlamaIndex has no way to do.
     """
+    task = {"as_query": '"task": "query", ', "as_passage": '"task": "document", '}
+    tasks = task if routed else dict.fromkeys(task, "")
     quoted = {name: json.dumps(prompts[name], ensure_ascii=False) for name in ("query", "passage")}
-    return {
-        "sentence-transformers": SENTENCE_TRANSFORMERS,
-        "LangChain": LANGCHAIN.format(**quoted),
-        "LlamaIndex": LLAMA_INDEX.format(**quoted),
-    }
+    found = {"sentence-transformers": SENTENCE_TRANSFORMERS, "LangChain": LANGCHAIN.format(**quoted, **tasks)}
+    return found if routed else {**found, "LlamaIndex": LLAMA_INDEX.format(**quoted)}

@@ -355,3 +355,19 @@ def test_the_startup_benchmark_has_a_line_for_each_command_and_run():
     assert lines[0][4].startswith("1.00 (1.00 to 1.00)")
     assert all(float(line[1].split()[0]) > 0 for line in lines)
     assert [bool(line[2]) for line in lines] == [False] * 5 + [True] * 3
+
+
+def test_the_benchmark_of_adapters_has_a_line_for_each_and_an_epoch_of_the_peer():
+    call = [sys.executable, "benchmarks/adapters.py", "--quick"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
+    ended = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in ended.stdout.splitlines() if line[0:1] == "|"]
+    found = {line[0]: line[1:] for line in lines[2:]}
+    there = ["lora"] if importlib.util.find_spec("peft") else []
+    peer = "linear, base in the loop (sentence-transformers), one epoch"
+    assert list(found) == ["nothing (base)", "linear", "mlp", "query_linear", *there, "full tuning", peer]
+    for name in ("linear", "mlp", "query_linear", *there, "full tuning"):
+        assert all(0 <= float(score) <= 1 for score in found[name][1:5])
+        assert float(found[name][6]) == pytest.approx(2 * float(found[name][7]), abs=0.1)
+    assert float(found[peer][7]) > 0

@@ -88,7 +88,9 @@ def test_each_text_is_embedded_once_per_prompt(load, monkeypatch):
     asked = []
     embedded = encoding.embedded
     monkeypatch.setattr(
-        encoding, "embedded", lambda model, texts, *rest: asked.append(texts) or embedded(model, texts, *rest)
+        encoding,
+        "embedded",
+        lambda model, texts, *rest, **task: asked.append(texts) or embedded(model, texts, *rest, **task),
     )
     encoder = Encoder(load(prompts=PROMPTS))
     first = encoder.passages(["the apple", "bread", "the apple"])

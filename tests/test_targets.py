@@ -144,7 +144,7 @@ UTIL = "sentence_transformers.util"
     [
         f"{UTIL}.import_from_string", f"{UTIL}.http_get", f"{UTIL}.import_module_class",
         "sentence_transformers.SentenceTransformer", "sentence_transformers.CrossEncoder",
-        "embexp.hub.snapshot", "embexp.models.snapshot", "embexp.cli.main", "embexp.result.write",
+        "embexp.hub.snapshot", "embexp.model_sources.snapshot", "embexp.cli.main", "embexp.result.write",
         "embexp.cache.json_kept", "embexp.components.build",
     ],
 )  # fmt: skip

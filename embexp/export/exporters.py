@@ -99,6 +99,11 @@ def _graph_with_example(model: EmbeddingModel) -> tuple[_Graph, dict[str, torch.
     """The graph with two texts of different lengths, from which an exporter learns what varies."""
     if model.model.transformers_model is None:
         raise UserError("this format is for transformers, and the model is none; format=fp16 takes any")
+    if model.facts.routed:
+        raise UserError(
+            "this format has one way for all texts, and the model embeds queries otherwise than passages; "
+            "format=fp16 takes any"
+        )
     if _backend(model) is None:
         raise UserError(
             "this format needs a fast tokenizer, and the model's is written in Python; format=fp16 takes any"

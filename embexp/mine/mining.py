@@ -26,7 +26,7 @@ from embexp.mine.passages import Judge, Miner, Passage, Question, Wanted, hashed
 from embexp.mine.real import Real
 from embexp.mine.sides import Sides
 from embexp.mine.written import DataSet, Query
-from embexp.models import identified
+from embexp.model_sources import identified
 
 log = logging.getLogger(__name__)
 

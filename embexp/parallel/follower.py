@@ -24,6 +24,7 @@ from embexp.cache import folder_of, kept_in
 from embexp.components import build
 from embexp.embedding import encode_share
 from embexp.errors import UserError
+from embexp.low_rank import low_rank
 from embexp.models import EmbeddingModel
 from embexp.parallel import meeting
 from embexp.parallel.machine import Launched, Slot, end_with, keep_to, threads_of, usable_gpus
@@ -103,7 +104,8 @@ def _train(model: EmbeddingModel, processes: Processes, *, task: Task, cache: bo
         set_generators(given["states"])
         return given["metrics"]
 
-    with kept_in(folder_of(cache)):  # texts that process 0 has counted the tokens of
+    # kept: texts that process 0 has counted the tokens of
+    with kept_in(folder_of(cache)), low_rank(model, seed=task.seed):
         train(model, task, dev_metrics=scored, tracker=None)
 
 
