@@ -10,7 +10,7 @@ REPOSITORY = Path(__file__).parent.parent
 # the flow of the design; a module imports only from those before it
 ORDER = [
     "errors", "parallel", "parallel.machine", "parallel.processes", "parallel.meeting", "starting", "stages",
-    "libraries", "sweep", "durable", "cache", "targets", "value_types", "retrieval_set", "copies", "splits",
+    "libraries", "sweep", "durable", "cache", "targets", "value_types", "retrieval_set", "manifest", "copies", "splits",
     "leaks", "hub", "datasets", "datasets.docstrings", "datasets.pubmedqa", "datasets.pairs", "datasets.beir",
     "datasets.mined", "datasets.as_published", "model_folder", "stamp", "model_facts", "models", "parts",
     "tokenising", "embedding", "encoding", "tokens", "paraphrases", "ranking", "rough", "arms", "teachers",
