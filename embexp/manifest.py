@@ -40,7 +40,7 @@ def digest_of(text: str) -> int:
 
 
 def of(splits: Splits) -> Manifest:
-    """The manifest of a data set as a run has read it. Time grows with the text; memory by about 100 bytes a passage."""
+    """The manifest of a data set as a run has read it. Time grows with its text."""
     corpus, brought = splits.test.corpus, splits.mined
     digests = {key: digest_of(text) for key, text in corpus.items()}
     trained = {document for query in splits.train.queries for document in splits.train.documents_of(query)}

@@ -30,7 +30,9 @@ ORDER = [
     "mine.round_trip", "mine.funnel", "mine.real", "mine.knowledge", "mine.summary", "mine.mining", "mine.config",
     "mine.cli", "mine.__main__", "compare", "compare.collected", "compare.groups", "compare.pairs", "compare.shown",
     "compare.coordinates", "compare.pages", "compare.cli", "compare.__main__", "dashboard", "dashboard.spec",
-    "dashboard.views", "dashboard.cli", "dashboard.__main__",
+    "dashboard.views", "dashboard.cli", "dashboard.__main__", "drift", "drift.config", "drift.differences",
+    "drift.two_sample", "drift.today", "drift.shift", "drift.questions", "drift.recall", "drift.verdict",
+    "drift.drifting", "drift.shown", "drift.cli", "drift.__main__",
 ]  # fmt: skip
 
 
