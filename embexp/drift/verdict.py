@@ -60,7 +60,8 @@ def _of_recall(found: Found, config: Mapping[str, Any]) -> list[tuple[Level, str
     gap = recalled.difference
     words = (
         f"recall@{recalled.at} on what is new is {recalled.new:.3f} "
-        f"({counted(recalled.questions['new'], 'question')}), on what the run knew {recalled.known:.3f} ({recalled.questions['known']:,}): {gap.value:+.3f}, 95 % interval "
+        f"({counted(recalled.questions['new'], 'question')}), on what the run knew {recalled.known:.3f} "
+        f"({recalled.questions['known']:,}): {gap.value:+.3f}, 95 % interval "
         f"{gap.ci_low:+.3f} to {gap.ci_high:+.3f}"
     )
     if not recalled.enough:
