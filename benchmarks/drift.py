@@ -98,9 +98,9 @@ def main() -> None:
             print(f"{world.name}: {scenario} done, {time.ctime()}", file=sys.stderr, flush=True)
     print(
         f"{seeds} seeds; alarms at p <= {settings['p_value']} in percent, with Wilson's 95 % interval. The verdict is "
-        "not ok where the embeddings or recall@10 (of the data's own questions, searched by MiniLM) differ. Beside it are the same "
-        "test with each passage weighing alike, with each passage permuted for itself (what general drift detectors "
-        f"do), and a classifier's AUC, all against {KNOWN} known documents."
+        "not ok where the embeddings or recall@10 (of the data's own questions, searched by MiniLM) differ. Beside "
+        "it: the same test with each passage weighing alike, with each passage permuted for itself (what general "
+        f"detectors do), and a classifier's AUC, all against {KNOWN} known documents."
     )
     for kind, title in (("shift", "planted shift found"), ("none", "false alarm, no shift")):
         rows = [

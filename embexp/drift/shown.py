@@ -8,6 +8,7 @@ from typing import Any
 from embexp.tables import Block, Listing, Table, markdown, number
 
 SIGNS = {"ok": "＝", "watch": "▲", "retrain": "▼"}
+SHOWN = ("shift", "recall", "share")  # of the settings
 MEANING = {
     "ok": "nothing says that the run's model serves today's documents worse",
     "watch": "look at what is new, and at real questions on it",
@@ -33,8 +34,13 @@ def content(record: Mapping[str, Any]) -> dict[str, Any]:
         "tables": _tables(record),
         "unlike": Table(["document", "nearness"], [[name, number(value)] for name, value in unlike.items()]),
         "named": Listing("", named),
-        "settings": Listing("", {name: str(value) for name, value in record["config"].items()}),
+        "settings": Listing("", _settings(record["config"])),
     }
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, str]:
+    """Without places: a page is mailed."""
+    return {f"{group}.{key}": str(value) for group in SHOWN for key, value in config[group].items()}
 
 
 def _front(record: Mapping[str, Any]) -> str:
