@@ -16,7 +16,7 @@ CAP = ((int, float, type(None)), "a number, or null", 0, 10**12)
 NESTED: dict[str, tuple[tuple[type, ...], str, float, float]] = {
     "shift.p_value": (NUMBER, SHARE, 0, 1),
     "shift.permutations": (COUNT, "a whole number from 99 up", 99, 10**6),
-    "shift.documents": (COUNT, "a whole number from 5 to 1000", 5, 1000),  # the kernel of all pairs is held in memory
+    "shift.documents": (COUNT, "a whole number from 2 to 1000", 2, 1000),  # the kernel of all pairs is held in memory
     "shift.passages": (COUNT, "a whole number from 1 to 20", 1, 20),
     "shift.least_documents": (COUNT, "a whole number from 2 up", 2, 1000),
     "recall.at": (COUNT, "a whole number from 1 up", 1, 1000),
