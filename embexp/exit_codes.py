@@ -1,6 +1,8 @@
-"""The exit codes of the jobs that this process has launched: Hydra keeps no return value of a multirun.
+"""Exit codes: those of the jobs that this process has launched, and those of drift's verdicts.
 
-Filled by `launcher` and by sweeps, read by `cli`, which need not load them for it.
+Hydra keeps no return value of a multirun. Filled by `launcher` and by sweeps, read by `cli`, which need not load them
+for it. A verdict's code is none that a shell, Python or argparse ends a program with.
 """
 
 of_jobs: list[int] = []
+OF_DRIFT = {"ok": 0, "watch": 3, "retrain": 4}

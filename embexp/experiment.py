@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from embexp import manifest, tuning
 from embexp import result as results
-from embexp import tuning
 from embexp.arms import BM25, Arm, Dense
 from embexp.components import build
 from embexp.encoding import Encoder
@@ -97,6 +97,8 @@ def _compare(
 ) -> None:
     result |= results.compared(on_test, splits, metric=config["metric"])
     results.write_retrieval(on_test, splits, folder / "retrieval", config)
+    if config["limit"] is None:  # else the run has not seen all that there was
+        manifest.write(manifest.of(splits), folder)
 
 
 def _sides(splits: Splits, watch: Watch | None) -> dict[str, RetrievalSet]:

@@ -51,7 +51,7 @@ class Finished:
 
         changed_data: or says so and goes on. by: how a user asks for that.
         """
-        with self._started_from():
+        with self.started_from():
             splits = splits_of(self.config)
         found = results.data_digests(splits)
         changed = [name for name, digest in found.items() if digest != self.result["fingerprint"][name]]
@@ -64,7 +64,7 @@ class Finished:
 
     def base(self, splits: Splits) -> tuple[EmbeddingModel, Encoder]:
         """The model before training. Raises UserError when it is not the one of then."""
-        with self._started_from():
+        with self.started_from():
             source = build(self.config["model"], allowed=self.config["allowed_packages"], without=["kind"])
             model = source.load(splits.tokenizer_texts)
         if model.origin["content"] != self.result["fingerprint"]["model"]["content"]:
@@ -83,7 +83,7 @@ class Finished:
         return model, Encoder(model, progress="tuned model", content=model.origin["content"])
 
     @contextlib.contextmanager
-    def _started_from(self) -> Any:
+    def started_from(self) -> Any:
         """Paths of the config are relative to where the run was started, if that is still there."""
         started = OmegaConf.select(OmegaConf.load(self.folder / ".hydra" / "hydra.yaml"), "hydra.runtime.cwd")
         with contextlib.chdir(started) if Path(started).is_dir() else contextlib.nullcontext():

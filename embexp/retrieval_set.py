@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from embexp.cache import digest
 from embexp.errors import UserError, listed
@@ -78,6 +79,15 @@ class Parted:
 
 
 @dataclass(frozen=True)
+class Mined:
+    """How a mined data set was made: the config of mining, and a digest of the whole text of each passage that the
+    sides read with gaps (see `manifest`)."""
+
+    config: Mapping[str, Any]
+    whole: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class Splits:
     """Train, dev and test over one corpus; `slices` names parts of test by query ids.
 
@@ -97,6 +107,7 @@ class Splits:
     origin: Mapping[str, str | None] = field(default_factory=dict)  # where it came from, such as a Hub commit
     caveat: str | None = None  # of a source that leaks by design: not held against leaks, and said beside every verdict
     parted: Parted | None = field(default=None, compare=False)  # by whom the sides were cleared of near copies
+    mined: Mined | None = field(default=None, compare=False)
 
     def parted_at(self, near_duplicate: float) -> bool:
         """Whether these very sides were cut so that no query of one is this near to one of another."""

@@ -200,12 +200,47 @@ def interval_of_mean(values: np.ndarray, cluster_of: np.ndarray) -> tuple[float,
     """The 95 % interval of one mean over items of which those of a cluster are not independent, by a t interval with
     cluster-robust variance (Cameron and Miller, 2015). It says how far a score would move with other documents, and
     nothing of whether two models differ. Infinite with a single cluster."""
+    variance, clusters = _variance_of_mean(values, cluster_of)
+    if clusters < 2:
+        return -np.inf, np.inf
+    from scipy import special
+
+    half = float(-special.stdtrit(clusters - 1, 0.025) * np.sqrt(variance))
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean of one group of items minus that of another; the interval holds 95 %."""
+
+    value: float
+    ci_low: float
+    ci_high: float
+
+
+def difference_of_means(
+    values: np.ndarray, cluster_of: np.ndarray, others: np.ndarray, cluster_of_others: np.ndarray
+) -> Difference:
+    """Of two groups that share no cluster: Welch's t interval over clusters (Welch, 1947), the variances cluster-robust
+    as in `interval_of_mean`. Infinite where either has a single cluster."""
+    value = float(values.mean() - others.mean())
+    parts = [_variance_of_mean(values, cluster_of), _variance_of_mean(others, cluster_of_others)]
+    total = sum(variance for variance, _ in parts)
+    if not np.isfinite(total):
+        return Difference(value, -np.inf, np.inf)
+    if total == 0:
+        return Difference(value, value, value)
+    freedom = total**2 / sum(variance**2 / (clusters - 1) for variance, clusters in parts)
+    from scipy import special
+
+    half = float(-special.stdtrit(freedom, 0.025) * np.sqrt(total))
+    return Difference(value, value - half, value + half)
+
+
+def _variance_of_mean(values: np.ndarray, cluster_of: np.ndarray) -> tuple[float, int]:
+    """With the number of clusters."""
     sums = np.bincount(cluster_of, weights=values - values.mean())
     clusters = len(sums)
     if clusters < 2:
-        return -np.inf, np.inf
-    error = np.sqrt((sums**2).sum() * clusters / (clusters - 1)) / len(values)
-    from scipy import special
-
-    half = float(-special.stdtrit(clusters - 1, 0.025) * error)
-    return float(values.mean() - half), float(values.mean() + half)
+        return np.inf, clusters
+    return float((sums**2).sum() * clusters / (clusters - 1)) / len(values) ** 2, clusters

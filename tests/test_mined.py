@@ -34,7 +34,9 @@ def folder(tmp_path):
     slices = {"unseen": ["qd"], "seen": ["qs"], "real": ["qr"], "paraphrase": ["qp"]}
     (tmp_path / "slices.json").write_text(json.dumps(slices))
     (tmp_path / "cloze.jsonl").write_text(lines({"_id": "pa", "text": "More a."}))
-    (tmp_path / "mining.json").write_text(json.dumps({"content": "abc", "left_out": {"near copies": 2}}))
+    (tmp_path / "mining.json").write_text(
+        json.dumps({"content": "abc", "left_out": {"near copies": 2}, "config": {"chunker": {}}})
+    )
     return tmp_path
 
 

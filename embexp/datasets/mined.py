@@ -9,7 +9,8 @@ from typing import Any
 
 from embexp.datasets import beir
 from embexp.errors import UserError, listed
-from embexp.retrieval_set import RetrievalSet, Splits
+from embexp.manifest import digest_of
+from embexp.retrieval_set import Mined, RetrievalSet, Splits
 from embexp.splits import given, only_test
 
 RECORD = "mining.json"  # written last
@@ -40,13 +41,16 @@ def load(*, path: str) -> Splits:
         )
     cloze = {row["_id"]: row["text"] for row in map(json.loads, _file(folder / "cloze.jsonl").split("\n")[:-1])}
     reading = ["train", "dev"] if "real" in slices else ["train", "dev", "test"]
+    first = next(iter(sets.values())).corpus  # of all sides
+    whole = {key: digest_of(first[key]) for key in cloze if key in first}
     for name in reading:
         if name in sets:
             sets[name] = _with_texts(sets[name], cloze)
     splits = only_test(sets["test"]) if for_evaluation else given(sets["train"], sets["dev"], sets["test"])
     kept = {name: tuple(query for query in ids if query in splits.test.queries) for name, ids in slices.items()}
     notes = {f"mining: {name}": count for name, count in record["left_out"].items()}
-    return replace(splits, slices=kept, notes=notes, origin={"path": path, "content": record["content"]})
+    origin = {"path": path, "content": record["content"]}
+    return replace(splits, slices=kept, notes=notes, origin=origin, mined=Mined(record["config"], whole))
 
 
 def _with_texts(side: RetrievalSet, texts: dict[str, str]) -> RetrievalSet:

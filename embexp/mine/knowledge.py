@@ -53,7 +53,7 @@ def read(config: Mapping[str, Any], folder: Path) -> Knowledge:
     source = build(config["model"], allowed=allowed, without=["kind"])  # found, or not, before documents are read
     if config["dataset"] is not None:
         splits: Splits = build(config["dataset"], allowed=allowed)
-        found = _limited(_passages_of(splits.train), config["limit"])
+        found = _limited(passages_of(splits.train), config["limit"])
         return Knowledge(found, {}, {}, splits, *_model(config, source, found))
     places = config["documents"]
     got = documents.read([places] if isinstance(places, str) else places, without=folder)
@@ -73,7 +73,8 @@ def read(config: Mapping[str, Any], folder: Path) -> Knowledge:
     return Knowledge(passages, got.unreadable, cut.counts, None, model, tokenizer)
 
 
-def _passages_of(data: RetrievalSet) -> list[Passage]:
+def passages_of(data: RetrievalSet) -> list[Passage]:
+    """A data set's passages, with the ids that they have there."""
     places: Counter[str] = Counter()
     found = []
     for key, text in data.corpus.items():

@@ -1,0 +1,147 @@
+"""Drift, top to bottom: run -> manifest -> today's passages -> differences -> shift -> recall -> verdict.
+
+Read this module first; every step is one call into the module that does it. Called by `drift.cli`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from embexp import __version__, manifest
+from embexp.checks import CONFIG_FOLDER
+from embexp.components import build
+from embexp.drift import questions, recall, shift, today
+from embexp.drift.differences import Differences, between
+from embexp.drift.verdict import Found, verdict
+from embexp.encoding import Encoder
+from embexp.errors import UserError, listed
+from embexp.finished import Finished, opened
+from embexp.manifest import Manifest
+from embexp.mine.budget import Budget
+from embexp.mine.client import Client
+from embexp.mine.passages import Miner
+
+log = logging.getLogger(__name__)
+
+MOST_NAMED = 20  # documents of each kind that drift.json names
+SENTENCES = "embexp.mine.sentences.SentenceMiner"
+
+
+def drift(folder: str, config: Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
+    """The content of drift.json for a run's folder, and where it goes. Raises UserError for what the user can mend."""
+    run = opened(folder)
+    run = Finished(run.folder, {**run.result, "config": _with_packages(run.config, config["allowed_packages"])})
+    if run.config["limit"] is not None:
+        raise UserError(
+            f"{folder} was a try with limit={run.config['limit']}: it has not seen all passages. Name a whole run"
+        )
+    out = Path(config["out"]).expanduser() if config["out"] else run.folder
+    out.mkdir(parents=True, exist_ok=True)
+    known = manifest.read(run.folder)
+    asked = questions.of_log(config["queries"]) if config["queries"] else {}
+    log.info("reading today's passages ...")
+    now = today.read(run, known, config["documents"])
+    differences = between(known, now.texts, now.units)
+    log.info("%d new or changed of %d passages", len(differences.fresh), len(now.passages))
+    _, encoder = run.tuned()
+    found, remarks = _measured(run, known, now, differences, asked, encoder, config, out)
+    level, reasons = verdict(found, config)
+    return _record(run, now, found, (level, reasons), remarks, config), out
+
+
+def _measured(
+    run: Finished, known: Manifest, now: today.Today, differences: Differences, asked: Mapping[str, str],
+    encoder: Encoder, config: Mapping[str, Any], out: Path,
+) -> tuple[Found, list[str]]:  # fmt: skip
+    seed, remarks = config["seed"], []
+    shifted = asked_shift = recalled = None
+    if differences.fresh:
+        settings = config["shift"]
+        new, same, held_out = shift.sides_of(now, differences, known, least=settings["least_documents"])
+        shifted = shift.of_passages(new, same, now.texts, encoder, held_out=held_out, settings=settings, seed=seed)
+        if shifted is None:
+            remarks.append(
+                f"The embeddings were not tested: {len(new)} documents with something new and {len(same)} that are as "
+                f"they were; {settings['least_documents']} of each are needed."
+            )
+        settings = config["recall"]
+        new, same, held_out = shift.sides_of(now, differences, known, least=settings["least_documents"])
+        with _miner(known, config, out) as miner:
+            funnel = build(_filter(known), allowed=config["allowed_packages"])
+            recalled = recall.measured(
+                now, new, same, encoder, miner=miner, funnel=funnel, held_out=held_out, settings=settings, seed=seed
+            )
+        if recalled is None:
+            remarks.append("Recall was not measured: too few documents gave questions.")
+    if asked:
+        groups, texts, why_not = questions.of_run(run, known)
+        if why_not is None:
+            asked_shift = shift.of_questions(asked, groups, texts, encoder, settings=config["shift"], seed=seed)
+            why_not = "there are too few" if asked_shift is None else None
+        if why_not is not None:
+            remarks.append(f"The log's questions were not tested: {why_not}.")
+    return Found(differences, shifted, asked_shift, recalled), remarks
+
+
+def _record(
+    run: Finished, now: today.Today, found: Found, said: tuple[str, list[str]], remarks: list[str],
+    config: Mapping[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    differences, at = found.differences, f"recall@{config['recall']['at']}"
+    named = ("new_documents", "changed_documents", "removed_documents")
+    return {
+        "embexp": __version__,
+        "written": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "run": run.folder.name,
+        "verdict": said[0],
+        "reasons": said[1],
+        "remarks": remarks + ([f"Not read: {listed(now.unreadable)}."] if now.unreadable else []),
+        "share": differences.share,
+        **differences.counts,
+        "names": {name: list(getattr(differences, name)[:MOST_NAMED]) for name in named},
+        "shift": asdict(found.shift) if found.shift else None,
+        "questions": {**asdict(found.questions), "unlike": None} if found.questions else None,  # ids are the questions
+        "recall": asdict(found.recalled) if found.recalled else None,
+        "own_test": {at: ((run.result["tuned"] or {}).get("test") or {}).get(at)},
+        "config": dict(config),
+    }
+
+
+@contextmanager
+def _miner(known: Manifest, config: Mapping[str, Any], out: Path) -> Iterator[Miner]:
+    """The miner of sentences, or the LLM that the run's data set was mined with, which keeps its answers in `out`."""
+    mining = known.mining
+    own = None if mining is None else mining["miner"]
+    if config["recall"]["miner"] == "sentences":
+        node = own if own is not None and own["_target_"] == SENTENCES else _file("miner/sentences")
+        yield build(node, allowed=config["allowed_packages"])(client=None)
+        return
+    if mining is None or own is None or own["_target_"] == SENTENCES:
+        raise UserError("recall.miner=run: the run's data set was not mined with an LLM; leave it out (sentences)")
+    server = build(mining["llm"], allowed=config["allowed_packages"])
+    budget = Budget(**config["budget"])
+    with Client(server, journal=out / "answers.jsonl", budget=budget, prices=mining["prices"]["models"]) as client:
+        yield build(own, allowed=config["allowed_packages"])(client=client)
+        if client.stopped is not None:
+            log.warning("not all passages were asked about: %s", client.stopped)
+
+
+def _filter(known: Manifest) -> Mapping[str, Any]:
+    return _file("filter/default") if known.mining is None else known.mining["filter"]
+
+
+def _file(name: str) -> dict[str, Any]:
+    """A file in conf/, as plain values."""
+    return OmegaConf.to_container(OmegaConf.load(CONFIG_FOLDER / f"{name}.yaml"))  # type: ignore[return-value]
+
+
+def _with_packages(config: Mapping[str, Any], packages: list[str]) -> dict[str, Any]:
+    return {**config, "allowed_packages": [*config["allowed_packages"], *packages]}

@@ -1,0 +1,47 @@
+"""The questions of a log, and those that a run was tested on. Called by `drifting`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from embexp.datasets.pairs import READERS
+from embexp.errors import UserError
+from embexp.finished import Finished
+from embexp.manifest import Manifest
+from embexp.splits import asked
+
+# mined questions are worded as no user would word them: a log always differs from them
+MINED = ("unseen", "seen", "paraphrase")
+
+
+def of_log(path: str) -> dict[str, str]:
+    """The texts of the column `query`, each once, by its words. Raises UserError for a file that has none."""
+    file = Path(path).expanduser()
+    found: dict[str, str] = {}
+    for where, row in READERS[file.suffix.lower()](file):
+        text = row.get("query")
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"{where}: needs a column query with a text; it has {', '.join(map(str, row))}")
+        found.setdefault(asked(text), text.strip())
+    if not found:
+        raise UserError(f"queries={path} is empty")
+    return found
+
+
+def of_run(run: Finished, manifest: Manifest) -> tuple[dict[str, list[str]], dict[str, str], str | None]:
+    """Document -> ids of test's real questions; id -> text; why a log can't be compared with them, where it can't.
+
+    Of a mined data set only the slice `real` is real users'; of any other all of test is.
+    """
+    import pandas as pd
+
+    frame = pd.read_parquet(run.folder / "retrieval" / "per_query.parquet")
+    kept = frame[~frame["slice"].isin(MINED)] if manifest.mining is not None else frame
+    if kept.empty:
+        return {}, {}, "the run was tested on mined questions alone, and real ones always differ from these"
+    if kept["query"].isna().any():
+        return {}, {}, "the run kept no questions (report_texts=false)"
+    groups: dict[str, list[str]] = {}
+    for key, document in zip(kept["query_id"], kept["document"], strict=True):
+        groups.setdefault(document, []).append(key)
+    return groups, dict(zip(kept["query_id"], kept["query"], strict=True)), None

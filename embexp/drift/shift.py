@@ -1,0 +1,108 @@
+"""Do today's new passages, and the questions that are asked, lie where the run's lay? Called by `drifting`.
+
+Draws whole documents of both sides, embeds them with the tuned model and hands the kernel to `two_sample`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from embexp.drift.differences import Differences
+from embexp.drift.today import Today
+from embexp.drift.two_sample import Tested, kernel_of, tested
+from embexp.encoding import Encoder
+from embexp.manifest import Manifest
+from embexp.mine.passages import hashed
+
+Groups = Mapping[str, Sequence[str]]  # unit -> the ids of its texts
+MOST_NAMED = 10  # documents that are least like those known
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A test, and what it was made on. unlike: the new units furthest from the known ones, with their mean kernel.
+
+    That is 1 for the same text, and 0.37 for two at the median distance.
+    """
+
+    tested: Tested
+    new: int
+    known: int
+    held_out: bool  # whether the known ones are of documents that training had no question on
+    unlike: Mapping[str, float]
+
+
+def sides_of(today: Today, differences: Differences, manifest: Manifest, *, least: int) -> tuple[Groups, Groups, bool]:
+    """Documents with what is new in each; documents that are as they were, with their passages; whether these were held
+    out of training.
+
+    Training moves what it saw, so that what it did not see is compared with what it did not see either, where there are
+    `least` such documents; else with all.
+    """
+    fresh = set(differences.fresh)
+    new = {
+        name: [key for key in today.by_document[name] if key in fresh]
+        for name in (*differences.new_documents, *differences.changed_documents)
+    }
+    same = {name: today.by_document[name] for name in differences.same_documents}
+    trained = {name for name, keys in same.items() if any(manifest.documents[key] in manifest.trained for key in keys)}
+    held_out = {name: keys for name, keys in same.items() if name not in trained}
+    enough = len(held_out) >= least
+    return {name: keys for name, keys in new.items() if keys}, held_out if enough else same, enough
+
+
+def drawn(names: Sequence[str], *, most: int, seed: int) -> list[str]:
+    """At most so many, by a hash of name and seed: adding a document leaves the others drawn."""
+    return sorted(sorted(names, key=lambda name: hashed(str(seed), name))[:most])
+
+
+def of_passages(
+    new: Groups, known: Groups, texts: Mapping[str, str], encoder: Encoder, *, held_out: bool,
+    settings: Mapping[str, Any], seed: int,
+) -> Shift | None:  # fmt: skip
+    """Test the passages of both sides; None where either has too few documents."""
+    rng = np.random.default_rng(seed)
+    fresh = {name: _some(new[name], settings["passages"], rng) for name in _drawn(new, settings, seed)}
+    sizes = [len(keys) for keys in fresh.values()]
+    # as many passages of each as a new one has: a mean of few lies further out than one of many
+    before = {name: _some(known[name], int(rng.choice(sizes)), rng) for name in _drawn(known, settings, seed) if sizes}
+    return _of(fresh, before, texts, encoder.passages, held_out=held_out, settings=settings, seed=seed)
+
+
+def of_questions(
+    log: Mapping[str, str], before: Groups, texts: Mapping[str, str], encoder: Encoder, *, settings: Mapping[str, Any],
+    seed: int,
+) -> Shift | None:  # fmt: skip
+    """Test a log's questions, each for itself, against the run's own by document; None where there are too few."""
+    asked = {key: [key] for key in _drawn(log, settings, seed)}
+    rng = np.random.default_rng(seed)
+    own = {name: _some(before[name], 1, rng) for name in _drawn(before, settings, seed)}
+    return _of(asked, own, {**texts, **log}, encoder.queries, held_out=True, settings=settings, seed=seed)
+
+
+def _drawn(names: Mapping[str, Any], settings: Mapping[str, Any], seed: int) -> list[str]:
+    return drawn(list(names), most=settings["documents"], seed=seed)
+
+
+def _of(
+    new: Groups, known: Groups, texts: Mapping[str, str], embed: Any, *, held_out: bool, settings: Mapping[str, Any],
+    seed: int,
+) -> Shift | None:  # fmt: skip
+    if min(len(new), len(known)) < settings["least_documents"]:
+        return None
+    groups = [*new.values(), *known.values()]
+    rows = embed([texts[key] for keys in groups for key in keys])
+    kernel = kernel_of(rows, np.repeat(np.arange(len(groups)), [len(keys) for keys in groups]))
+    is_new = np.arange(len(groups)) < len(new)
+    found = tested(kernel, is_new, permutations=settings["permutations"], seed=seed)
+    nearness = dict(zip(new, kernel[: len(new), len(new) :].mean(axis=1).tolist(), strict=True))
+    furthest = sorted(nearness, key=lambda name: (nearness[name], name))[:MOST_NAMED]
+    return Shift(found, len(new), len(known), held_out, {name: round(nearness[name], 4) for name in furthest})
+
+
+def _some(keys: Sequence[str], most: int, rng: np.random.Generator) -> list[str]:
+    return list(keys) if len(keys) <= most else [keys[place] for place in sorted(rng.permutation(len(keys))[:most])]

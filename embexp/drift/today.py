@@ -1,0 +1,99 @@
+"""Reads today's passages as the run's own were read: by the code and the settings of its mining, or of its data set.
+
+Called by `drifting`, and by whatever mines only what is new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from embexp.components import build
+from embexp.errors import UserError
+from embexp.finished import Finished
+from embexp.manifest import Manifest
+from embexp.mine import knowledge
+from embexp.mine.passages import Passage
+from embexp.mine.sides import Sides
+from embexp.retrieval_set import Splits
+
+
+@dataclass(frozen=True)
+class Today:
+    """Passages with unique ids. units: passage id -> what was held out whole with it, the run's `document`.
+
+    unreadable: file -> why it was not read.
+    """
+
+    passages: Mapping[str, Passage]
+    units: Mapping[str, str]
+    unreadable: Mapping[str, str]
+
+    @cached_property
+    def texts(self) -> dict[str, str]:
+        """Passage id -> whole text."""
+        return {key: passage.whole for key, passage in self.passages.items()}
+
+    @cached_property
+    def by_document(self) -> dict[str, list[str]]:
+        """Document -> the ids of its passages, in order."""
+        found: dict[str, list[str]] = {}
+        for key, unit in self.units.items():
+            found.setdefault(unit, []).append(key)
+        return found
+
+
+def read(run: Finished, manifest: Manifest, places: str | Sequence[str]) -> Today:
+    """Read what `documents` names, which stands in the place of what the run's passages were read from.
+
+    | the run's data set | places                                                          |
+    |--------------------|-----------------------------------------------------------------|
+    | mined from documents | a folder, a file, a glob, or a list of these                  |
+    | docstrings         | packages or folders of Python sources                           |
+    | any other          | the one path that the data set's `path` named                   |
+
+    Relative places are of the folder that this is called in. Raises UserError where they can't be read so.
+    """
+    named = [_absolute(place) for place in ([places] if isinstance(places, str) else places)]
+    with run.started_from():  # where the run's own relative paths, its model's for one, start
+        if manifest.mining is None:
+            node = _replaced(run.config["dataset"], named)
+            splits: Splits = build(node, allowed=run.config["allowed_packages"])
+            return _today(knowledge.passages_of(splits.test), None, {})
+        mining = manifest.mining
+        if mining["documents"] is None:
+            mining = {**mining, "dataset": _replaced(mining["dataset"], named)}
+        else:
+            mining = {**mining, "documents": named}
+        found = knowledge.read(mining, Path(run.config["dataset"]["path"]))
+        sides: Sides = build(mining["split"], allowed=mining["allowed_packages"])
+        return _today(found.passages, sides, found.unreadable)
+
+
+def _today(passages: Sequence[Passage], sides: Sides | None, unreadable: Mapping[str, str]) -> Today:
+    units = {each.id: sides.unit_of(each) if sides is not None else each.document for each in passages}
+    return Today({each.id: each for each in passages}, units, unreadable)
+
+
+def _replaced(node: Mapping[str, Any], places: Sequence[str]) -> dict[str, Any]:
+    """A data set's node that reads these places."""
+    if "packages" in node:
+        return {**node, "packages": list(places)}
+    if "path" not in node:
+        raise UserError(
+            f"the run's data set ({node['_target_']}) has no path that could name today's copy; drift reads mined, "
+            "pairs, beir, pubmedqa and docstrings"
+        )
+    if len(places) != 1:
+        raise UserError(f"documents={list(places)}: the run's data set was read from one path; name today's copy of it")
+    return {**node, "path": places[0]}
+
+
+def _absolute(place: str) -> str:
+    """The place wherever it is read from; a name that is no path (a package, a Hub data set) stays."""
+    path = Path(place).expanduser()
+    is_path = path.exists() or any(sign in place for sign in "*?[") or place.startswith((".", "/", "~"))
+    return str(path.absolute()) if is_path else place
