@@ -64,7 +64,6 @@ def _run(run: str, config: Mapping[str, Any]) -> int:
     from embexp.drift import shown
     from embexp.page import document
 
-    libraries.quiet_keyword_search()
     try:
         with cache.kept_in(cache.folder_of(config["cache"])), contextlib.redirect_stdout(sys.stderr):
             record, out = drift(run, config)
