@@ -15,12 +15,13 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize
 from sentence_transformers.sentence_transformer.modules import Pooling
 
-from embexp import exporters, stamp, usage
+from embexp import stamp, usage
 from embexp.adapters import adapter_of, layers, whole
 from embexp.card import _usage
 from embexp.config import mistakes_in
 from embexp.encoding import Encoder
 from embexp.errors import UserError
+from embexp.export import exporters
 from embexp.model_facts import facts_of
 from embexp.models import Transformer
 from embexp.negatives import draw_random
