@@ -124,6 +124,8 @@ class WandbMirror:
             # loss, model and dataset are names here, so that runs group by them; all keys are under settings
             "config": {**names, "seed": config.get("seed"), "metric": config.get("metric"), "settings": dict(config)},
         }
+        # it traces calls of LLMs, which a training makes none of, and prints an advertisement of itself
+        os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")
         settings = wandb.Settings(**SETTINGS, init_timeout=timeout, finish_timeout=timeout)
         earlier = set(folder.glob("wandb/run-*"))
         try:

@@ -3,7 +3,9 @@
 import gc
 import json
 import shutil
+import sys
 import weakref
+from types import ModuleType
 
 import pandas as pd
 import pytest
@@ -90,8 +92,11 @@ def test_random_vectors_of_the_base_are_said_beside_the_verdict_and_in_the_repor
 
 
 @pytest.mark.parametrize(("learning_rate", "last"), [("1e-3", "Verdict: "), ("1e30", "embexp: training diverged")])
-def test_how_to_upload_an_offline_run_comes_after_the_verdict_or_the_error(embexp, sources, learning_rate, last):
+def test_how_to_upload_an_offline_run_comes_after_the_verdict_or_the_error(
+    embexp, sources, monkeypatch, learning_rate, last
+):
     pytest.importorskip("wandb", reason="needs the extra embexp[wandb]")
+    monkeypatch.setitem(sys.modules, "openai", ModuleType("openai"))  # for which wandb advertises another product
     chosen = ["logger=wandb", "logger.mode=offline", f"trainer.learning_rate={learning_rate}"]
     run = embexp(*QUICK[:-1], *chosen, *sources["pairs"])
     before, _, after = run.output.partition("to upload this run: wandb sync ")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from embexp import models
+from embexp import model_sources
 from embexp.errors import UserError
 from embexp.model_folder import refuse_unsafe
 from embexp.models import Transformer
@@ -127,7 +127,7 @@ def test_a_pickle_beside_safetensors_is_not_read_even_when_the_folder_asks_and_p
         torch.save(Evil(tmp_path / "ran"), place / "pytorch_model.bin")
         change(place / "sentence_bert_config.json", **{arguments: {"use_safetensors": False, "weights_only": False}})
     assert f"has {arguments}.use_safetensors, which may change what is read" in refused(folder)
-    monkeypatch.setattr(models, "refuse_unsafe", lambda *_: None)
+    monkeypatch.setattr(model_sources, "refuse_unsafe", lambda *_: None)
     Transformer(path=str(folder)).load([])
     CrossEncoderScores(str(judge), setting="loss.teacher")
     assert not (tmp_path / "ran").exists()

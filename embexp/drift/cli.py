@@ -17,7 +17,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from embexp import cache, cli, exit_codes, libraries
+from embexp import cache, cli, exit_codes
 from embexp.arguments import checked_arguments
 from embexp.checks import CONFIG_FOLDER, plain
 from embexp.drift.config import DRIFT
