@@ -74,8 +74,8 @@ def test_the_tokenizer_is_left_as_it_was(model):
 
 
 def test_a_longer_text_is_counted_whole(model):
-    model.preprocess(TEXTS)  # which sets the tokenizer to cut
     usual = [len(ids) for ids in model.tokenizer(TEXTS, truncation=False, verbose=False)["input_ids"]]
+    model.preprocess(TEXTS)  # which sets the tokenizer to cut and to pad
     counts = token_counts(model.tokenizer.backend_tokenizer, TEXTS, special=True)
     assert counts.tolist() == usual
     assert counts.max() >= 400
