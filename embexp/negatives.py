@@ -6,6 +6,7 @@ No known positive is ever a negative, nor a passage with a positive's text. Pass
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,7 +35,7 @@ class Drawn(Mapping[str, list[str]]):
     """
 
     by_query: Mapping[str, list[str]]
-    found_by: Literal["random", "bm25", "model"]
+    found_by: Literal["random", "bm25", "model", "both"]
     filled_at_random: int = 0
 
     def __getitem__(self, query: str) -> list[str]:
@@ -136,12 +137,36 @@ def draw_hard(
     return Drawn(by_query, "model", filled)
 
 
+def draw_both(
+    retrieval_set: RetrievalSet, *, per_query: int, rank_range: list[int], seed: int, encoder: Encoder
+) -> Drawn:
+    """In turn from BM25's and from the model's passages of `rank_range`, each drawn at random, as GPL does.
+
+    After Generative Pseudo Labeling (arXiv 2112.07577): nothing is kept away by a margin, since a teacher says how
+    relevant each is. Ranks, judged passages and errors as in `draw_bm25`.
+    """
+    first, last = _ranks(rank_range)
+    known, rng = _known(retrieval_set), random.Random(seed)
+    candidates: dict[str, list[str]] = {query: [] for query in retrieval_set.queries}
+    rankings = [arm.search(retrieval_set, top=last, without=known) for arm in (BM25(), Dense(encoder))]
+    found = [_passages(ranking, _from(ranking, first)) for ranking in rankings]
+    for query, chosen in candidates.items():
+        drawn = [rng.sample(passages, len(passages)) for by in found if (passages := by[query])]
+        chosen += [passage for pair in itertools.zip_longest(*drawn) for passage in pair if passage is not None]
+    by_query, filled = _filled(retrieval_set, candidates, known, per_query=per_query, seed=seed)
+    return Drawn(by_query, "both", filled)
+
+
 def second_look(drawn: Drawn, retrieval_set: RetrievalSet, *, encoder: Encoder, seed: int) -> dict[str, Any]:
     """How many were drawn, and the share that another judge finds at least as good as the query's positive.
 
-    The judge had no say in the draw: BM25 for what the model (and a rescorer) found, the model for the rest. Pairs
-    judged in the data are not looked at; of many queries a sample is.
+    The judge had no say in the draw: BM25 for what the model (and a rescorer) found, the model for the rest; what both
+    found has none. Pairs judged in the data are not looked at; of many queries a sample is.
     """
+    counted = {"found_by": drawn.found_by, "drawn": sum(map(len, drawn.values()))}
+    counted |= {"filled_at_random": drawn.filled_at_random}
+    if drawn.found_by == "both":
+        return counted | {"second_look": None, "looked_at": 0, "doubtful": None}
     asked = sorted(random.Random(seed).sample(sorted(drawn), min(LOOKED_AT, len(drawn))))
     unjudged = {query: [p for p in drawn[query] if p not in retrieval_set.qrels[query]] for query in asked}
     name = "bm25" if drawn.found_by == "model" else "model"
@@ -158,14 +183,8 @@ def second_look(drawn: Drawn, retrieval_set: RetrievalSet, *, encoder: Encoder, 
     parts = {"by": by, "drawn": unjudged, "data": retrieval_set.digest}
     # a model in training has no identity: nothing to know its opinion by
     doubtful, looked_at = make() if by is None else json_kept("second_look", parts, make)
-    return {
-        "found_by": drawn.found_by,
-        "drawn": sum(map(len, drawn.values())),
-        "filled_at_random": drawn.filled_at_random,
-        "second_look": name,
-        "looked_at": looked_at,
-        "doubtful": doubtful / looked_at if looked_at else None,
-    }
+    share = doubtful / looked_at if looked_at else None
+    return counted | {"second_look": name, "looked_at": looked_at, "doubtful": share}
 
 
 def _ranks(rank_range: Sequence[int]) -> tuple[int, int]:

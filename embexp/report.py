@@ -27,6 +27,12 @@ ADVICE = (
 )
 COMPARED = ["tuned", "delta", "95 % interval", "wins/ties/losses"]
 
+FOUND_BY = {  # what found the negatives
+    "model": "by the base model",
+    "bm25": "by BM25",
+    "both": "by BM25 and the base model in turn",
+    "random": "at random",
+}
 FEWEST_FOR_INTERVAL = 5  # documents: fewer resample to themselves too often to say anything
 
 SLICES = {
@@ -202,7 +208,7 @@ def negatives_line(result: Mapping[str, Any]) -> str:
     drawn = result["counts"].get("negatives")
     if not drawn:
         return ""
-    by = {"model": "by the base model", "bm25": "by BM25", "random": "at random"}[drawn["found_by"]]
+    by = FOUND_BY[drawn["found_by"]]
     line = f"Negatives: {drawn['drawn']} found {by}"
     if drawn["filled_at_random"]:
         line += f", {drawn['filled_at_random']} of them filled in at random"

@@ -77,16 +77,20 @@ def test_global_orthogonal_is_added_to_any_loss_of_shared_embeddings(embexp, sou
     assert run.result["config"]["loss"]["shape"] == run.result["config"]["loss"]["inner"]["shape"]
 
 
-@pytest.mark.parametrize("negatives", ["random", "bm25", "hard"])
+SECOND_LOOK = {"random": "model", "bm25": "model", "hard": "bm25", "both": None}
+
+
+@pytest.mark.parametrize("negatives", SECOND_LOOK)
 def test_mnrl_takes_three_negatives_of_each_kind_and_they_are_counted(embexp, sources, negatives):
     chosen = ["loss=mnrl", "loss.shape=n_tuple", f"negatives={negatives}", "negatives.per_query=3"]
     run = embexp(*QUICK, *sources["pairs"], *chosen)
     assert run.code == 0, run.output
     counted = run.result["counts"]["negatives"]
     assert counted["drawn"] == 3 * run.result["counts"]["queries"]["train"]
-    assert counted["second_look"] == {"random": "model", "bm25": "model", "hard": "bm25"}[negatives]
-    assert counted["looked_at"] == counted["drawn"]
-    assert 0 <= counted["doubtful"] <= 1
+    assert counted["second_look"] == SECOND_LOOK[negatives]
+    if SECOND_LOOK[negatives] is not None:
+        assert counted["looked_at"] == counted["drawn"]
+        assert 0 <= counted["doubtful"] <= 1
     for text in (run.output, (run.folder / "report.md").read_text()):
         assert f"Negatives: {counted['drawn']} found" in text
 
@@ -134,6 +138,21 @@ def test_a_cross_encoder_teaches_and_judges_negatives(embexp, sources, tmp_path)
     assert f"Note: {note}." in own.output.split("Verdict")[1]
     assert f"Note: {note}." in (own.folder / "report.md").read_text()
     missing = embexp(*QUICK, *FEW_STEPS, *sources["pairs"], "loss=margin_mse", "loss.teacher=nobody/nothing")
+    assert missing.code == 1
+    assert "Set loss.teacher= to a local folder" in missing.output
+
+
+@pytest.mark.parametrize("loss", ["margin_mse", "distill_kl"])
+def test_gpl_learns_a_cross_encoders_margins_on_what_keywords_and_the_model_find(embexp, sources, tmp_path, loss):
+    path = tiny_cross_encoder(tmp_path / "judge")
+    chosen = ["experiment=gpl", f"loss={loss}", f"loss.teacher={path}"]
+    run = embexp(*chosen, *QUICK, *FEW_STEPS, *sources["pairs"])
+    assert run.code == 0, run.output
+    assert run.result["counts"]["negatives"]["found_by"] == "both"
+    assert run.result["counts"]["negatives"]["drawn"] == 4 * run.result["counts"]["queries"]["train"]
+    assert run.result["fingerprint"]["helpers"]["loss.teacher"]["path"] == str(path)
+    assert "by BM25 and the base model in turn" in (run.folder / "report.md").read_text()
+    missing = embexp("experiment=gpl", *QUICK, *FEW_STEPS, *sources["pairs"])
     assert missing.code == 1
     assert "Set loss.teacher= to a local folder" in missing.output
 

@@ -10,6 +10,7 @@ from tests.command import separate
 
 NEEDS = {"local": ["model.path=x"], "pairs": ["dataset.path=x"], "beir": ["dataset.path=x"],
          "mined": ["dataset.path=x"],
+         "gpl": ["dataset.path=x"],
          "own_code": ["dataset.packages=[x]"], "similarity": ["metric=similarity.spearman_cosine"],
          "triplet": ["metric=triplet.cosine_accuracy"],
          "binary_classification": ["metric=binary_classification.cosine_ap"]}  # fmt: skip

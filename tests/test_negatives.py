@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from embexp import negatives
 from embexp.cache import kept_in
 from embexp.errors import UserError
-from embexp.negatives import Drawn, draw_bm25, draw_hard, draw_random, second_look
+from embexp.negatives import Drawn, draw_bm25, draw_both, draw_hard, draw_random, second_look
 from embexp.retrieval_set import RetrievalSet
 from embexp.splits import unified
 from tests.conftest import toy_set
@@ -281,6 +281,22 @@ def test_bm25_negatives_share_the_querys_words_and_the_rest_is_random(toy):
     drawn = draw_bm25(data, per_query=3, rank_range=[1, 30], seed=0)
     assert drawn["q"][2] == "c"
     assert drawn.filled_at_random == 1
+
+
+def test_both_draws_in_turn_from_keywords_and_from_the_model_without_a_margin():
+    # by words edge and near are found, by the model all but the answer: almost, edge, near and far
+    data = replace(FIVE, queries={"q": "answer edge near"})
+    draws = [
+        draw_both(data, per_query=2, rank_range=[1, 10], seed=seed, encoder=Fixed())["q"] for seed in range(40)
+    ]
+    assert {keyword for keyword, _ in draws} == {"edge", "near"}
+    assert {near for _, near in draws} == {"almost", "edge", "near", "far"}
+    assert all(len(set(chosen)) == 2 for chosen in draws)
+    drawn = draw_both(data, per_query=4, rank_range=[1, 10], seed=0, encoder=Fixed())
+    assert set(drawn["q"]) == {"almost", "edge", "near", "far"}
+    assert (drawn.found_by, drawn.filled_at_random) == ("both", 0)
+    assert draw_both(data, per_query=1, rank_range=[2, 2], seed=0, encoder=Fixed())["q"] in (["edge"], ["near"])
+    assert second_look(drawn, data, encoder=Fixed(), seed=0)["doubtful"] is None  # both had a say
 
 
 def test_found_negatives_are_kept_between_runs_by_content(toy, tmp_path, monkeypatch):
