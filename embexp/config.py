@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from embexp import checks
+from embexp import arms_config, checks
 from embexp.checks import CONFIG_FOLDER, Program, Types, nearest
 from embexp.errors import listed
 
@@ -57,6 +57,7 @@ OWN_KEYS: dict[str, dict[str, Types]] = {
         "needs": ((str, type(None)), "transformer, or null for any model"),
     },
     "model": {"kind": ((str,), "a word for what it is, such as static")},
+    "adapter_arm": arms_config.OWN_KEYS,
     "trainer": {
         "early_stopping": ((int, type(None)), "a whole number or null"),
         "processes": ((int,), "a whole number"),
@@ -81,12 +82,14 @@ AT_LEAST = {
     "negatives.per_query": 1,
     "model.max_seq_length": 1,
     "logger.timeout": 0,
+    **arms_config.AT_LEAST,
 }
 ROOT_TYPES: dict[str, Types] = {
     "metric": ((str,), "a text such as recall@10"),
     "seed": ((int,), "a whole number"),
     "limit": ((int, type(None)), "a whole number or null"),
     "paraphrase": ((int, float, type(None)), "a cosine from 0.5 to 1, or null"),
+    **arms_config.ROOT_TYPES,
     "report_texts": ((bool,), "true or false"),
     "keep_checkpoints": ((bool,), "true or false"),
     "cache": ((bool, str), "true, false or a folder"),
@@ -114,6 +117,7 @@ def _mistakes_of_experiments(config: Mapping[str, Any]) -> list[str]:
         + _shape_mistakes(config)
         + _needs_mistakes(config)
         + _adapter_mistakes(config)
+        + arms_config.mistakes_in(config)
     )
 
 
@@ -227,13 +231,13 @@ def _losses_by_shape() -> dict[str, list[str]]:
 
 EXPERIMENT = Program(
     name="config",
-    groups=GROUPS,
+    groups=[*GROUPS, "adapter_arm"],
     choices=[*GROUPS, "experiment", "sweep", "sampler", "pruner"],
     lists=["evaluator"],
     root=ROOT_TYPES,
-    owned=RUNNER_OWNS,
+    owned={**RUNNER_OWNS, "adapter_arm": RUNNER_OWNS["trainer"]},
     own_keys=OWN_KEYS,
-    arguments_of={"trainer": TRAINING_ARGUMENTS},
+    arguments_of={"trainer": TRAINING_ARGUMENTS, "adapter_arm": TRAINING_ARGUMENTS},
     at_least=AT_LEAST,
     further=_mistakes_of_experiments,
 )

@@ -16,9 +16,11 @@ from embexp.arms import BM25, Arm, Dense
 from embexp.components import build
 from embexp.encoding import Encoder
 from embexp.evaluators import Evaluation, evaluate
+from embexp.further_arms import FurtherArms
+from embexp.learning_curve import learning_curve
 from embexp.looks import plan_of
 from embexp.negatives import draw_random
-from embexp.preparing import data_of, helpers_of, model_of, note, rows_of
+from embexp.preparing import base_of, data_of, helpers_of, model_of, note, rows_of
 from embexp.retrieval_set import RetrievalSet, Splits
 from embexp.stages import timer
 from embexp.tuning import Run
@@ -60,15 +62,23 @@ def measure(run: Run, processes: Processes | None) -> None:
 
     sides, arms = _sides(splits, watch), dict[str, dict[str, Evaluation]]()
 
+    def of(arm: Arm) -> dict[str, Evaluation]:
+        return {side: evaluate(evaluators, arm, data, **EVALUATION_NEGATIVES) for side, data in sides.items()}
+
+    def scored(name: str, arm: Arm) -> None:
+        arms[name] = of(arm)
+
     def measured(name: str, arm: Arm) -> None:
-        arms[name] = {side: evaluate(evaluators, arm, data, **EVALUATION_NEGATIVES) for side, data in sides.items()}
+        arms[name] = of(arm)
         result[name] = results.metrics_of(arms[name], splits)
 
+    further = FurtherArms(run, splits, stage, scored, keyword := BM25())
     with stage("bm25"):
-        measured("bm25", BM25())
+        measured("bm25", keyword)
     with stage("base"):
         encoder = Encoder(model, progress="base model", content=model.origin["content"])
         measured("base", Dense(encoder))
+    further.of_base(model, encoder)
 
     if config["trainer"] is not None:
         with stage("rows"):
@@ -79,6 +89,7 @@ def measure(run: Run, processes: Processes | None) -> None:
                 negatives=EVALUATION_NEGATIVES, folder=run.folder,
             )  # fmt: skip
             untrained = plan.score(Dense(encoder))
+        further.adapter(model, encoder, train_set, rows, plan, untrained)
         with stage("libraries"):
             learner = tuning.learner(model, encoder, rows)
         del encoder  # as large as the corpus, and the tuned model's embeddings will be too; an adapter needs it
@@ -87,6 +98,14 @@ def measure(run: Run, processes: Processes | None) -> None:
         with stage("tuned"):
             measured("tuned", Dense(tuned))
             _say_if_unmoved(result)
+        further.of_tuned(learner, tuned)
+        if config["learning_curve"]:
+            with stage("learning curve"):
+                result["learning_curve"] = learning_curve(
+                    run, splits, train_set, rows, plan, untrained=untrained, scored=of, whole=arms["tuned"],
+                    base=lambda: base_of(config, source, splits, processes),
+                )  # fmt: skip
+    further.compare(arms)
     if "test" in sides:
         with stage("comparison"):
             _compare(config, {arm: by_side["test"] for arm, by_side in arms.items()}, splits, result, run.folder)

@@ -84,6 +84,19 @@ def model_of(
     config: Config, source: Any, splits: Splits, result: dict[str, Any], processes: Processes | None
 ) -> EmbeddingModel:
     """The base model, in all processes of the run. Raises UserError when the loss can't train it."""
+    model = base_of(config, source, splits, processes)
+    if config["trainer"] is not None:
+        refuse_unfit(model, needs=config["loss"].get("needs"))
+    if model.untrained:
+        note(result, UNTRAINED)
+    result["counts"]["dimensions"] = model.facts.dimensions
+    parts = [model.origin["content"], model.facts.max_seq_length, model.passage_prompt, splits.test.digest]
+    result["counts"]["truncated"] = json_kept("truncated", parts, lambda: count_truncated(model, splits.test))
+    return model
+
+
+def base_of(config: Config, source: Any, splits: Splits, processes: Processes | None) -> EmbeddingModel:
+    """The base model as it was before any training, loaded anew in all processes of the run."""
     read: list[str] = []  # stays empty where the model is as it was saved
 
     def texts() -> Iterator[str]:
@@ -96,13 +109,6 @@ def model_of(
 
         processes.tell("model", node=config["model"], allowed_packages=config["allowed_packages"], texts=read)
         same_weights(model.model, processes)
-    if config["trainer"] is not None:
-        refuse_unfit(model, needs=config["loss"].get("needs"))
-    if model.untrained:
-        note(result, UNTRAINED)
-    result["counts"]["dimensions"] = model.facts.dimensions
-    parts = [model.origin["content"], model.facts.max_seq_length, model.passage_prompt, splits.test.digest]
-    result["counts"]["truncated"] = json_kept("truncated", parts, lambda: count_truncated(model, splits.test))
     return replace(model, processes=processes)
 
 

@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from embexp import arms_shown
 from embexp.details import details
 from embexp.errors import counted
+from embexp.result_keys import LATER
 from embexp.tables import Block, Table, aligned, markdown, number
 
 HEADLINE = ["recall@1", "recall@3", "recall@5", "recall@10", "ndcg@10", "mrr@10"]
@@ -40,7 +42,7 @@ SLICES = {
 def read(folder: Path) -> dict[str, Any] | None:
     """The result of the run in a folder, or None where there is none (yet)."""
     file = folder / "result.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return dict.fromkeys(LATER) | json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def write(result: Mapping[str, Any], names: Mapping[str, str], folder: Path) -> None:
@@ -87,11 +89,15 @@ def _findings(result: Mapping[str, Any]) -> list[Block]:
 
 
 def _verdict(result: Mapping[str, Any]) -> str:
-    return trial_line(result) if result["base"]["test"] is None else verdict_line(result)
+    if result["base"]["test"] is None:
+        return trial_line(result)
+    return "\n\n".join([verdict_line(result), *arms_shown.sentences(result)])
 
 
 def _tables(result: Mapping[str, Any]) -> list[Block]:
-    return [] if result["base"]["test"] is None else [table(result), dimensions(result), *slices(result)]
+    if result["base"]["test"] is None:
+        return []
+    return [table(result), dimensions(result), *slices(result), *arms_shown.blocks(result)]
 
 
 def notes(result: Mapping[str, Any]) -> str:

@@ -57,11 +57,12 @@ def empty(config: Mapping[str, Any]) -> dict[str, Any]:
 def metrics_of(evaluations: BY_SPLIT, splits: Splits) -> dict[str, dict[str, float] | None]:
     """Split -> metric -> score; of test, over the queries that the verdict is about; null for what was not scored."""
     dev = evaluations["dev"].metrics if "dev" in evaluations else None
-    test = Evaluation(_judged(evaluations["test"], splits)).metrics if "test" in evaluations else None
+    test = Evaluation(judged(evaluations["test"], splits)).metrics if "test" in evaluations else None
     return {"dev": dev, "test": test}
 
 
-def _judged(evaluation: Evaluation, splits: Splits) -> Mapping[str, Scores]:
+def judged(evaluation: Evaluation, splits: Splits) -> Mapping[str, Scores]:
+    """Of the queries of test that the verdict is about."""
     if len(splits.judged) == len(splits.test.queries):
         return evaluation.scores
     kept = set(splits.judged)
@@ -93,7 +94,7 @@ def compared(arms: Mapping[str, Evaluation], splits: Splits, *, metric: str) -> 
             "delta": delta(part, quick),
             "queries": len(queries),
         }
-    whole = {arm: _judged(evaluation, splits) for arm, evaluation in arms.items()}
+    whole = {arm: judged(evaluation, splits) for arm, evaluation in arms.items()}
     deltas = delta(whole, whole["base"])
     return {"delta": deltas, "slices": slices, "verdict": Delta(**deltas[metric]).verdict if deltas else None}
 
@@ -150,7 +151,7 @@ def write(result: Mapping[str, Any], folder: Path) -> None:
     """
     content = json.dumps({**result, "peak_memory_mib": _peak_memory()}, default=str)
     strict = json.loads(content, parse_constant=lambda name: None)  # NaN, Infinity and -Infinity
-    for made in (folder / "model", folder / "retrieval"):
+    for made in (folder / "model", folder / "retrieval", folder / "arms"):
         if made.is_dir():
             sync(made)
     write_whole(folder / "result.json", json.dumps(strict, indent=2, allow_nan=False))

@@ -168,8 +168,11 @@ def _summary(result: Mapping[str, Any]) -> dict[str, Any]:
         flat["caveat"] = result["caveat"]
     if result["notes"]:
         flat["notes"] = "; ".join(result["notes"])
-    for arm in ("base", "tuned", "bm25"):
-        for split, metrics in (result[arm] or {}).items():
+    if result["arms_verdict"]:
+        flat |= {"arm_to_run": result["arms_verdict"]["cheapest"]}
+    for arm, measured in (result["arms"] or {arm: result[arm] or {} for arm in ("base", "tuned", "bm25")}).items():
+        for split in ("dev", "test"):
+            metrics = measured.get(split)
             flat |= {f"{split}/{arm}/{name}": score for name, score in (metrics or {}).items()}
     for name, delta in (result["delta"] or {}).items():
         flat |= {f"test/delta/{name}": delta["absolute"]}

@@ -23,6 +23,12 @@ SHOWN = {
     "training": "training",
     "tuned": "scoring the tuned model",
     "comparison": "comparing",
+    "hybrid_base": "scoring BM25 fused with the base model",
+    "adapter": "training and scoring an adapter",
+    "hybrid_tuned": "scoring BM25 fused with the tuned model",
+    "learning curve": "training on parts of the questions",
+    "costs": "measuring what the arms cost",
+    "arms": "comparing the arms",
 }
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,7 @@ class Run:
 
     result: the content of result.json, filled in on the way. folder: for the model, the checkpoints and the rankings; a
     checkpoint in it is gone on from. watch: the study that a trial belongs to; a trial looks at dev alone, and its
-    model is not kept.
+    model is not kept. keep: whether the trained model is saved in the folder.
     """
 
     config: Mapping[str, Any]
@@ -49,6 +50,24 @@ class Run:
     folder: Path
     tracker: Tracker
     watch: Watch | None
+    keep: bool = True
+
+
+@contextmanager
+def beside(run: Run, name: str, **config: Any) -> Iterator[Run]:
+    """A training of the run's own beside the main one: what it starts from is the same, but for these keys of config.
+
+    It has a folder under checkpoints/, so that it goes on after a kill and nothing of it is left when the run is done;
+    only metrics.jsonl there hears of it, and its model is for the caller to keep.
+    """
+    folder = run.folder / "checkpoints" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    result = {"fingerprint": run.result["fingerprint"], "counts": {}}
+    tracker = Tracker(folder, None)
+    try:
+        yield Run({**run.config, **config}, result, folder, tracker, watch=None, keep=False)
+    finally:
+        tracker.finish({}, exit_code=0)
 
 
 def learner(model: EmbeddingModel, encoder: Encoder, rows: Rows) -> EmbeddingModel:
@@ -96,7 +115,7 @@ def tune(
         done = train(model, task, dev_metrics=look, tracker=run.tracker, watch=watch)
     result["counts"] |= {"train_rows": len(rows), "masked_conflicts": done.masked_rows}
     result["counts"] |= {"steps": done.steps, "best_step": done.best_step}
-    if watch is None or watch.scores_test:
+    if run.keep and (watch is None or watch.scores_test):
         save(model, folder / "model", run=folder.name)
     # the weights are those of the last look where the last step is the best: what it embedded stands
     stands = encoders and done.best_step == done.steps and model.lora is None  # merging rounds
