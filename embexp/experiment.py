@@ -5,21 +5,24 @@ Read this module first; every step is one call into the module that does it. Cal
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embexp import manifest, tuning
+from embexp import manifest, merging, tuning
 from embexp import result as results
 from embexp.arms import BM25, Arm, Dense
 from embexp.components import build
 from embexp.encoding import Encoder
-from embexp.evaluators import Evaluation, evaluate
-from embexp.looks import plan_of
+from embexp.evaluators import Evaluation, Evaluator, evaluate
+from embexp.forgetting import guard_of
+from embexp.looks import Plan, plan_of
+from embexp.models import EmbeddingModel
 from embexp.negatives import draw_random
 from embexp.preparing import data_of, helpers_of, model_of, note, rows_of
 from embexp.retrieval_set import RetrievalSet, Splits
+from embexp.shapes import Rows
 from embexp.stages import timer
 from embexp.tuning import Run
 
@@ -41,28 +44,26 @@ UNMOVED = (
 
 
 def measure(run: Run, processes: Processes | None) -> None:
-    """Run the experiment that the run's config describes and fill in its result, the content of result.json.
-
-    processes: see EmbeddingModel.
-    """
+    """Run the experiment that the run's config describes and fill in its result. processes: see EmbeddingModel."""
     config, result, watch = run.config, run.result, run.watch
-    allowed, stage = config["allowed_packages"], timer(result["seconds"])
+    allowed, stage, arms = config["allowed_packages"], timer(result["seconds"]), dict[str, dict[str, Evaluation]]()
 
     with stage("model"):
         source, helpers = build(config["model"], allowed=allowed, without=["kind"]), helpers_of(config)
     with stage("data"):
         splits = data_of(config, result)
-        result["counts"] = results.counts(splits)
+        result["counts"], sides = results.counts(splits), _sides(splits, watch)
+        evaluators = [build(node, allowed=allowed) for node in config["evaluator"].values()]
+        score = partial(_score, evaluators)
+        guard = guard_of(config, splits, result, score, tests="test" in sides)
     with stage("loading"):
         model = model_of(config, source, splits, result, processes)
         result["fingerprint"] = results.fingerprint(splits, model.origin, helpers)
-        evaluators = [build(node, allowed=allowed) for node in config["evaluator"].values()]
-
-    sides, arms = _sides(splits, watch), dict[str, dict[str, Evaluation]]()
 
     def measured(name: str, arm: Arm) -> None:
-        arms[name] = {side: evaluate(evaluators, arm, data, **EVALUATION_NEGATIVES) for side, data in sides.items()}
+        arms[name] = {side: score(arm, data) for side, data in sides.items()}
         result[name] = results.metrics_of(arms[name], splits)
+        guard.measure(name, arm)
 
     with stage("bm25"):
         measured("bm25", BM25())
@@ -73,23 +74,41 @@ def measure(run: Run, processes: Processes | None) -> None:
     if config["trainer"] is not None:
         with stage("rows"):
             train_set, rows = rows_of(config, model, splits, encoder, result)
-            plan = plan_of(
-                config["trainer"], evaluators, arms["base"]["dev"], splits.dev, model=model, train_set=train_set,
-                rows=len(rows), looks_per_epoch=watch.looks if watch is not None else None,
-                negatives=EVALUATION_NEGATIVES, folder=run.folder,
-            )  # fmt: skip
+            plan = _plan(run, model, evaluators, arms["base"]["dev"], splits, train_set, rows)
             untrained = plan.score(Dense(encoder))
         with stage("libraries"):
             learner = tuning.learner(model, encoder, rows)
+            before = merging.weights_of(learner) if config["merge"] else {}
         del encoder  # as large as the corpus, and the tuned model's embeddings will be too; an adapter needs it
         with stage("training"):
             tuned = tuning.tune(learner, train_set, rows, plan, run, untrained=untrained)
+        if config["merge"]:
+            with stage("merging"):
+                measured("fully_tuned", Dense(tuned))
+                tuned = merging.merged(learner, before, tuned, splits.dev, guard=guard, config=config, result=result)
         with stage("tuned"):
+            tuning.keep(learner, run)
             measured("tuned", Dense(tuned))
             _say_if_unmoved(result)
     if "test" in sides:
         with stage("comparison"):
             _compare(config, {arm: by_side["test"] for arm, by_side in arms.items()}, splits, result, run.folder)
+
+
+def _score(evaluators: Sequence[Evaluator], arm: Arm, data: RetrievalSet) -> Evaluation:
+    return evaluate(evaluators, arm, data, **EVALUATION_NEGATIVES)
+
+
+def _plan(
+    run: Run, model: EmbeddingModel, evaluators: Sequence[Evaluator], base: Evaluation, splits: Splits,
+    train_set: RetrievalSet, rows: Rows,
+) -> Plan:  # fmt: skip
+    """What is measured of dev while the model trains."""
+    return plan_of(
+        run.config["trainer"], evaluators, base, splits.dev, model=model, train_set=train_set, rows=len(rows),
+        looks_per_epoch=run.watch.looks if run.watch is not None else None, negatives=EVALUATION_NEGATIVES,
+        folder=run.folder,
+    )  # fmt: skip
 
 
 def _compare(

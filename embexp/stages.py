@@ -21,6 +21,7 @@ SHOWN = {
     "rows": "making rows to train on",
     "libraries": "loading the trainer",
     "training": "training",
+    "merging": "mixing base and tuned weights",
     "tuned": "scoring the tuned model",
     "comparison": "comparing",
 }
