@@ -43,9 +43,10 @@ def mistakes_in(config: Mapping[str, Any]) -> list[str]:
     if config["trainer"] is None:
         trained = [*(f"arms=[{arm}]" for arm in OF_A_TRAINING if arm in arms), *(["learning_curve=true"] * curve)]
         problems += [f"{what} needs a training, and trainer=none has none; leave one of them out" for what in trained]
-    elif "adapter" in arms:
-        problems += _adapter_mistakes(config)
-    return problems
+        return problems
+    if "merged" in arms and config["merge"]:
+        problems.append("arms=[merged]: with merge=true the tuned model is merged already; leave one of them out")
+    return problems + (_adapter_mistakes(config) if "adapter" in arms else [])
 
 
 def _adapter_mistakes(config: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,8 @@ from embexp.tables import Block, Table, number
 
 NAMES = {
     "bm25": "BM25", "base": "base", "hybrid_base": "BM25 + base", "adapter": "adapter", "tuned": "tuned",
-    "hybrid_tuned": "BM25 + tuned", "merged": "merged", "reranked": "tuned + reranker",
+    "fully_tuned": "tuned, not merged", "hybrid_tuned": "BM25 + tuned", "merged": "merged",
+    "reranked": "tuned + reranker",
 }  # fmt: skip
 
 

@@ -12,7 +12,8 @@ from embexp import arms_config, checks
 from embexp.checks import CONFIG_FOLDER, Program, Types, nearest
 from embexp.errors import listed
 
-GROUPS = ["model", "dataset", "loss", "negatives", "evaluator", "trainer", "logger"]
+GROUPS = ["model", "dataset", "guard_dataset", "loss", "negatives", "evaluator", "trainer", "logger"]
+PLACED = {"guard_dataset": "dataset@guard_dataset"}
 SHAPES = ["pair", "triplet", "n_tuple", "labelled_pair", "scored_pair", "list"]
 NEEDS_NEGATIVES = ["triplet", "n_tuple", "list"]
 MEASURES = ["recall", "precision", "accuracy", "mrr", "map", "ndcg"]
@@ -96,6 +97,9 @@ ROOT_TYPES: dict[str, Types] = {
     "cache_size_gb": ((int, float, type(None)), "a number of gigabytes, or null"),
     "debug": ((bool,), "true or false"),
     "allowed_packages": ((list,), "a list of package names"),
+    "guard_dataset": ((dict, type(None)), "chosen with guard_dataset=NAME, or null"),
+    "merge": ((bool, list, type(None)), "true, a list of shares of the change from 0 to 1, or null"),
+    "max_forgetting": ((int, float, type(None)), "a number such as 0.02, or null"),
     "sweep": ((dict, type(None)), "chosen with sweep=NAME, or null"),
 }
 
@@ -118,6 +122,7 @@ def _mistakes_of_experiments(config: Mapping[str, Any]) -> list[str]:
         + _needs_mistakes(config)
         + _adapter_mistakes(config)
         + arms_config.mistakes_in(config)
+        + _forgetting_mistakes(config)
     )
 
 
@@ -223,6 +228,23 @@ def _adapter_mistakes(config: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _forgetting_mistakes(config: Mapping[str, Any]) -> list[str]:
+    """Shares that are none, and a limit to what is lost on a guard set that is not there."""
+    problems, merge, most = [], config["merge"], config["max_forgetting"]
+    if isinstance(merge, list):
+        right = [share for share in merge if isinstance(share, int | float) and not isinstance(share, bool)]
+        if not merge or len(right) < len(merge) or not all(0 <= share <= 1 for share in right):
+            problems.append(
+                f"merge={merge} must be true, or a list of shares of the change from 0 to 1, such as [0.5,1]"
+            )
+    if isinstance(most, int | float) and not 0 <= most <= 1:
+        problems.append(f"max_forgetting={most} must be from 0 to 1: 0.02 lets the metric fall by two points")
+    if most is not None and config["guard_dataset"] is None:
+        problems.append(f"max_forgetting={most} is of a guard set, and there is none; add guard_dataset=nanobeir, or "
+                        "any other data set")  # fmt: skip
+    return problems
+
+
 def _losses_by_shape() -> dict[str, list[str]]:
     files = {path.stem: OmegaConf.load(path) for path in sorted((CONFIG_FOLDER / "loss").glob("*.yaml"))}
     # a loss around another accepts what that one does
@@ -232,8 +254,9 @@ def _losses_by_shape() -> dict[str, list[str]]:
 EXPERIMENT = Program(
     name="config",
     groups=[*GROUPS, "adapter_arm"],
-    choices=[*GROUPS, "experiment", "sweep", "sampler", "pruner"],
+    choices=[*(group for group in GROUPS if group not in PLACED), "experiment", "sweep", "sampler", "pruner"],
     lists=["evaluator"],
+    placed=PLACED,
     root=ROOT_TYPES,
     owned={**RUNNER_OWNS, "adapter_arm": RUNNER_OWNS["trainer"]},
     own_keys=OWN_KEYS,

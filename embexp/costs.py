@@ -31,6 +31,7 @@ FOUND = 10  # passages that a question asks for
 MIB = 2**20
 
 Scorer = Callable[[Sequence[str], Sequence[str]], np.ndarray]  # a score for each pair of texts
+Key = tuple[int, ...]
 Finder = Callable[[str, int], np.ndarray]  # a question's text and how many -> places of the first passages, best first
 
 
@@ -47,6 +48,11 @@ class Serving:
     keyword: bool = False
     scorer: Scorer | None = None
     depth: int = 50
+
+    @property
+    def alike(self) -> tuple[int, ...]:
+        """The same for arms that answer in the same way."""
+        return id(self.model), self.keyword, id(self.scorer), self.depth
 
 
 @dataclass(frozen=True)
@@ -72,14 +78,16 @@ def costs(
         index, keyword_s = _timed(lambda: KeywordIndex(corpus))
         models = {id(arm.model): arm.model for arm in arms.values() if arm.model is not None}
         embed_s = {key: _seconds_to_embed(model, sample) * len(texts) / len(sample) for key, model in models.items()}
-        finders = {name: _finder(arm, index, texts, vectors) for name, arm in arms.items()}
+        finders = {arm.alike: _finder(arm, index, texts, vectors) for arm in arms.values()}
         waited = _in_turn(finders, asked)
     found = {}
     for name, arm in arms.items():
         by_keyword = arm.keyword or arm.model is None
         seconds = embed_s.get(id(arm.model), 0.0) + (keyword_s if by_keyword else 0.0)
         size = (vectors.nbytes if arm.model is not None else 0) + (index.nbytes if by_keyword else 0)
-        found[name] = Cost(round(seconds, 3), round(size / MIB, 3), round(1000 * statistics.median(waited[name]), 3))
+        found[name] = Cost(
+            round(seconds, 3), round(size / MIB, 3), round(1000 * statistics.median(waited[arm.alike]), 3)
+        )
     return found
 
 
@@ -94,9 +102,9 @@ def _seconds_to_embed(model: EmbeddingModel, sample: Sequence[str]) -> float:
     return _timed(lambda: Encoder(model).passages(sample))[1]
 
 
-def _in_turn(finders: Mapping[str, Finder], asked: Sequence[str]) -> dict[str, list[float]]:
-    """Seconds of each question by arm; the first, which warms up, is not counted where there are others."""
-    waited: dict[str, list[float]] = {name: [] for name in finders}
+def _in_turn(finders: Mapping[Key, Finder], asked: Sequence[str]) -> dict[Key, list[float]]:
+    """Seconds of each question by finder; the first, which warms up, is not counted where there are others."""
+    waited: dict[Key, list[float]] = {name: [] for name in finders}
     for question in asked:
         for name, find in finders.items():
             if len(waited[name]) <= FEWEST or sum(waited[name]) < ENOUGH_S:

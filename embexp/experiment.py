@@ -5,23 +5,24 @@ Read this module first; every step is one call into the module that does it. Cal
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embexp import manifest, tuning
+from embexp import manifest, merging, tuning
 from embexp import result as results
-from embexp.arms import BM25, Arm, Dense
+from embexp.arms import Arm, Dense
 from embexp.components import build
 from embexp.encoding import Encoder
-from embexp.evaluators import Evaluation, evaluate
+from embexp.evaluators import Evaluation, Evaluator, evaluate
+from embexp.forgetting import guard_of
 from embexp.further_arms import FurtherArms
-from embexp.learning_curve import learning_curve
-from embexp.looks import plan_of
+from embexp.looks import Plan, plan_of
+from embexp.models import EmbeddingModel
 from embexp.negatives import draw_random
 from embexp.preparing import base_of, data_of, helpers_of, model_of, note, rows_of
 from embexp.retrieval_set import RetrievalSet, Splits
+from embexp.shapes import Rows
 from embexp.stages import timer
 from embexp.tuning import Run
 
@@ -43,81 +44,81 @@ UNMOVED = (
 
 
 def measure(run: Run, processes: Processes | None) -> None:
-    """Run the experiment that the run's config describes and fill in its result, the content of result.json.
-
-    processes: see EmbeddingModel.
-    """
-    config, result, watch = run.config, run.result, run.watch
-    allowed, stage = config["allowed_packages"], timer(result["seconds"])
+    """Run the experiment that the run's config describes and fill in its result. processes: see EmbeddingModel."""
+    config, result = run.config, run.result
+    allowed, stage, arms = config["allowed_packages"], timer(result["seconds"]), dict[str, dict[str, Evaluation]]()
 
     with stage("model"):
         source, helpers = build(config["model"], allowed=allowed, without=["kind"]), helpers_of(config)
     with stage("data"):
         splits = data_of(config, result)
-        result["counts"] = results.counts(splits)
+        result["counts"], sides = results.counts(splits), _sides(splits, run.watch)
+        evaluators = [build(node, allowed=allowed) for node in config["evaluator"].values()]
+        guard = guard_of(config, splits, result, partial(_score, evaluators), tests="test" in sides)
+        further = FurtherArms(run, splits, sides, arms, guard, stage)
     with stage("loading"):
         model = model_of(config, source, splits, result, processes)
         result["fingerprint"] = results.fingerprint(splits, model.origin, helpers)
-        evaluators = [build(node, allowed=allowed) for node in config["evaluator"].values()]
-
-    sides, arms = _sides(splits, watch), dict[str, dict[str, Evaluation]]()
-
-    def of(arm: Arm) -> dict[str, Evaluation]:
-        return {side: evaluate(evaluators, arm, data, **EVALUATION_NEGATIVES) for side, data in sides.items()}
-
-    def scored(name: str, arm: Arm) -> None:
-        arms[name] = of(arm)
 
     def measured(name: str, arm: Arm) -> None:
-        arms[name] = of(arm)
+        arms[name] = {side: guard.score(arm, data) for side, data in sides.items()}
         result[name] = results.metrics_of(arms[name], splits)
+        guard.measure(name, arm)
 
-    further = FurtherArms(run, splits, stage, scored, keyword := BM25())
     with stage("bm25"):
-        measured("bm25", keyword)
+        measured("bm25", further.keyword)
     with stage("base"):
         encoder = Encoder(model, progress="base model", content=model.origin["content"])
         measured("base", Dense(encoder))
     further.of_base(model, encoder)
-
     if config["trainer"] is not None:
         with stage("rows"):
             train_set, rows = rows_of(config, model, splits, encoder, result)
-            plan = plan_of(
-                config["trainer"], evaluators, arms["base"]["dev"], splits.dev, model=model, train_set=train_set,
-                rows=len(rows), looks_per_epoch=watch.looks if watch is not None else None,
-                negatives=EVALUATION_NEGATIVES, folder=run.folder,
-            )  # fmt: skip
-            untrained = plan.score(Dense(encoder))
-        further.adapter(model, encoder, train_set, rows, plan, untrained)
+            plan, untrained = _plan(run, model, encoder, evaluators, arms["base"]["dev"], splits, train_set, rows)
         with stage("libraries"):
             learner = tuning.learner(model, encoder, rows)
+            before = merging.weights_of(learner) if config["merge"] else {}
+        further.before_training(learner, encoder, train_set, rows, plan, untrained)
         del encoder  # as large as the corpus, and the tuned model's embeddings will be too; an adapter needs it
         with stage("training"):
             tuned = tuning.tune(learner, train_set, rows, plan, run, untrained=untrained)
+        if config["merge"]:
+            with stage("merging"):
+                measured("fully_tuned", Dense(tuned))
+                tuned = merging.merged(learner, before, tuned, splits.dev, guard=guard, config=config, result=result)
         with stage("tuned"):
+            tuning.keep(learner, run)
             measured("tuned", Dense(tuned))
             _say_if_unmoved(result)
-        further.of_tuned(learner, tuned)
-        if config["learning_curve"]:
-            with stage("learning curve"):
-                result["learning_curve"] = learning_curve(
-                    run, splits, train_set, rows, plan, untrained=untrained, scored=of, whole=arms["tuned"],
-                    base=lambda: base_of(config, source, splits, processes),
-                )  # fmt: skip
-    further.compare(arms)
+        further.of_tuned(learner, tuned, base=partial(base_of, config, source, splits, processes))
     if "test" in sides:
+        further.compare()
         with stage("comparison"):
-            _compare(config, {arm: by_side["test"] for arm, by_side in arms.items()}, splits, result, run.folder)
+            _compare(run, {arm: by_side["test"] for arm, by_side in arms.items()}, splits)
 
 
-def _compare(
-    config: Config, on_test: Mapping[str, Evaluation], splits: Splits, result: dict[str, Any], folder: Path
-) -> None:
-    result |= results.compared(on_test, splits, metric=config["metric"])
-    results.write_retrieval(on_test, splits, folder / "retrieval", config)
-    if config["limit"] is None:  # else the run has not seen all that there was
-        manifest.write(manifest.of(splits), folder)
+def _score(evaluators: Sequence[Evaluator], arm: Arm, data: RetrievalSet) -> Evaluation:
+    return evaluate(evaluators, arm, data, **EVALUATION_NEGATIVES)
+
+
+def _plan(
+    run: Run, model: EmbeddingModel, encoder: Encoder, evaluators: Sequence[Evaluator], base: Evaluation,
+    splits: Splits, train_set: RetrievalSet, rows: Rows,
+) -> tuple[Plan, dict[str, float]]:  # fmt: skip
+    """What is measured of dev while the model trains, and what that is of the base."""
+    plan = plan_of(
+        run.config["trainer"], evaluators, base, splits.dev, model=model, train_set=train_set, rows=len(rows),
+        looks_per_epoch=run.watch.looks if run.watch is not None else None, negatives=EVALUATION_NEGATIVES,
+        folder=run.folder,
+    )  # fmt: skip
+    return plan, plan.score(Dense(encoder))
+
+
+def _compare(run: Run, on_test: Mapping[str, Evaluation], splits: Splits) -> None:
+    run.result.update(results.compared(on_test, splits, metric=run.config["metric"]))
+    results.write_retrieval(on_test, splits, run.folder / "retrieval", run.config)
+    if run.config["limit"] is None:  # else the run has not seen all that there was
+        manifest.write(manifest.of(splits), run.folder)
 
 
 def _sides(splits: Splits, watch: Watch | None) -> dict[str, RetrievalSet]:

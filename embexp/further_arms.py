@@ -9,13 +9,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from embexp import arm_choice, tuning
+from embexp import arm_choice, merging, tuning
 from embexp import result as results
-from embexp.arms import Arm, Dense, Hybrid
+from embexp.arms import BM25, Arm, Dense, Hybrid
 from embexp.costs import PASSAGES, QUESTIONS, Serving, costs, training_seconds
 from embexp.encoding import Encoder
 from embexp.errors import UserError
 from embexp.evaluators import Evaluation
+from embexp.forgetting import Guard
+from embexp.learning_curve import LearningCurve
 from embexp.looks import Plan
 from embexp.model_facts import facts_of
 from embexp.models import EmbeddingModel
@@ -24,86 +26,123 @@ from embexp.shapes import Rows
 from embexp.stages import Timer
 from embexp.tuning import Run
 
-# in the order of their parts, simple ones first: among equals the first is chosen
-NAMES = ("bm25", "base", "hybrid_base", "adapter", "tuned", "hybrid_tuned", "merged", "reranked")
-Scored = Callable[[str, Arm], None]  # scores an arm on dev and test, under a name
+ByArm = dict[str, dict[str, Evaluation]]  # an arm's name -> dev and test
+# simple ones first: among equals the first is chosen
+NAMES = (
+    "bm25", "base", "hybrid_base", "adapter", "tuned", "fully_tuned", "merged", "hybrid_tuned", "reranked",
+)  # fmt: skip
 
 
 class FurtherArms:
-    """What a run's config asks for under `arms`; where that is nothing, nothing is done.
+    """What a run's config asks for under `arms`, and its learning curve; where that is nothing, nothing is done.
 
     It is told of each model as the run comes to it: models are trained in place, so the base is there but once.
+    keyword: BM25, with which hybrids fuse.
     """
 
-    def __init__(self, run: Run, splits: Splits, stage: Timer, scored: Scored, keyword: Arm) -> None:
-        """keyword: the arm that hybrids fuse with. Raises UserError where there is no dev to choose by."""
-        self._run, self._splits, self._stage, self._scored, self._keyword = run, splits, stage, scored, keyword
+    def __init__(
+        self, run: Run, splits: Splits, sides: Mapping[str, RetrievalSet], arms: ByArm, guard: Guard, stage: Timer
+    ) -> None:
+        """arms: what was measured so far, by name and side, to which is added. sides: dev and test. guard: scores, and
+        has its say in merging. Raises UserError where there is no dev to choose by."""
+        self._run, self._splits, self._sides, self._arms = run, splits, sides, arms
+        self._guard, self._stage = guard, stage
+        self.keyword = BM25()
         self._asked: frozenset[str] = frozenset(run.config["arms"])
-        self._serving: dict[str, Serving] = {}
+        self._serving: dict[str, Serving] = {"bm25": Serving(None)}
         self._training_s: dict[str, float] = {"bm25": 0.0, "base": 0.0}
-        self._encoder: Encoder | None = None  # whose vectors of the corpus are searched to see what a question costs
+        self._before: merging.Weights = {}
         if self._asked and not splits.dev.queries:
             raise UserError("arms are chosen by dev, and the data set has no dev questions; set arms=[]")
+
+    def _score(self, arm: Arm) -> dict[str, Evaluation]:
+        return {side: self._guard.score(arm, data) for side, data in self._sides.items()}
 
     def of_base(self, model: EmbeddingModel, encoder: Encoder) -> None:
         """The base has been scored."""
         if not self._asked:
             return
-        self._encoder = encoder
-        self._serving |= {"bm25": Serving(None), "base": Serving(_served(model))}
+        self._serving["base"] = Serving(_served(model))
         self._hybrid("base", encoder)
+        if self._run.config["trainer"] is None:
+            self._encoder = encoder
 
-    def adapter(
-        self, model: EmbeddingModel, encoder: Encoder, train_set: RetrievalSet, rows: Rows, plan: Plan,
+    def before_training(
+        self, learner: EmbeddingModel, encoder: Encoder, train_set: RetrievalSet, rows: Rows, plan: Plan,
         untrained: Mapping[str, float],
     ) -> None:  # fmt: skip
-        """Train an adapter behind the base, which must still be as it was; keep it in arms/adapter."""
+        """The base is about to be trained as `learner`: an adapter is trained behind it first, kept in arms/adapter.
+
+        encoder: of the base. train_set, rows, plan, untrained: see `tuning.tune`.
+        """
+        self._curve = LearningCurve(self._run, self._splits, train_set, rows, plan, untrained)
+        if "merged" in self._asked:
+            self._before = merging.weights_of(learner)
         if "adapter" not in self._asked:
             return
         chosen = dict(self._run.config["adapter_arm"])
-        base = replace(model, adapter=chosen.pop("kind"), lora=None)
+        base = replace(learner, adapter=chosen.pop("kind"), lora=None)
         arguments = {**self._run.config["trainer"], **chosen}
         with self._stage("adapter"), tuning.beside(self._run, "adapter", trainer=arguments) as beside:
             head = tuning.learner(base, encoder, rows)
             found = tuning.tune(head, train_set, rows, plan, beside, untrained=untrained)
             tuning.save(head, self._run.folder / "arms" / "adapter", run=self._run.folder.name)
-            self._scored("adapter", Dense(found))
+            self._arms["adapter"] = self._score(Dense(found))
             self._training_s["adapter"] = training_seconds(beside.folder / "metrics.jsonl")
         self._serving["adapter"] = Serving(_served(head))
 
-    def of_tuned(self, model: EmbeddingModel, encoder: Encoder) -> None:
-        """The tuned model has been scored."""
-        if not self._asked:
-            return
-        self._encoder = encoder
-        self._serving["tuned"] = Serving(_served(model))
-        if model.base is None:  # trained in place: the base's network is the same, only its weights were others
-            self._serving |= {name: Serving(self._serving["tuned"].model, bool(arm.keyword))
-                              for name, arm in self._serving.items() if name in ("base", "hybrid_base")}  # fmt: skip
-        self._training_s["tuned"] = training_seconds(self._run.folder / "metrics.jsonl")
-        self._hybrid("tuned", encoder)
+    def of_tuned(self, model: EmbeddingModel, encoder: Encoder, *, base: Callable[[], EmbeddingModel]) -> None:
+        """The tuned model has been scored and saved. base: loads the base anew, as a learning curve needs it."""
+        if self._asked:
+            self._encoder, served = encoder, Serving(_served(model))
+            if model.base is None:  # trained in place: the base has the same network, and is measured as one with it
+                self._serving |= {name: replace(self._serving[name], model=served.model)
+                                  for name in ("base", "hybrid_base") if name in self._serving}  # fmt: skip
+            seconds, merging_s = training_seconds(self._run.folder / "metrics.jsonl"), self._run.result["seconds"]
+            for name in ("fully_tuned", "tuned") if "fully_tuned" in self._arms else ("tuned",):
+                self._serving[name], self._training_s[name] = served, seconds
+            self._training_s["tuned"] += merging_s.get("merging", 0.0)
+            self._hybrid("tuned", encoder)
+            if "merged" in self._asked:
+                self._merge(model, encoder)
+        if self._run.config["learning_curve"]:
+            with self._stage("learning curve"):
+                whole = self._arms.get("fully_tuned", self._arms["tuned"])
+                self._run.result["learning_curve"] = self._curve.measured(base, self._score, whole)
 
     def _hybrid(self, name: str, encoder: Encoder) -> None:
         if "hybrid" not in self._asked:
             return
         with self._stage(f"hybrid_{name}"):
-            self._scored(f"hybrid_{name}", Hybrid(self._keyword, Dense(encoder)))
+            self._arms[f"hybrid_{name}"] = self._score(Hybrid(self.keyword, Dense(encoder)))
         self._serving[f"hybrid_{name}"] = Serving(self._serving[name].model, keyword=True)
         self._training_s[f"hybrid_{name}"] = self._training_s[name]
 
-    def compare(self, arms: Mapping[str, Mapping[str, Evaluation]]) -> None:
-        """Write the keys `arms` and `arms_verdict` of the result. arms: what was measured, by name and split."""
+    def _merge(self, model: EmbeddingModel, encoder: Encoder) -> None:
+        """The model takes other weights here, so that this comes last."""
+        seconds = self._run.result["seconds"]
+        with self._stage("merged"):
+            mixture = merging.Mixture(model, self._before)
+            shares, dev = merging.shares_of(True), self._splits.dev
+            mixed, self._mixed = merging.merge(mixture, encoder, dev, shares=shares, guard=self._guard)
+            tuning.save(model, self._run.folder / "arms" / "merged", run=self._run.folder.name)
+            self._arms["merged"] = self._score(Dense(mixed))
+        self._serving["merged"] = self._serving["tuned"]
+        self._training_s["merged"] = round(self._training_s["tuned"] + seconds["merged"], 2)
+
+    def compare(self) -> None:
+        """Write the keys `arms` and `arms_verdict` of the result; the arm `merged` has `merge` too, see `merging`."""
         if not self._asked:
             return
         config, test = self._run.config, self._splits.test
         with self._stage("costs"):
-            assert self._encoder is not None
-            vectors = self._encoder.passages(list(test.corpus.values()))
-            questions = list(test.queries.values())
+            vectors, questions = self._encoder.passages(list(test.corpus.values())), list(test.queries.values())
             spent = costs(self._serving, test.corpus, questions, vectors, seed=config["seed"])
         with self._stage("arms"):
             cost = {name: {"training_s": self._training_s[name], **asdict(spent[name])} for name in spent}
-            found = compared(arms, cost, self._splits, metric=config["metric"], margin=config["margin"])
+            found = compared(self._arms, cost, self._splits, metric=config["metric"], margin=config["margin"])
+            if "merged" in self._asked:
+                found["arms"]["merged"]["merge"] = self._mixed
             self._run.result.update(found)
 
 

@@ -1,4 +1,4 @@
-"""Would more questions help? Trains on a quarter and a half of them too. Called by `experiment`.
+"""Would more questions help? Trains on a quarter and a half of them too. Called by `further_arms`.
 
 Each is a training of its own from the base, with the run's own settings; that on all questions is the run's. What a
 doubling of the questions has brought is the slope of the score over their logarithm, the usual form of such curves
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,49 +36,52 @@ FEWEST = 8  # questions to train on
 BySide = Mapping[str, Evaluation]  # dev and test
 
 
-def learning_curve(
-    run: Run,
-    splits: Splits,
-    train_set: RetrievalSet,
-    rows: Rows,
-    plan: Plan,
-    *,
-    untrained: Mapping[str, float],
-    base: Callable[[], EmbeddingModel],
-    scored: Callable[[Arm], BySide],
-    whole: BySide,
-) -> dict[str, Any]:
-    """The key `learning_curve` of the result.
+@dataclass(frozen=True)
+class LearningCurve:
+    """What a run is trained on, to train on parts of it. untrained: what a look at dev, as planned, measures of the
+    base."""
 
-    rows: of the train set, of which each part takes its own. untrained: what a look measures of the base. base: loads
-    it anew. scored: measures an arm. whole: the tuned model's scores. Raises UserError for fewer than FEWEST questions.
-    """
-    config, count = run.config, len(train_set.queries)
-    if count < FEWEST:
-        raise UserError(f"learning_curve=true: train has {count} questions, and their parts need {FEWEST} at least")
-    found: list[tuple[float, int, BySide]] = []
-    for share in SHARES:
-        queries = nested(train_set, share, seed=config["seed"])
-        log.info("training on %d of %d questions", len(queries), count)
-        model = base()
-        encoder = Encoder(model, content=model.origin["content"])
-        part = rows.of_queries(set(queries))
-        with tuning.beside(run, f"questions-{share:.0%}".rstrip("%")) as beside:
-            learner = tuning.learner(model, encoder, part)
-            del encoder
-            tuned = tuning.tune(learner, train_set.with_queries(queries), part, plan, beside, untrained=untrained)
-        found.append((share, len(queries), scored(Dense(tuned))))
-    found.append((1.0, count, whole))
-    points = [
-        {"share": share, "questions": questions, **results.metrics_of(sides, splits)}
-        for share, questions, sides in found
-    ]
-    test = [results.judged(sides["test"], splits)[config["metric"]] for _, _, sides in found]
-    document_of = {query: splits.test.document_of(query) for query in splits.test.queries}
-    more = extrapolated(
-        [questions for _, questions, _ in found], test, document_of=document_of, margin=config["margin"]
-    )
-    return {"metric": config["metric"], "seed": config["seed"], "points": points, **more}
+    run: Run
+    splits: Splits
+    train_set: RetrievalSet
+    rows: Rows
+    plan: Plan
+    untrained: Mapping[str, float]
+
+    def measured(
+        self, base: Callable[[], EmbeddingModel], score: Callable[[Arm], BySide], whole: BySide
+    ) -> dict[str, Any]:
+        """The key `learning_curve` of the result.
+
+        base: loads it anew. score: measures an arm on dev and test. whole: the scores of the model that was trained on
+        all questions. Raises UserError for fewer than FEWEST questions.
+        """
+        config, count = self.run.config, len(self.train_set.queries)
+        if count < FEWEST:
+            raise UserError(f"learning_curve=true: train has {count} questions, and its parts need {FEWEST} at least")
+        found = [(share, *self._trained(share, base, score)) for share in SHARES] + [(1.0, count, whole)]
+        points = [
+            {"share": share, "questions": questions, **results.metrics_of(sides, self.splits)}
+            for share, questions, sides in found
+        ]
+        scores = [results.judged(sides["test"], self.splits)[config["metric"]] for _, _, sides in found]
+        test, questions = self.splits.test, [questions for _, questions, _ in found]
+        document_of = {query: test.document_of(query) for query in test.queries}
+        more = extrapolated(questions, scores, document_of=document_of, margin=config["margin"])
+        return {"metric": config["metric"], "seed": config["seed"], "points": points, **more}
+
+    def _trained(
+        self, share: float, base: Callable[[], EmbeddingModel], score: Callable[[Arm], BySide]
+    ) -> tuple[int, BySide]:
+        """How many questions this share is, and what a model trained on them scores."""
+        queries = nested(self.train_set, share, seed=self.run.config["seed"])
+        log.info("training on %d of %d questions", len(queries), len(self.train_set.queries))
+        part, model = self.rows.of_queries(set(queries)), base()
+        with tuning.beside(self.run, f"questions-{round(100 * share)}") as beside:
+            learner = tuning.learner(model, Encoder(model, content=model.origin["content"]), part)
+            part_set = self.train_set.with_queries(queries)
+            tuned = tuning.tune(learner, part_set, part, self.plan, beside, untrained=self.untrained)
+        return len(queries), score(Dense(tuned))
 
 
 def nested(train_set: RetrievalSet, share: float, *, seed: int) -> list[str]:

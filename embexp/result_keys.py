@@ -1,7 +1,11 @@
-"""The keys of result.json: `result` writes them, `runs` expects them and can't import what `result` takes."""
+"""The keys of result.json: `result` writes them, `runs` expects them and can't import what `result` takes.
+
+LATER: which results of earlier versions have not.
+"""
 
 KEYS = [
     "status", "error", "metric", "base", "tuned", "bm25", "delta", "slices", "verdict", "caveat", "notes", "counts",
-    "seconds", "fingerprint", "versions", "seed", "git", "names", "config", "arms", "arms_verdict", "learning_curve",
+    "seconds", "fingerprint", "versions", "seed", "git", "names", "config", "forgetting", "merge", "fully_tuned",
+    "arms", "arms_verdict", "learning_curve",
 ]  # fmt: skip
-LATER = ["names", "arms", "arms_verdict", "learning_curve"]  # that results of earlier versions lack
+LATER = ["names", "forgetting", "merge", "fully_tuned", "arms", "arms_verdict", "learning_curve"]

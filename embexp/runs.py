@@ -19,7 +19,7 @@ from embexp.result_keys import KEYS, LATER
 
 UNFINISHED = "unfinished"  # it is running, or was ended from outside: either way there is no result.json
 GROUPS = ("loss", "model", "dataset")
-NEEDED = [key for key in KEYS if key not in LATER]
+NEEDED = [key for key in KEYS if key not in LATER]  # of names Hydra's files tell
 CONFIG = ("metric", "seed", "limit", "dataset")  # what is read of a config
 
 

@@ -42,7 +42,7 @@ class Run:
 
     result: the content of result.json, filled in on the way. folder: for the model, the checkpoints and the rankings; a
     checkpoint in it is gone on from. watch: the study that a trial belongs to; a trial looks at dev alone, and its
-    model is not kept. keep: whether the trained model is saved in the folder.
+    model is not kept.
     """
 
     config: Mapping[str, Any]
@@ -50,7 +50,6 @@ class Run:
     folder: Path
     tracker: Tracker
     watch: Watch | None
-    keep: bool = True
 
 
 @contextmanager
@@ -65,7 +64,7 @@ def beside(run: Run, name: str, **config: Any) -> Iterator[Run]:
     result = {"fingerprint": run.result["fingerprint"], "counts": {}}
     tracker = Tracker(folder, None)
     try:
-        yield Run({**run.config, **config}, result, folder, tracker, watch=None, keep=False)
+        yield Run({**run.config, **config}, result, folder, tracker, watch=None)
     finally:
         tracker.finish({}, exit_code=0)
 
@@ -88,7 +87,7 @@ def learner(model: EmbeddingModel, encoder: Encoder, rows: Rows) -> EmbeddingMod
 def tune(
     model: EmbeddingModel, train_set: RetrievalSet, rows: Rows, plan: Plan, run: Run, *, untrained: Mapping[str, float]
 ) -> Encoder:
-    """Train the model in place and save it, but for a trial's. Returns an encoder of its weights.
+    """Train the model in place. Returns an encoder of its weights.
 
     rows: of the train set. plan: what a look at dev measures. untrained: what it measures of the model as it still is.
     """
@@ -115,8 +114,6 @@ def tune(
         done = train(model, task, dev_metrics=look, tracker=run.tracker, watch=watch)
     result["counts"] |= {"train_rows": len(rows), "masked_conflicts": done.masked_rows}
     result["counts"] |= {"steps": done.steps, "best_step": done.best_step}
-    if run.keep and (watch is None or watch.scores_test):
-        save(model, folder / "model", run=folder.name)
     # the weights are those of the last look where the last step is the best: what it embedded stands
     stands = encoders and done.best_step == done.steps and model.lora is None  # merging rounds
     return encoders[0] if stands else Encoder(model, progress="tuned model")
@@ -153,6 +150,12 @@ def _task(
         looks_per_epoch=None if run.watch is None else run.watch.looks,
         resume_from=checkpoint,
     )
+
+
+def keep(model: EmbeddingModel, run: Run) -> None:
+    """Save the tuned model in its run's folder, but for a trial's."""
+    if run.watch is None or run.watch.scores_test:
+        save(model, run.folder / "model", run=run.folder.name)
 
 
 def save(model: EmbeddingModel, folder: Path, *, run: str) -> None:
