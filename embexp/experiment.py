@@ -18,7 +18,8 @@ from embexp.encoding import Encoder
 from embexp.evaluators import Evaluation, evaluate
 from embexp.looks import plan_of
 from embexp.negatives import draw_random
-from embexp.preparing import data_of, helpers_of, model_of, note, rows_of
+from embexp.preparing import data_of, helpers_of, model_of, note, rows_of, train_set_of, trains
+from embexp.reranker import Reranked, reranker_of, say_if_worse
 from embexp.retrieval_set import RetrievalSet, Splits
 from embexp.stages import timer
 from embexp.tuning import Run
@@ -60,33 +61,51 @@ def measure(run: Run, processes: Processes | None) -> None:
 
     sides, arms = _sides(splits, watch), dict[str, dict[str, Evaluation]]()
 
-    def measured(name: str, arm: Arm) -> None:
-        arms[name] = {side: evaluate(evaluators, arm, data, **EVALUATION_NEGATIVES) for side, data in sides.items()}
-        result[name] = results.metrics_of(arms[name], splits)
+    def evaluated(arm: Arm, data: RetrievalSet) -> Evaluation:
+        return evaluate(evaluators, arm, data, **EVALUATION_NEGATIVES)
+
+    def measured(name: str, arm: Arm) -> dict[str, Any]:
+        arms[name] = {side: evaluated(arm, data) for side, data in sides.items()}
+        return results.metrics_of(arms[name], splits)
 
     with stage("bm25"):
-        measured("bm25", BM25())
+        result["bm25"] = measured("bm25", BM25())
     with stage("base"):
         encoder = Encoder(model, progress="base model", content=model.origin["content"])
-        measured("base", Dense(encoder))
+        first = Dense(encoder)
+        result["base"] = measured("base", first)
 
+    train_set = splits.train
+    if trains(config):
+        with stage("train set"):
+            train_set = train_set_of(config, model, splits, encoder, result)
     if config["trainer"] is not None:
         with stage("rows"):
-            train_set, rows = rows_of(config, model, splits, encoder, result)
+            rows = rows_of(config, train_set, encoder, result)
             plan = plan_of(
                 config["trainer"], evaluators, arms["base"]["dev"], splits.dev, model=model, train_set=train_set,
                 rows=len(rows), looks_per_epoch=watch.looks if watch is not None else None,
                 negatives=EVALUATION_NEGATIVES, folder=run.folder,
             )  # fmt: skip
-            untrained = plan.score(Dense(encoder))
+            untrained = plan.score(first)
         with stage("libraries"):
             learner = tuning.learner(model, encoder, rows)
-        del encoder  # as large as the corpus, and the tuned model's embeddings will be too; an adapter needs it
+        del encoder, first  # as large as the corpus, and the tuned model's embeddings will be too; an adapter needs it
         with stage("training"):
-            tuned = tuning.tune(learner, train_set, rows, plan, run, untrained=untrained)
+            first = Dense(tuning.tune(learner, train_set, rows, plan, run, untrained=untrained))
         with stage("tuned"):
-            measured("tuned", Dense(tuned))
+            result["tuned"] = measured("tuned", first)
             _say_if_unmoved(result)
+    if config["reranker"] is not None and "test" in sides:  # a trial of a sweep has none
+        with stage("reranker"):
+            scorer = reranker_of(
+                config, first, train_set, splits.dev, source=source, evaluated=evaluated, folder=run.folder,
+                result=result,
+            )  # fmt: skip
+        with stage("reranked"):
+            reranked = measured("reranked", Reranked(first, scorer, depth=config["reranker"]["depth"]))
+            result["reranker"] |= reranked
+            say_if_worse(result)
     if "test" in sides:
         with stage("comparison"):
             _compare(config, {arm: by_side["test"] for arm, by_side in arms.items()}, splits, result, run.folder)
@@ -96,6 +115,8 @@ def _compare(
     config: Config, on_test: Mapping[str, Evaluation], splits: Splits, result: dict[str, Any], folder: Path
 ) -> None:
     result |= results.compared(on_test, splits, metric=config["metric"])
+    if "reranked" in on_test:
+        result["reranker"]["delta"] = results.change(on_test, splits, since="tuned" if result["tuned"] else "base")
     results.write_retrieval(on_test, splits, folder / "retrieval", config)
     if config["limit"] is None:  # else the run has not seen all that there was
         manifest.write(manifest.of(splits), folder)

@@ -42,7 +42,8 @@ NO_TEACHER = (
 
 
 def helpers_of(config: Config) -> dict[str, dict[str, str | None]]:
-    """The guide, the teacher and the rescorer that the config names, by content; had at once, or the run fails here."""
+    """The guide, the teacher, the rescorer and the reranker that the config names, by content; had at once, or the run
+    fails here."""
 
     def named(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, str]]:
         for key, value in node.items():
@@ -51,20 +52,28 @@ def helpers_of(config: Config) -> dict[str, dict[str, str | None]]:
             elif isinstance(value, Mapping):
                 yield from named(value, f"{path}.{key}")
 
-    if config["trainer"] is None:
-        return {}
-    settings = [*named(config["loss"], "loss"), *named(config["negatives"] or {}, "negatives")]
+    settings: list[tuple[str, str]] = []
+    if config["trainer"] is not None:
+        settings += [*named(config["loss"], "loss"), *named(config["negatives"] or {}, "negatives")]
+    if (reranker := config["reranker"]) is not None:
+        settings += [*named(reranker, "reranker"), *([("reranker.path", reranker["path"])] if reranker["path"] else [])]
     return {setting: identified(path, setting=setting) for setting, path in settings}
+
+
+def trains(config: Config) -> bool:
+    """Whether a run trains anything: the model, or a reranker, which then has negatives."""
+    # a run of an earlier version, opened again, has no such key
+    return config["trainer"] is not None or "negatives" in (config.get("reranker") or {})
 
 
 def data_of(config: Config, result: dict[str, Any]) -> Splits:
     """The data set, checked and limited. Raises UserError when it leaks, or leaves nothing to train on."""
     splits: Splits = build(config["dataset"], allowed=config["allowed_packages"])
-    if config["trainer"] is not None and not (splits.train.queries and splits.dev.queries):
+    if trains(config) and not (splits.train.queries and splits.dev.queries):
         raise UserError(
             "the data set is for evaluation alone: it has "
             f"{counted(len(splits.test.queries), 'question', 'questions')} to test on, and none to train on. Set "
-            "trainer=none to score the model on it"
+            "trainer=none, and no reranker=trained, to score the model on it"
         )
     shares = config["dataset"].get("split") or {}  # a data set of the user's own may bring its splits ready
     result["caveat"] = splits.caveat
@@ -106,12 +115,8 @@ def model_of(
     return replace(model, processes=processes)
 
 
-def rows_of(
-    config: Config, model: EmbeddingModel, splits: Splits, encoder: Encoder, result: dict[str, Any]
-) -> tuple[RetrievalSet, Rows]:
-    """What to train on, and its rows in the shape that the loss reads; what there is to say of its negatives goes into
-    the result."""
-    train_set = _train_set(config, model, splits, encoder, result)
+def rows_of(config: Config, train_set: RetrievalSet, encoder: Encoder, result: dict[str, Any]) -> Rows:
+    """What to train on in the shape that the loss reads; what there is to say of its negatives goes into the result."""
     rows = to_rows(
         train_set,
         config["loss"]["shape"],
@@ -127,10 +132,10 @@ def rows_of(
         fix = f"loss.shape={using[0]} uses them" if using else "loss=triplet would use them"
         shape = config["loss"]["shape"]
         note(result, f"the negatives asked for are not used: the loss reads rows of shape {shape}, without any; {fix}")
-    return train_set, rows
+    return rows
 
 
-def _train_set(
+def train_set_of(
     config: Config, model: EmbeddingModel, splits: Splits, encoder: Encoder, result: dict[str, Any]
 ) -> RetrievalSet:
     """Train without what would give dev or test away."""

@@ -1,6 +1,6 @@
 """The keys of result.json: `result` writes them, `runs` expects them and can't import what `result` takes."""
 
 KEYS = [
-    "status", "error", "metric", "base", "tuned", "bm25", "delta", "slices", "verdict", "caveat", "notes", "counts",
-    "seconds", "fingerprint", "versions", "seed", "git", "names", "config",
+    "status", "error", "metric", "base", "tuned", "bm25", "reranker", "delta", "slices", "verdict", "caveat", "notes",
+    "counts", "seconds", "fingerprint", "versions", "seed", "git", "names", "config",
 ]  # fmt: skip

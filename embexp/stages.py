@@ -18,10 +18,13 @@ SHOWN = {
     "loading": "loading the model",
     "bm25": "searching with BM25",
     "base": "scoring the base model",
+    "train set": "choosing what to train on",
     "rows": "making rows to train on",
     "libraries": "loading the trainer",
     "training": "training",
     "tuned": "scoring the tuned model",
+    "reranker": "making the reranker ready",
+    "reranked": "re-ordering with the reranker",
     "comparison": "comparing",
 }
 
