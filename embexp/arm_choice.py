@@ -1,4 +1,4 @@
-"""Compares all arms of a run on test and names the cheapest that is not worse than the best. Called by `further_arms`.
+"""Compares all arms of a run on test and names the cheapest that is not worse than the best. Called by `measured_arms`.
 
 Dev says which arm is the best; test, with paired intervals over documents, which others are as good. Knows scores and
 costs alone.

@@ -12,7 +12,7 @@ from embexp import arms_config, checks
 from embexp.checks import CONFIG_FOLDER, Program, Types, nearest
 from embexp.errors import listed
 
-GROUPS = ["model", "dataset", "guard_dataset", "loss", "negatives", "evaluator", "trainer", "logger"]
+GROUPS = ["model", "dataset", "guard_dataset", "loss", "negatives", "evaluator", "trainer", "reranker", "logger"]
 PLACED = {"guard_dataset": "dataset@guard_dataset"}
 SHAPES = ["pair", "triplet", "n_tuple", "labelled_pair", "scored_pair", "list"]
 NEEDS_NEGATIVES = ["triplet", "n_tuple", "list"]
@@ -81,6 +81,12 @@ AT_LEAST = {
     "limit": 3,
     "cache_size_gb": 0,
     "negatives.per_query": 1,
+    "reranker.depth": 1,
+    "reranker.looks": 0,
+    "reranker.negatives.per_query": 1,
+    "reranker.max_length": 1,
+    **{f"reranker.{name}": 0 for name in ("num_train_epochs", "learning_rate", "evaluation_share")},
+    "reranker.per_device_train_batch_size": 2,
     "model.max_seq_length": 1,
     "logger.timeout": 0,
     **arms_config.AT_LEAST,

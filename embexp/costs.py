@@ -1,6 +1,6 @@
 """What each arm of a run costs to use: seconds to index, memory of the index, milliseconds of a question.
 
-Called by `further_arms` at the end of a run. All arms answer the same questions in turn, one at a time, so that a busy
+Called by `measured_arms` at the end of a run. All arms answer the same questions in turn, one at a time, so that a busy
 machine meets them alike; nothing is taken from the cache.
 """
 

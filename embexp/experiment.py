@@ -16,11 +16,11 @@ from embexp.components import build
 from embexp.encoding import Encoder
 from embexp.evaluators import Evaluation, Evaluator, evaluate
 from embexp.forgetting import guard_of
-from embexp.further_arms import FurtherArms
 from embexp.looks import Plan, plan_of
+from embexp.measured_arms import MeasuredArms
 from embexp.models import EmbeddingModel
 from embexp.negatives import draw_random
-from embexp.preparing import base_of, data_of, helpers_of, model_of, note, rows_of
+from embexp.preparing import base_of, begun, data_of, note, rows_of, train_set_of, trains
 from embexp.retrieval_set import RetrievalSet, Splits
 from embexp.shapes import Rows
 from embexp.stages import timer
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 # the pairs that dev and test are measured on do not depend on what is trained with, so that runs compare
 EVALUATION_NEGATIVES: dict[str, Any] = {"negatives": partial(draw_random, per_query=1), "seed": 0}
-Config = Mapping[str, Any]
 AT_THE_TOP = (
     "the base model's {metric} on dev is 1 already, so training could raise nothing there: more documents or "
     "questions, or a stricter metric (metric=recall@1, metric=mrr@10), would tell models apart"
@@ -45,56 +44,51 @@ UNMOVED = (
 
 def measure(run: Run, processes: Processes | None) -> None:
     """Run the experiment that the run's config describes and fill in its result. processes: see EmbeddingModel."""
-    config, result = run.config, run.result
-    allowed, stage, arms = config["allowed_packages"], timer(result["seconds"]), dict[str, dict[str, Evaluation]]()
-
-    with stage("model"):
-        source, helpers = build(config["model"], allowed=allowed, without=["kind"]), helpers_of(config)
-    with stage("data"):
-        splits = data_of(config, result)
-        result["counts"], sides = results.counts(splits), _sides(splits, run.watch)
-        evaluators = [build(node, allowed=allowed) for node in config["evaluator"].values()]
-        guard = guard_of(config, splits, result, partial(_score, evaluators), tests="test" in sides)
-        further = FurtherArms(run, splits, sides, arms, guard, stage)
-    with stage("loading"):
-        model = model_of(config, source, splits, result, processes)
-        result["fingerprint"] = results.fingerprint(splits, model.origin, helpers)
-
-    def measured(name: str, arm: Arm) -> None:
-        arms[name] = {side: guard.score(arm, data) for side, data in sides.items()}
-        result[name] = results.metrics_of(arms[name], splits)
-        guard.measure(name, arm)
+    config, result, stage = run.config, run.result, timer(run.result["seconds"])
+    source, splits, model = begun(config, result, stage, processes)
+    evaluators = [build(node, allowed=config["allowed_packages"]) for node in config["evaluator"].values()]
+    sides = _sides(splits, run.watch)
+    guard = guard_of(config, splits, result, partial(_score, evaluators), tests="test" in sides)
+    arms = MeasuredArms(run, splits, sides, guard, stage)
 
     with stage("bm25"):
-        measured("bm25", further.keyword)
+        result["bm25"] = arms.measure("bm25", arms.keyword)
     with stage("base"):
         encoder = Encoder(model, progress="base model", content=model.origin["content"])
-        measured("base", Dense(encoder))
-    further.of_base(model, encoder)
+        result["base"] = arms.measure("base", Dense(encoder))
+    arms.of_base(model, encoder)
+
+    train_set = splits.train
+    if trains(config):
+        with stage("train set"):
+            train_set = train_set_of(config, model, splits, encoder, result)
     if config["trainer"] is not None:
         with stage("rows"):
-            train_set, rows = rows_of(config, model, splits, encoder, result)
-            plan, untrained = _plan(run, model, encoder, evaluators, arms["base"]["dev"], splits, train_set, rows)
+            rows = rows_of(config, train_set, encoder, result)
+            plan, untrained = _plan(run, model, encoder, evaluators, arms.found["base"]["dev"], splits, train_set, rows)
         with stage("libraries"):
             learner = tuning.learner(model, encoder, rows)
             before = merging.weights_of(learner) if config["merge"] else {}
-        further.before_training(learner, encoder, train_set, rows, plan, untrained)
+        arms.before_training(learner, encoder, train_set, rows, plan, untrained)
         del encoder  # as large as the corpus, and the tuned model's embeddings will be too; an adapter needs it
         with stage("training"):
-            tuned = tuning.tune(learner, train_set, rows, plan, run, untrained=untrained)
+            encoder = tuning.tune(learner, train_set, rows, plan, run, untrained=untrained)
         if config["merge"]:
             with stage("merging"):
-                measured("fully_tuned", Dense(tuned))
-                tuned = merging.merged(learner, before, tuned, splits.dev, guard=guard, config=config, result=result)
+                result["fully_tuned"] = arms.measure("fully_tuned", Dense(encoder))
+                encoder = merging.merged(
+                    learner, before, encoder, splits.dev, guard=guard, config=config, result=result
+                )
         with stage("tuned"):
             tuning.keep(learner, run)
-            measured("tuned", Dense(tuned))
+            result["tuned"] = arms.measure("tuned", Dense(encoder))
             _say_if_unmoved(result)
-        further.of_tuned(learner, tuned, base=partial(base_of, config, source, splits, processes))
-    if "test" in sides:
-        further.compare()
+        arms.of_tuned(learner, encoder)
+    if "test" in sides:  # a trial of a sweep has none
+        arms.rerank(encoder, train_set, source)
+        arms.finish(encoder, base=partial(base_of, config, source, splits, processes))
         with stage("comparison"):
-            _compare(run, {arm: by_side["test"] for arm, by_side in arms.items()}, splits)
+            _compare(run, arms.on_test, splits)
 
 
 def _score(evaluators: Sequence[Evaluator], arm: Arm, data: RetrievalSet) -> Evaluation:
@@ -116,6 +110,9 @@ def _plan(
 
 def _compare(run: Run, on_test: Mapping[str, Evaluation], splits: Splits) -> None:
     run.result.update(results.compared(on_test, splits, metric=run.config["metric"]))
+    if "reranked" in on_test:
+        since = "tuned" if run.result["tuned"] else "base"
+        run.result["reranker"]["delta"] = results.change(on_test, splits, since=since)
     results.write_retrieval(on_test, splits, run.folder / "retrieval", run.config)
     if run.config["limit"] is None:  # else the run has not seen all that there was
         manifest.write(manifest.of(splits), run.folder)

@@ -1,4 +1,4 @@
-"""Would more questions help? Trains on a quarter and a half of them too. Called by `further_arms`.
+"""Would more questions help? Trains on a quarter and a half of them too. Called by `measured_arms`.
 
 Each is a training of its own from the base, with the run's own settings; that on all questions is the run's. What a
 doubling of the questions has brought is the slope of the score over their logarithm, the usual form of such curves

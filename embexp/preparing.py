@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from embexp import report as reports
+from embexp import result as results
 from embexp.cache import json_kept
 from embexp.components import build
 from embexp.encoding import Encoder
@@ -24,6 +25,7 @@ from embexp.paraphrases import without_paraphrases
 from embexp.retrieval_set import RetrievalSet, Splits
 from embexp.shapes import WITH_NEGATIVES, Rows, to_rows
 from embexp.splits import Shares, limited, trainable
+from embexp.stages import Timer
 from embexp.teachers import Judge, teacher_of
 from embexp.tokens import count_truncated
 
@@ -42,7 +44,8 @@ NO_TEACHER = (
 
 
 def helpers_of(config: Config) -> dict[str, dict[str, str | None]]:
-    """The guide, the teacher and the rescorer that the config names, by content; had at once, or the run fails here."""
+    """The guide, the teacher, the rescorer and the reranker that the config names, by content; had at once, or the run
+    fails here."""
 
     def named(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, str]]:
         for key, value in node.items():
@@ -51,20 +54,28 @@ def helpers_of(config: Config) -> dict[str, dict[str, str | None]]:
             elif isinstance(value, Mapping):
                 yield from named(value, f"{path}.{key}")
 
-    if config["trainer"] is None:
-        return {}
-    settings = [*named(config["loss"], "loss"), *named(config["negatives"] or {}, "negatives")]
+    settings: list[tuple[str, str]] = []
+    if config["trainer"] is not None:
+        settings += [*named(config["loss"], "loss"), *named(config["negatives"] or {}, "negatives")]
+    if (reranker := config["reranker"]) is not None:
+        settings += [*named(reranker, "reranker"), *([("reranker.path", reranker["path"])] if reranker["path"] else [])]
     return {setting: identified(path, setting=setting) for setting, path in settings}
+
+
+def trains(config: Config) -> bool:
+    """Whether a run trains anything: the model, or a reranker, which then has negatives."""
+    # a run of an earlier version, opened again, has no such key
+    return config["trainer"] is not None or "negatives" in (config.get("reranker") or {})
 
 
 def data_of(config: Config, result: dict[str, Any]) -> Splits:
     """The data set, checked and limited. Raises UserError when it leaks, or leaves nothing to train on."""
     splits: Splits = build(config["dataset"], allowed=config["allowed_packages"])
-    if config["trainer"] is not None and not (splits.train.queries and splits.dev.queries):
+    if trains(config) and not (splits.train.queries and splits.dev.queries):
         raise UserError(
             "the data set is for evaluation alone: it has "
             f"{counted(len(splits.test.queries), 'question', 'questions')} to test on, and none to train on. Set "
-            "trainer=none to score the model on it"
+            "trainer=none, and no reranker=trained, to score the model on it"
         )
     shares = config["dataset"].get("split") or {}  # a data set of the user's own may bring its splits ready
     result["caveat"] = splits.caveat
@@ -78,6 +89,24 @@ def data_of(config: Config, result: dict[str, Any]) -> Splits:
     shown = [f"{name} {counted(len(side.queries), 'query', 'queries')}" for name, side in sizes.items()]
     log.info("data: %s; %s", ", ".join(shown), counted(len(splits.test.corpus), "passage"))
     return splits
+
+
+def begun(
+    config: Config, result: dict[str, Any], stage: Timer, processes: Processes | None
+) -> tuple[Any, Splits, EmbeddingModel]:
+    """What the config's model is built as, the data, and the base model; all that a run can't be had without."""
+    with stage("model"):
+        source, helpers = (
+            build(config["model"], allowed=config["allowed_packages"], without=["kind"]),
+            helpers_of(config),
+        )
+    with stage("data"):
+        splits = data_of(config, result)
+        result["counts"] = results.counts(splits)
+    with stage("loading"):
+        model = model_of(config, source, splits, result, processes)
+        result["fingerprint"] = results.fingerprint(splits, model.origin, helpers)
+    return source, splits, model
 
 
 def model_of(
@@ -112,12 +141,8 @@ def base_of(config: Config, source: Any, splits: Splits, processes: Processes | 
     return replace(model, processes=processes)
 
 
-def rows_of(
-    config: Config, model: EmbeddingModel, splits: Splits, encoder: Encoder, result: dict[str, Any]
-) -> tuple[RetrievalSet, Rows]:
-    """What to train on, and its rows in the shape that the loss reads; what there is to say of its negatives goes into
-    the result."""
-    train_set = _train_set(config, model, splits, encoder, result)
+def rows_of(config: Config, train_set: RetrievalSet, encoder: Encoder, result: dict[str, Any]) -> Rows:
+    """What to train on in the shape that the loss reads; what there is to say of its negatives goes into the result."""
     rows = to_rows(
         train_set,
         config["loss"]["shape"],
@@ -133,10 +158,10 @@ def rows_of(
         fix = f"loss.shape={using[0]} uses them" if using else "loss=triplet would use them"
         shape = config["loss"]["shape"]
         note(result, f"the negatives asked for are not used: the loss reads rows of shape {shape}, without any; {fix}")
-    return train_set, rows
+    return rows
 
 
-def _train_set(
+def train_set_of(
     config: Config, model: EmbeddingModel, splits: Splits, encoder: Encoder, result: dict[str, Any]
 ) -> RetrievalSet:
     """Train without what would give dev or test away."""

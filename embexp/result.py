@@ -72,16 +72,13 @@ def judged(evaluation: Evaluation, splits: Splits) -> Mapping[str, Scores]:
 def compared(arms: Mapping[str, Evaluation], splits: Splits, *, metric: str) -> dict[str, Any]:
     """The keys delta, slices and verdict: tuned against base on test with intervals, as a whole and by slice.
 
-    arms: base and bm25, and tuned unless nothing was trained; then delta and verdict are null. By slice a statistic
-    that is no mean has an interval only when it is the primary `metric`: each takes seconds.
+    arms: base and bm25, and tuned unless nothing was trained; then delta and verdict are null. Of others the scores are
+    among the slices'. By slice a statistic that is no mean has an interval only when it is the primary `metric`: each
+    takes seconds.
     """
-    document_of = {query: splits.test.document_of(query) for query in splits.test.queries}
 
     def delta(part: Mapping[str, Mapping[str, Scores]], metrics: Iterable[str]) -> dict[str, Any] | None:
-        if "tuned" not in part:
-            return None
-        base = {name: part["base"][name] for name in metrics}
-        return {name: asdict(each) for name, each in compare(base, part["tuned"], document_of=document_of).items()}
+        return _delta(part["base"], part["tuned"], metrics, splits) if "tuned" in part else None
 
     slices = {}
     for name, queries in splits.slices.items():
@@ -97,6 +94,21 @@ def compared(arms: Mapping[str, Evaluation], splits: Splits, *, metric: str) -> 
     whole = {arm: judged(evaluation, splits) for arm, evaluation in arms.items()}
     deltas = delta(whole, whole["base"])
     return {"delta": deltas, "slices": slices, "verdict": Delta(**deltas[metric]).verdict if deltas else None}
+
+
+def change(arms: Mapping[str, Evaluation], splits: Splits, *, since: str) -> dict[str, Any]:
+    """What re-ordering has changed on test, metric -> delta as `compared` gives it: `reranked` against the arm `since`,
+    whose passages it has re-ordered."""
+    before, after = (judged(arms[name], splits) for name in (since, "reranked"))
+    return _delta(before, after, after, splits)
+
+
+def _delta(
+    before: Mapping[str, Scores], after: Mapping[str, Scores], metrics: Iterable[str], splits: Splits
+) -> dict[str, Any]:
+    document_of = {query: splits.test.document_of(query) for query in splits.test.queries}
+    chosen = {name: before[name] for name in metrics}
+    return {name: asdict(each) for name, each in compare(chosen, after, document_of=document_of).items()}
 
 
 def fingerprint(
@@ -151,7 +163,7 @@ def write(result: Mapping[str, Any], folder: Path) -> None:
     """
     content = json.dumps({**result, "peak_memory_mib": _peak_memory()}, default=str)
     strict = json.loads(content, parse_constant=lambda name: None)  # NaN, Infinity and -Infinity
-    for made in (folder / "model", folder / "retrieval", folder / "arms"):
+    for made in (folder / "model", folder / "reranker", folder / "retrieval", folder / "arms"):
         if made.is_dir():
             sync(made)
     write_whole(folder / "result.json", json.dumps(strict, indent=2, allow_nan=False))

@@ -4,8 +4,8 @@ LATER: which results of earlier versions have not.
 """
 
 KEYS = [
-    "status", "error", "metric", "base", "tuned", "bm25", "delta", "slices", "verdict", "caveat", "notes", "counts",
-    "seconds", "fingerprint", "versions", "seed", "git", "names", "config", "forgetting", "merge", "fully_tuned",
-    "arms", "arms_verdict", "learning_curve",
+    "status", "error", "metric", "base", "tuned", "bm25", "reranker", "delta", "slices", "verdict", "caveat", "notes",
+    "counts", "seconds", "fingerprint", "versions", "seed", "git", "names", "config", "forgetting", "merge",
+    "fully_tuned", "arms", "arms_verdict", "learning_curve",
 ]  # fmt: skip
-LATER = ["names", "forgetting", "merge", "fully_tuned", "arms", "arms_verdict", "learning_curve"]
+LATER = ["names", "reranker", "forgetting", "merge", "fully_tuned", "arms", "arms_verdict", "learning_curve"]

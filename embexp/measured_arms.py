@@ -1,6 +1,6 @@
-"""The arms beside BM25, base and tuned that a run is asked for: made, scored on the same sets, and compared with costs.
+"""All arms of a run, scored on the same sets: the further ones, that it is asked for, are made here, and their costs.
 
-Called by `experiment`, which scores the first three; `arm_choice` says which arm to run.
+Called by `experiment`, which makes BM25, base and tuned; `arm_choice` says which arm to run.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from embexp import arm_choice, merging, tuning
 from embexp import result as results
 from embexp.arms import BM25, Arm, Dense, Hybrid
 from embexp.costs import PASSAGES, QUESTIONS, Serving, costs, training_seconds
+from embexp.embedding import Embeddings
 from embexp.encoding import Encoder
 from embexp.errors import UserError
 from embexp.evaluators import Evaluation
@@ -21,51 +22,59 @@ from embexp.learning_curve import LearningCurve
 from embexp.looks import Plan
 from embexp.model_facts import facts_of
 from embexp.models import EmbeddingModel
+from embexp.reranker import reranker_of, say_if_worse
+from embexp.reranking import Reranked
 from embexp.retrieval_set import RetrievalSet, Splits
 from embexp.shapes import Rows
 from embexp.stages import Timer
 from embexp.tuning import Run
 
-ByArm = dict[str, dict[str, Evaluation]]  # an arm's name -> dev and test
 # simple ones first: among equals the first is chosen
 NAMES = (
     "bm25", "base", "hybrid_base", "adapter", "tuned", "fully_tuned", "merged", "hybrid_tuned", "reranked",
 )  # fmt: skip
 
 
-class FurtherArms:
-    """What a run's config asks for under `arms`, and its learning curve; where that is nothing, nothing is done.
+class MeasuredArms:
+    """Scores arms; makes those that the config asks for under `arms` and `reranker`, and the learning curve.
 
     It is told of each model as the run comes to it: models are trained in place, so the base is there but once.
-    keyword: BM25, with which hybrids fuse.
+    keyword: BM25, with which hybrids fuse. found: what was measured, by arm and side.
     """
 
-    def __init__(
-        self, run: Run, splits: Splits, sides: Mapping[str, RetrievalSet], arms: ByArm, guard: Guard, stage: Timer
-    ) -> None:
-        """arms: what was measured so far, by name and side, to which is added. sides: dev and test. guard: scores, and
-        has its say in merging. Raises UserError where there is no dev to choose by."""
-        self._run, self._splits, self._sides, self._arms = run, splits, sides, arms
-        self._guard, self._stage = guard, stage
+    def __init__(self, run: Run, splits: Splits, sides: Mapping[str, RetrievalSet], guard: Guard, stage: Timer) -> None:
+        """sides: dev and test. guard: scores, and has its say in merging. Raises UserError where there is no dev to
+        choose arms by."""
+        self._run, self._splits, self._sides, self._guard, self._stage = run, splits, sides, guard, stage
         self.keyword = BM25()
+        self.found: dict[str, dict[str, Evaluation]] = {}
         self._asked: frozenset[str] = frozenset(run.config["arms"])
         self._serving: dict[str, Serving] = {"bm25": Serving(None)}
         self._training_s: dict[str, float] = {"bm25": 0.0, "base": 0.0}
+        self._learner: EmbeddingModel | None = None
         self._before: merging.Weights = {}
         if self._asked and not splits.dev.queries:
             raise UserError("arms are chosen by dev, and the data set has no dev questions; set arms=[]")
+
+    @property
+    def on_test(self) -> dict[str, Evaluation]:
+        """What was measured on test, by arm."""
+        return {name: sides["test"] for name, sides in self.found.items()}
+
+    def measure(self, name: str, arm: Arm) -> dict[str, dict[str, float] | None]:
+        """Score an arm on dev and test, and on the guard set as it asks for; the metrics by side."""
+        self.found[name] = self._score(arm)
+        self._guard.measure(name, arm)
+        return results.metrics_of(self.found[name], self._splits)
 
     def _score(self, arm: Arm) -> dict[str, Evaluation]:
         return {side: self._guard.score(arm, data) for side, data in self._sides.items()}
 
     def of_base(self, model: EmbeddingModel, encoder: Encoder) -> None:
         """The base has been scored."""
-        if not self._asked:
-            return
-        self._serving["base"] = Serving(_served(model))
-        self._hybrid("base", encoder)
-        if self._run.config["trainer"] is None:
-            self._encoder = encoder
+        if self._asked:
+            self._serving["base"] = Serving(_served(model))
+            self._hybrid("base", encoder)
 
     def before_training(
         self, learner: EmbeddingModel, encoder: Encoder, train_set: RetrievalSet, rows: Rows, plan: Plan,
@@ -87,60 +96,90 @@ class FurtherArms:
             head = tuning.learner(base, encoder, rows)
             found = tuning.tune(head, train_set, rows, plan, beside, untrained=untrained)
             tuning.save(head, self._run.folder / "arms" / "adapter", run=self._run.folder.name)
-            self._arms["adapter"] = self._score(Dense(found))
+            self.found["adapter"] = self._score(Dense(found))
             self._training_s["adapter"] = training_seconds(beside.folder / "metrics.jsonl")
         self._serving["adapter"] = Serving(_served(head))
 
-    def of_tuned(self, model: EmbeddingModel, encoder: Encoder, *, base: Callable[[], EmbeddingModel]) -> None:
-        """The tuned model has been scored and saved. base: loads the base anew, as a learning curve needs it."""
+    def of_tuned(self, model: EmbeddingModel, encoder: Encoder) -> None:
+        """The tuned model has been scored and saved."""
+        self._learner = model
+        if not self._asked:
+            return
+        served = Serving(_served(model))
+        if model.base is None:  # trained in place: the base has the same network, and is measured as one with it
+            for name in {"base", "hybrid_base"} & self._serving.keys():
+                self._serving[name] = replace(self._serving[name], model=served.model)
+        seconds = training_seconds(self._run.folder / "metrics.jsonl")
+        for name in {"fully_tuned", "tuned"} & self.found.keys():
+            self._serving[name], self._training_s[name] = served, seconds
+        self._training_s["tuned"] += self._run.result["seconds"].get("merging", 0.0)
+        self._hybrid("tuned", encoder)
+
+    def rerank(self, encoder: Encoder, train_set: RetrievalSet, source: Any) -> None:
+        """Re-order the first passages of the tuned model, or of the base, where the config names a reranker.
+
+        encoder: of that model. source: what the config's model is built as. Fills in `reranker` of the result.
+        """
+        config, result, first = self._run.config, self._run.result, Dense(encoder)
+        if config["reranker"] is None:
+            return
+        with self._stage("reranker"):
+            scorer = reranker_of(
+                config, first, train_set, self._splits.dev, source=source, evaluated=self._guard.score,
+                folder=self._run.folder, result=result,
+            )  # fmt: skip
+        depth, of = config["reranker"]["depth"], "tuned" if "tuned" in self.found else "base"
+        with self._stage("reranked"):
+            result["reranker"] |= self.measure("reranked", Reranked(first, scorer, depth=depth))
+            say_if_worse(result)
         if self._asked:
-            self._encoder, served = encoder, Serving(_served(model))
-            if model.base is None:  # trained in place: the base has the same network, and is measured as one with it
-                self._serving |= {name: replace(self._serving[name], model=served.model)
-                                  for name in ("base", "hybrid_base") if name in self._serving}  # fmt: skip
-            seconds, merging_s = training_seconds(self._run.folder / "metrics.jsonl"), self._run.result["seconds"]
-            for name in ("fully_tuned", "tuned") if "fully_tuned" in self._arms else ("tuned",):
-                self._serving[name], self._training_s[name] = served, seconds
-            self._training_s["tuned"] += merging_s.get("merging", 0.0)
-            self._hybrid("tuned", encoder)
-            if "merged" in self._asked:
-                self._merge(model, encoder)
+            self._serving["reranked"] = replace(self._serving[of], scorer=scorer, depth=depth)
+            self._training_s["reranked"] = round(self._training_s[of] + result["reranker"].get("training", 0.0), 2)
+
+    def finish(self, encoder: Encoder, *, base: Callable[[], EmbeddingModel]) -> None:
+        """What comes last: the arm `merged`, which changes the weights, the learning curve, costs, the comparison.
+
+        encoder: of the run's own model. base: loads the base anew. Fills in `arms`, `arms_verdict`, `learning_curve`.
+        """
+        if self._asked:
+            vectors = encoder.passages(list(self._splits.test.corpus.values()))
+        if "merged" in self._asked:
+            self._merge(encoder)
         if self._run.config["learning_curve"]:
             with self._stage("learning curve"):
-                whole = self._arms.get("fully_tuned", self._arms["tuned"])
+                whole = self.found.get("fully_tuned", self.found["tuned"])
                 self._run.result["learning_curve"] = self._curve.measured(base, self._score, whole)
+        if self._asked:
+            self._compare(vectors)
 
     def _hybrid(self, name: str, encoder: Encoder) -> None:
         if "hybrid" not in self._asked:
             return
         with self._stage(f"hybrid_{name}"):
-            self._arms[f"hybrid_{name}"] = self._score(Hybrid(self.keyword, Dense(encoder)))
+            self.found[f"hybrid_{name}"] = self._score(Hybrid(self.keyword, Dense(encoder)))
         self._serving[f"hybrid_{name}"] = Serving(self._serving[name].model, keyword=True)
         self._training_s[f"hybrid_{name}"] = self._training_s[name]
 
-    def _merge(self, model: EmbeddingModel, encoder: Encoder) -> None:
-        """The model takes other weights here, so that this comes last."""
-        seconds = self._run.result["seconds"]
+    def _merge(self, encoder: Encoder) -> None:
+        model, seconds = self._learner, self._run.result["seconds"]
+        assert model is not None
         with self._stage("merged"):
             mixture = merging.Mixture(model, self._before)
             shares, dev = merging.shares_of(True), self._splits.dev
             mixed, self._mixed = merging.merge(mixture, encoder, dev, shares=shares, guard=self._guard)
             tuning.save(model, self._run.folder / "arms" / "merged", run=self._run.folder.name)
-            self._arms["merged"] = self._score(Dense(mixed))
+            self.found["merged"] = self._score(Dense(mixed))
         self._serving["merged"] = self._serving["tuned"]
         self._training_s["merged"] = round(self._training_s["tuned"] + seconds["merged"], 2)
 
-    def compare(self) -> None:
-        """Write the keys `arms` and `arms_verdict` of the result; the arm `merged` has `merge` too, see `merging`."""
-        if not self._asked:
-            return
+    def _compare(self, vectors: Embeddings) -> None:
         config, test = self._run.config, self._splits.test
         with self._stage("costs"):
-            vectors, questions = self._encoder.passages(list(test.corpus.values())), list(test.queries.values())
+            questions = list(test.queries.values())
             spent = costs(self._serving, test.corpus, questions, vectors, seed=config["seed"])
         with self._stage("arms"):
             cost = {name: {"training_s": self._training_s[name], **asdict(spent[name])} for name in spent}
-            found = compared(self._arms, cost, self._splits, metric=config["metric"], margin=config["margin"])
+            found = compared(self.found, cost, self._splits, metric=config["metric"], margin=config["margin"])
             if "merged" in self._asked:
                 found["arms"]["merged"]["merge"] = self._mixed
             self._run.result.update(found)
