@@ -12,10 +12,11 @@ from typing import Any
 
 import yaml
 
+from embexp import arms_shown
 from embexp import report as reports
 from embexp.details import details
 from embexp.errors import counted
-from embexp.page.figures import NAMES, Point, at_every_k, curve, deltas
+from embexp.page.figures import NAMES, Point, at_every_k, beside, curve, deltas
 from embexp.page.queries import PerQuery, examples, read, table
 from embexp.runs import Run
 from embexp.tables import Block, Listing, Table, number
@@ -42,6 +43,7 @@ def of(run: Run) -> dict[str, Any]:
         "scores": _scores(run, side, per_query) if result and result["base"] else [],
         "tables": _tables(run, side),
         "slices": reports.slices(result) if result and result["slices"] and side == "test" else [],
+        "arms": _arms(run),
         "curves": _curves(run),
         "examples": examples(run.folder),
         "table": table(per_query, metric=run.config["metric"]),
@@ -60,7 +62,7 @@ def _front(run: Run) -> list[str]:
         lines = [reports.unfinished_line(result), reports.regression(result)]
     else:
         said = reports.verdict_line if result["base"]["test"] else reports.trial_line
-        lines = [reports.regression(result), said(result)]
+        lines = [reports.regression(result), said(result), *arms_shown.sentences(result)]
     notes = [f"Note: {note}." for note in result["notes"]]
     return [line for line in [*lines, *notes] if line]
 
@@ -153,6 +155,26 @@ def _tables(run: Run, side: str) -> list[Block]:
     if result is None or not result["base"] or side != "test" or result["status"] != "completed":
         return []
     return [table for table in (reports.table(result), reports.dimensions(result)) if table.lines]
+
+
+def _arms(run: Run) -> dict[str, Any]:
+    """What each arm is worth and costs, and the learning curve, as figures and as tables."""
+    result = run.result
+    if result is None or result["status"] != "completed":
+        return {"figures": [], "blocks": []}
+    figures = []
+    if result["arms"]:
+        metric = result["arms_verdict"]["metric"]
+        points = {
+            arms_shown.NAMES[name]: _change(arm["delta"][metric])
+            for name, arm in result["arms"].items()
+            if arm["delta"]
+        }
+        says = "; ".join(f"{name} {point.value:+.3f}" for name, point in points.items())
+        rows = [[name, f"{point.value:+.3f} ({point.low:+.3f} to {point.high:+.3f})"] for name, point in points.items()]
+        drawn = beside("arms", metric, points, says=says)
+        figures.append({"svg": drawn, "table": Table(["arm", f"{metric} minus base"], rows)})
+    return {"figures": figures, "blocks": arms_shown.blocks(result)}
 
 
 def _curves(run: Run) -> list[dict[str, Any]]:
