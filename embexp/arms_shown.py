@@ -26,7 +26,7 @@ def sentences(result: Mapping[str, Any]) -> list[str]:
 
 def blocks(result: Mapping[str, Any]) -> list[Block]:
     """The tables, with what is needed to read them."""
-    arms: list[Block] = [arms_table(result), costs_line(result)] if result["arms"] else []
+    arms: list[Block] = [arms_table(result), costs_table(result), costs_line(result)] if result["arms"] else []
     return [*arms, curve_table(result)] if result["learning_curve"] else arms
 
 
@@ -56,17 +56,26 @@ def arms_line(result: Mapping[str, Any]) -> str:
 
 
 def arms_table(result: Mapping[str, Any]) -> Table:
-    """Each arm's score, its differences with intervals, and its costs."""
+    """Each arm's score, and its differences from base and best with their intervals."""
     metric, best = result["arms_verdict"]["metric"], result["arms_verdict"]["best"]
     lines = []
     for name, arm in result["arms"].items():
-        cost = arm["cost"]
-        spent = [f"{cost['query_ms']:.1f}", f"{cost['index_mib']:.1f}", f"{cost['index_s']:.1f}"]
-        scores = [number(arm["dev"][metric]), number(arm["test"][metric])]
-        changes = [change(arm["delta"], metric), "best" if name == best else change(arm["against_best"], metric)]
-        lines.append([NAMES[name], *scores, *changes, *spent, f"{cost['training_s']:.1f}"])
-    header = ["arm", f"{metric} on dev", "test", "minus base", "minus the best on dev"]
-    return Table([*header, "ms a question", "MiB of index", "s to index", "s of training"], lines)
+        scores = [number(arm[side][metric]) for side in ("dev", "test")]
+        lines.append([NAMES[name], *scores, change(arm["delta"], metric), change(arm["against_best"], metric)])
+    return Table(["arm", f"{metric} on dev", "test", "minus base", f"minus {NAMES[best]}, the best on dev"], lines)
+
+
+def costs_table(result: Mapping[str, Any]) -> Table:
+    """What each arm costs."""
+    spent = {name: arm["cost"] for name, arm in result["arms"].items()}
+    keys = {
+        "query_ms": "ms a question",
+        "index_mib": "MiB of index",
+        "index_s": "s to index",
+        "training_s": "s to train",
+    }
+    lines = [[NAMES[name], *(f"{cost[key]:.1f}" for key in keys)] for name, cost in spent.items()]
+    return Table(["arm", *keys.values()], lines)
 
 
 def costs_line(result: Mapping[str, Any]) -> str:
