@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
 from embexp.arm_choice import against, best_on, cheapest, verdict
+from embexp.arms_shown import arms_line, costs_line, costs_table
+from embexp.retrieval_set import Splits
 from embexp.significance import Delta, Scores, compare
+from tests.conftest import toy_set
 
 IDS = [f"q{place}" for place in range(40)]
 DOCUMENT_OF = {query: f"d{place // 2}" for place, query in enumerate(IDS)}
@@ -80,3 +85,56 @@ def test_on_few_documents_no_arm_is_chosen():
 )
 def test_the_cheapest_answers_fast_then_is_small_then_trains_shortly(costs, chosen):
     assert cheapest(costs) == chosen
+
+
+ARM = {"dev": {"recall@1": 0.2, "recall@10": 0.4}, "test": {"recall@1": 0.25, "recall@10": 0.5}}
+COST = {"query_ms": 1.25, "index_mib": 3.0, "index_s": 2.0, "training_s": 0.0}
+CHANGE = {"absolute": -0.01, "ci_low": -0.015, "ci_high": 0.005, "queries": 400}
+
+
+def result_of(**verdict):
+    """A result of two arms, base and tuned, the best on dev."""
+    arms = {
+        "base": ARM | {"cost": COST, "delta": None, "against_best": {"recall@10": CHANGE}},
+        "tuned": ARM | {"cost": COST, "delta": {"recall@10": CHANGE}, "against_best": None},
+    }
+    chosen = {"metric": "recall@10", "best": "tuned", "margin": 0.02, "undecided": [], "cheapest": "base"}
+    on = {"passages": 256, "of": 2000, "questions": 30}
+    return {"arms": arms, "arms_verdict": chosen | {"measured_on": on} | verdict, "learning_curve": None}
+
+
+def test_the_sentence_names_the_arm_to_run_with_what_it_may_lose():
+    assert arms_line(result_of()) == (
+        "**Arm to run: base**, the cheapest that is as good as the best on dev, tuned: recall@10 0.500 against 0.500 "
+        "on test, -0.010, 95 % interval -0.015 to +0.005 (a loss below 0.02 is taken as none)."
+    )
+
+
+def test_the_sentence_says_of_what_arms_test_can_not_tell():
+    assert arms_line(result_of(cheapest="tuned", undecided=["base"])) == (
+        "**Arm to run: tuned**, the best on dev (recall@10 0.500 on test); no cheaper one is sure to be less than 0.02 "
+        "worse. 400 queries can't tell of base: worse by up to 0.015, or not."
+    )
+
+
+def test_costs_of_a_sample_are_said_to_be_scaled():
+    table = costs_table(result_of())
+    assert table.lines[0] == ["base", "1.2", "3.0", "2.0", "0.0"]
+    assert "for 2,000 passages" in costs_line(result_of())
+    assert "timed on 256 passages and scaled" in costs_line(result_of())
+
+
+def test_the_benchmark_shows_each_arm_and_fuses_as_its_peer_does(tmp_path):
+    from benchmarks import arms as benchmark
+
+    line = benchmark.lines(result_of())[1]
+    assert line == ["tuned", "0.250", "0.400", "0.500", "-0.010 (-0.015 to +0.005)", "-", "1.2", "3.0", "2.0", "0.0"]
+    data = toy_set()
+    (tmp_path / "retrieval").mkdir()
+    for arm, step in (("tuned", 1), ("bm25", 3)):  # two orders of the corpus
+        ids = list(data.corpus)[::step]
+        hits = [f"{query} Q0 {passage} {rank} 0 {arm}\n" for query in data.queries for rank, passage in enumerate(ids)]
+        (tmp_path / "retrieval" / f"{arm}.test.trec").write_text("".join(hits))
+    said = benchmark.fusing(Splits(data, data, data, {}), tmp_path, rounds=1)
+    peer, own = re.search(r"mrr@10 (\S+), by embexp (\S+),", said).groups()
+    assert 0 < float(peer) == float(own) < 1
