@@ -31,9 +31,12 @@ KEPT = {
 HEAD = ["change kept", "share", "dev", "guard's dev", "test (95 %)", "guard's test (95 %)", "the peer's guard's test"]
 
 
-def words_of(data: str, node: str) -> list[str]:
-    """How `python -m embexp` is told of the data, in this node."""
-    return [word.replace("dataset=", f"dataset@{node}=").replace("dataset.", f"{node}.") for word in data_words(data)]
+def guarded_by(data: str) -> list[str]:
+    """How Hydra is told of the guard set."""
+    return [
+        word.replace("dataset=", "dataset@guard_dataset=").replace("dataset.", "guard_dataset.")
+        for word in data_words(data)
+    ]
 
 
 def goes_on(words: Sequence[str], folder: Path) -> dict[str, Any]:
@@ -125,7 +128,7 @@ def main() -> None:
     if not options.quick:
         other = OTHER if options.data == DOCSTRINGS else options.data
         for data, guard in ((DOCSTRINGS, other), (other, DOCSTRINGS)):
-            chosen = [*words_of(data, "dataset"), *words_of(guard, "guard_dataset")]
+            chosen = [*data_words(data), *guarded_by(guard)]
             report(f"tuned on {name_of(data)}, guarded by {name_of(guard)}", chosen, [f"seed={options.seed}"])
         return
     from tests.tiny import tiny_transformer

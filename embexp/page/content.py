@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from embexp import forgotten
 from embexp import report as reports
 from embexp.details import details
 from embexp.errors import counted
@@ -60,7 +61,7 @@ def _front(run: Run) -> list[str]:
         lines = [reports.unfinished_line(result), reports.regression(result)]
     else:
         said = reports.verdict_line if result["base"]["test"] else reports.trial_line
-        lines = [reports.regression(result), said(result)]
+        lines = [forgotten.warning(result), reports.regression(result), said(result), forgotten.findings(result)]
     notes = [f"Note: {note}." for note in result["notes"]]
     return [line for line in [*lines, *notes] if line]
 
@@ -152,7 +153,8 @@ def _tables(run: Run, side: str) -> list[Block]:
     result = run.result
     if result is None or not result["base"] or side != "test" or result["status"] != "completed":
         return []
-    return [table for table in (reports.table(result), reports.dimensions(result)) if table.lines]
+    shown = [reports.table(result), reports.dimensions(result), *forgotten.tables(result)]
+    return [block for block in shown if isinstance(block, Table) and block.lines]
 
 
 def _curves(run: Run) -> list[dict[str, Any]]:
