@@ -14,7 +14,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from embexp import stamp, usage
+from embexp import forgotten, stamp, usage
 from embexp.durable import write_whole
 from embexp.model_folder import STAMP
 from embexp.report import HEADLINE, judged_queries, summary
@@ -170,6 +170,7 @@ def _training(result: Mapping[str, Any], names: Mapping[str, str], stamped: Mapp
         f"- negatives: {_negatives(result)}",
         f"- {counts['train_rows']:,} rows, {counts['steps']:,} steps, "
         + ("the last weights" if best is None else f"the weights of step {best}, the best on dev"),
+        *([f"- {forgotten.kept(result)}"] if result.get("merge") else []),
         f"- seed: {result['seed']}",
         *(f"- {key}: {_shown(value)}" for key, value in _settings(config["trainer"])),
     ]

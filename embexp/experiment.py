@@ -136,6 +136,7 @@ def splits_of(config: Mapping[str, Any]) -> Splits:
 
 
 def _say_if_unmoved(result: dict[str, Any]) -> None:
-    if result["tuned"]["dev"] == result["base"]["dev"]:
+    nothing_kept = result["merge"] is not None and result["merge"]["chosen"] == 0  # which the report says
+    if result["tuned"]["dev"] == result["base"]["dev"] and not nothing_kept:
         at_the_top = result["base"]["dev"][result["metric"]] == 1
         note(result, AT_THE_TOP.format(metric=result["metric"]) if at_the_top else UNMOVED)

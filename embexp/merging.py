@@ -49,7 +49,7 @@ class Mixture:
     """The weights of a model before and after its training, of which it can take any share of the way."""
 
     def __init__(self, model: EmbeddingModel, before: Weights) -> None:
-        """Made once the model is trained. before: `weights_of` it then."""
+        """Made once the model is trained. before: `weights_of` it when its content was that of its origin."""
         self._model, after = model, weights_of(model)
         assert before.keys() == after.keys(), "training has changed what the model is made of"
         self._ends = {

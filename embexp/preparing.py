@@ -71,6 +71,11 @@ def trains(config: Config) -> bool:
 def data_of(config: Config, result: dict[str, Any]) -> Splits:
     """The data set, checked and limited. Raises UserError when it leaks, or leaves nothing to train on."""
     splits: Splits = build(config["dataset"], allowed=config["allowed_packages"])
+    if splits.apart:
+        raise UserError(
+            f"the data set is {len(splits.apart)} sets with a corpus of their own, whose scores are averaged: that is "
+            "for a guard set (guard_dataset=nanobeir). A run is measured on one: dataset.subsets=[NanoNQ] trainer=none"
+        )
     if trains(config) and not (splits.train.queries and splits.dev.queries):
         raise UserError(
             "the data set is for evaluation alone: it has "

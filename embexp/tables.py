@@ -20,6 +20,9 @@ class Listing(NamedTuple):
     items: Mapping[str, Any]
 
 
+COMPARED = ["tuned", "delta", "95 % interval", "wins/ties/losses"]  # what `compared` gives the cells of
+FEWEST_FOR_INTERVAL = 5  # documents: fewer resample to themselves too often to say anything
+
 Block = str | Table | Listing  # a paragraph, or one of these
 
 
@@ -52,3 +55,20 @@ def aligned(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 def number(value: float | None) -> str:
     """A score with three decimals, or a dash."""
     return "-" if value is None else f"{value:.3f}"
+
+
+def compared(tuned: float, delta: Mapping[str, Any]) -> list[str]:
+    """The cells of a score and of its difference from the base's."""
+    counts = "-" if delta["wins"] is None else f"{delta['wins']}/{delta['ties']}/{delta['losses']}"
+    few = delta["documents"] < FEWEST_FOR_INTERVAL
+    return [number(tuned), signed(delta), "too few" if few else interval(delta), counts]
+
+
+def signed(delta: Mapping[str, Any]) -> str:
+    """A difference with its sign."""
+    return f"{delta['absolute']:+.3f}"
+
+
+def interval(delta: Mapping[str, Any]) -> str:
+    """The ends of a difference's interval."""
+    return f"{delta['ci_low']:+.3f} to {delta['ci_high']:+.3f}"

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from embexp import arms_shown
+from embexp import arms_shown, forgotten
 from embexp import report as reports
 from embexp.details import details
 from embexp.errors import counted
@@ -62,7 +62,8 @@ def _front(run: Run) -> list[str]:
         lines = [reports.unfinished_line(result), reports.regression(result)]
     else:
         said = reports.verdict_line if result["base"]["test"] else reports.trial_line
-        lines = [reports.regression(result), said(result), *arms_shown.sentences(result)]
+        lines = [forgotten.warning(result), reports.regression(result), said(result)]
+        lines += [*arms_shown.sentences(result), forgotten.findings(result)]
     notes = [f"Note: {note}." for note in result["notes"]]
     return [line for line in [*lines, *notes] if line]
 
@@ -154,7 +155,8 @@ def _tables(run: Run, side: str) -> list[Block]:
     result = run.result
     if result is None or not result["base"] or side != "test" or result["status"] != "completed":
         return []
-    return [table for table in (reports.table(result), reports.dimensions(result)) if table.lines]
+    shown = [reports.table(result), reports.dimensions(result), *forgotten.tables(result)]
+    return [block for block in shown if isinstance(block, Table) and block.lines]
 
 
 def _arms(run: Run) -> dict[str, Any]:
