@@ -5,7 +5,7 @@ Read this module first; every step is one call into the module that does it. Cal
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,14 @@ from embexp import result as results
 from embexp.arms import BM25, Arm, Dense
 from embexp.components import build
 from embexp.encoding import Encoder
-from embexp.evaluators import Evaluation, evaluate
-from embexp.looks import plan_of
+from embexp.evaluators import Evaluation, Evaluator, evaluate
+from embexp.looks import Plan, plan_of
+from embexp.models import EmbeddingModel
 from embexp.negatives import draw_random
-from embexp.preparing import data_of, helpers_of, model_of, note, rows_of, train_set_of, trains
-from embexp.reranker import Reranked, reranker_of, say_if_worse
+from embexp.preparing import data_of, helpers_of, model_of, note, rows_of, train_set_of
+from embexp.reranker import rerank
 from embexp.retrieval_set import RetrievalSet, Splits
+from embexp.shapes import Rows
 from embexp.stages import timer
 from embexp.tuning import Run
 
@@ -42,73 +44,68 @@ UNMOVED = (
 
 
 def measure(run: Run, processes: Processes | None) -> None:
-    """Run the experiment that the run's config describes and fill in its result, the content of result.json.
-
-    processes: see EmbeddingModel.
-    """
+    """Run the experiment that the run's config describes and fill in its result. processes: see EmbeddingModel."""
     config, result, watch = run.config, run.result, run.watch
-    allowed, stage = config["allowed_packages"], timer(result["seconds"])
+    allowed, stage, arms = config["allowed_packages"], timer(result["seconds"]), dict[str, dict[str, Evaluation]]()
 
     with stage("model"):
         source, helpers = build(config["model"], allowed=allowed, without=["kind"]), helpers_of(config)
     with stage("data"):
         splits = data_of(config, result)
-        result["counts"] = results.counts(splits)
+        result["counts"], sides = results.counts(splits), _sides(splits, watch)
+        evaluators = [build(node, allowed=allowed) for node in config["evaluator"].values()]
+        score = partial(_score, evaluators)
     with stage("loading"):
         model = model_of(config, source, splits, result, processes)
         result["fingerprint"] = results.fingerprint(splits, model.origin, helpers)
-        evaluators = [build(node, allowed=allowed) for node in config["evaluator"].values()]
 
-    sides, arms = _sides(splits, watch), dict[str, dict[str, Evaluation]]()
-
-    def evaluated(arm: Arm, data: RetrievalSet) -> Evaluation:
-        return evaluate(evaluators, arm, data, **EVALUATION_NEGATIVES)
-
-    def measured(name: str, arm: Arm) -> dict[str, Any]:
-        arms[name] = {side: evaluated(arm, data) for side, data in sides.items()}
-        return results.metrics_of(arms[name], splits)
+    def measured(name: str, arm: Arm) -> None:
+        arms[name] = {side: score(arm, data) for side, data in sides.items()}
+        result[name] = results.metrics_of(arms[name], splits)
 
     with stage("bm25"):
-        result["bm25"] = measured("bm25", BM25())
+        measured("bm25", BM25())
     with stage("base"):
         encoder = Encoder(model, progress="base model", content=model.origin["content"])
-        first = Dense(encoder)
-        result["base"] = measured("base", first)
+        measured("base", Dense(encoder))
 
-    train_set = splits.train
-    if trains(config):
-        with stage("train set"):
-            train_set = train_set_of(config, model, splits, encoder, result)
     if config["trainer"] is not None:
         with stage("rows"):
-            rows = rows_of(config, train_set, encoder, result)
-            plan = plan_of(
-                config["trainer"], evaluators, arms["base"]["dev"], splits.dev, model=model, train_set=train_set,
-                rows=len(rows), looks_per_epoch=watch.looks if watch is not None else None,
-                negatives=EVALUATION_NEGATIVES, folder=run.folder,
-            )  # fmt: skip
-            untrained = plan.score(first)
+            train_set, rows = rows_of(config, model, splits, encoder, result)
+            plan = _plan(run, model, evaluators, arms["base"]["dev"], splits, train_set, rows)
+            untrained = plan.score(Dense(encoder))
         with stage("libraries"):
             learner = tuning.learner(model, encoder, rows)
-        del encoder, first  # as large as the corpus, and the tuned model's embeddings will be too; an adapter needs it
+        del encoder  # as large as the corpus, and the tuned model's embeddings will be too; an adapter needs it
         with stage("training"):
-            first = Dense(tuning.tune(learner, train_set, rows, plan, run, untrained=untrained))
+            tuned = tuning.tune(learner, train_set, rows, plan, run, untrained=untrained)
         with stage("tuned"):
-            result["tuned"] = measured("tuned", first)
+            measured("tuned", Dense(tuned))
             _say_if_unmoved(result)
+    else:
+        with stage("rows"):
+            tuned, train_set = encoder, train_set_of(config, model, splits, encoder, result)
     if config["reranker"] is not None and "test" in sides:  # a trial of a sweep has none
-        with stage("reranker"):
-            scorer = reranker_of(
-                config, first, train_set, splits.dev, source=source, evaluated=evaluated, folder=run.folder,
-                result=result,
-            )  # fmt: skip
-        with stage("reranked"):
-            reranked = measured("reranked", Reranked(first, scorer, depth=config["reranker"]["depth"]))
-            result["reranker"] |= reranked
-            say_if_worse(result)
+        arms["reranked"] = rerank(run, source, Dense(tuned), train_set, splits, sides, score, stage)
     if "test" in sides:
         with stage("comparison"):
             _compare(config, {arm: by_side["test"] for arm, by_side in arms.items()}, splits, result, run.folder)
+
+
+def _score(evaluators: Sequence[Evaluator], arm: Arm, data: RetrievalSet) -> Evaluation:
+    return evaluate(evaluators, arm, data, **EVALUATION_NEGATIVES)
+
+
+def _plan(
+    run: Run, model: EmbeddingModel, evaluators: Sequence[Evaluator], base: Evaluation, splits: Splits,
+    train_set: RetrievalSet, rows: Rows,
+) -> Plan:  # fmt: skip
+    """What is measured of dev while the model trains."""
+    return plan_of(
+        run.config["trainer"], evaluators, base, splits.dev, model=model, train_set=train_set, rows=len(rows),
+        looks_per_epoch=run.watch.looks if run.watch is not None else None, negatives=EVALUATION_NEGATIVES,
+        folder=run.folder,
+    )  # fmt: skip
 
 
 def _compare(
@@ -116,7 +113,7 @@ def _compare(
 ) -> None:
     result |= results.compared(on_test, splits, metric=config["metric"])
     if "reranked" in on_test:
-        result["reranker"]["delta"] = results.change(on_test, splits, since="tuned" if result["tuned"] else "base")
+        result["reranker"] |= results.reordered(on_test, splits, metric=config["metric"])
     results.write_retrieval(on_test, splits, folder / "retrieval", config)
     if config["limit"] is None:  # else the run has not seen all that there was
         manifest.write(manifest.of(splits), folder)

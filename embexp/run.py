@@ -168,9 +168,10 @@ def _summary(result: Mapping[str, Any]) -> dict[str, Any]:
         flat["caveat"] = result["caveat"]
     if result["notes"]:
         flat["notes"] = "; ".join(result["notes"])
-    for arm in ("base", "tuned", "bm25"):
-        for split, metrics in (result[arm] or {}).items():
-            flat |= {f"{split}/{arm}/{name}": score for name, score in (metrics or {}).items()}
+    for arm in ("base", "tuned", "bm25", "reranker"):
+        for split in ("dev", "test"):
+            metrics = (result[arm] or {}).get(split) or {}
+            flat |= {f"{split}/{arm}/{name}": score for name, score in metrics.items()}
     for name, delta in (result["delta"] or {}).items():
         flat |= {f"test/delta/{name}": delta["absolute"]}
         flat |= {f"test/{key}/{name}": delta[key] for key in ("ci_low", "ci_high", "p_value")}

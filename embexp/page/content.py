@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from embexp import report as reports
+from embexp import reranker_shown
 from embexp.details import details
 from embexp.errors import counted
 from embexp.page.figures import NAMES, Point, at_every_k, curve, deltas
@@ -82,6 +83,8 @@ def _tiles(run: Run, side: str) -> list[tuple[str, str, str]]:
     number_of = reports.judged_queries(counts) if side == "test" else counts["queries"]["dev"]
     of = counted(number_of, "query", "queries")
     scores = [(NAMES[arm], run.score(side, metric, arm=arm)) for arm in ("bm25", "base", "tuned")]
+    if result.get("reranker"):
+        scores.append(("with reranker", run.score(side, metric, arm="reranker")))
     tiles = [(name, number(score), f"{metric} on {side}, {of}") for name, score in scores if score is not None]
     if result["delta"]:
         delta = result["delta"][metric]
@@ -152,7 +155,8 @@ def _tables(run: Run, side: str) -> list[Block]:
     result = run.result
     if result is None or not result["base"] or side != "test" or result["status"] != "completed":
         return []
-    return [table for table in (reports.table(result), reports.dimensions(result)) if table.lines]
+    found = [reports.table(result), reports.dimensions(result), *reranker_shown.blocks(result, reports.HEADLINE)]
+    return [block for block in found if not isinstance(block, Table) or block.lines]
 
 
 def _curves(run: Run) -> list[dict[str, Any]]:
