@@ -217,7 +217,9 @@ def _reranker_mistakes(config: Mapping[str, Any]) -> list[str]:
         return []
     problems = []
     if isinstance(metric, str) and metric.partition("@")[0] not in MEASURES:
-        problems.append(f"metric={metric} says nothing of a reranker, which ranks; choose such as recall@10")
+        problems.append(
+            f"metric={metric} says nothing of a ranking, all that a reranker changes; choose such as recall@10"
+        )
     if "negatives" in reranker and reranker.get("path") is None and model.get("kind") not in (None, "transformer"):
         problems.append(
             f"reranker=trained starts from the run's model, and this one is {model['kind']}; set reranker.path to a "

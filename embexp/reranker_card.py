@@ -30,8 +30,8 @@ def card(result: Mapping[str, Any], names: Mapping[str, str], metrics: list[str]
     sections = {
         "Is the order better with it?": markdown(blocks(result, metrics)),
         "How to use it": (
-            f"sentence-transformers:\n\n```python\n{usage.RERANKER}```\n\n`{usage.RERANKER_FOLDER}` is this folder. Each "
-            "pair takes time: give it the first passages of a search, as many as it was measured on."
+            f"sentence-transformers:\n\n```python\n{usage.RERANKER}```\n\n`{usage.RERANKER_FOLDER}` is this folder. "
+            "Each pair takes time: give it the first passages of a search, as many as it was measured on."
         ),
         "How it was trained": _training(result),
         "Versions": aligned(["package", "version"], list(result["versions"].items())),

@@ -15,11 +15,11 @@ from typing import Any
 import yaml
 
 from embexp.errors import UserError
-from embexp.result_keys import KEYS
+from embexp.result_keys import KEYS, LATER
 
 UNFINISHED = "unfinished"  # it is running, or was ended from outside: either way there is no result.json
 GROUPS = ("loss", "model", "dataset")
-NEEDED = [key for key in KEYS if key != "names"]  # which Hydra's files tell of an older run
+NEEDED = [key for key in KEYS if key not in LATER]  # the names are told by Hydra's files
 CONFIG = ("metric", "seed", "limit", "dataset")  # what is read of a config
 
 

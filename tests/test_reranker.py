@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder
 
-from embexp import reranker, reranker_training
+from embexp import reranker, reranker_training, usage
 from embexp.errors import UserError
 from embexp.evaluators import Evaluation
 from embexp.negatives import draw_random
@@ -169,6 +169,12 @@ def test_a_run_trains_a_reranker_measures_it_and_another_run_learns_from_it(run)
     assert scores == sorted(scores, reverse=True)
     assert sum(score >= 0 for score in scores) == 50
     assert {line[5] for line in ranked} == {"reranked"}
+    card = (first.folder / "reranker" / "README.md").read_text()
+    assert "| test      |  base | base + reranker |" in card
+    assert str(first.folder) not in card
+    lines = {}
+    exec(usage.RERANKER.replace(usage.RERANKER_FOLDER, str(first.folder / "reranker")), lines)
+    assert sorted(hit["text"] for hit in lines["ranked"]) == ["Go to the lobby.", "Open Settings and choose Security."]
     teacher = f"loss.teacher={first.folder / 'reranker'}"
     second = run("loss=margin_mse", teacher, "negatives.per_query=2", "trainer=smoke")
     assert second.result["status"] == "completed", second.output
