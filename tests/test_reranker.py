@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from functools import partial
 
 import pandas as pd
@@ -10,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder
 
-from embexp import reranker, reranker_training, usage
+from embexp import reranker, usage
 from embexp.errors import UserError
 from embexp.evaluators import Evaluation
 from embexp.negatives import draw_random
@@ -182,17 +184,21 @@ def test_a_run_trains_a_reranker_measures_it_and_another_run_learns_from_it(run)
 
 
 def test_a_run_that_is_killed_while_the_reranker_trains_goes_on_to_the_same_weights(run, monkeypatch):
-    words = ["trainer=smoke", "reranker=trained"]
-    whole = run(*words)
-    assert whole.result["reranker"]["of"] == "tuned"
+    def killed_when_asked(*_, **__):
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
-        patch.setattr(reranker_training, "_loaded", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        killed = run(*words)
+        patch.setattr(reranker, "CrossEncoderScores", killed_when_asked)
+        killed = run("trainer=smoke", "reranker=trained")
+    made = [killed.folder / name for name in ("model", "reranker")]
+    before = [weights(folder) for folder in made]
     assert not (killed.folder / "result.json").exists()
+    shutil.rmtree(made[1])
     again = run(f"resume={killed.folder}")
     assert again.code == 0, again.output
-    for made in ("model", "reranker"):
-        assert differ(weights(whole.folder / made), weights(killed.folder / made)) == []
+    assert "going on from step 4" in again.output
+    assert json.loads((killed.folder / "result.json").read_text())["reranker"]["of"] == "tuned"
+    assert [differ(weights(folder), former) for folder, former in zip(made, before, strict=True)] == [[], []]
 
 
 def test_a_pretrained_one_re_orders_without_training(run, tmp_path):

@@ -52,7 +52,7 @@ def test_scores_of_pairs_of_unlike_length_are_those_of_predict_in_the_order_of_t
     model.train()
     assert pair_scores(model, pairs, progress=None) == pytest.approx(expected, abs=1e-6)
     assert model.training
-    assert len(set(expected.round(5))) > 30
+    assert len(set(expected.round(5))) > 15
     assert sum(rows for rows, _ in shapes[one_way:]) == 40
     assert all(rows * tokens <= 200 for rows, tokens in shapes[one_way:])
 
