@@ -168,9 +168,9 @@ def report(name: str, words: Sequence[str], *, seeds: int, rounds: int, count: i
     counts, found = runs[0]["counts"], runs[0]["reranker"]
     print(
         f"{name}: {counts['queries']['train']:,} questions to train on, {counts['queries']['dev']} of dev, "
-        f"{counts['queries']['test']} of test; {found['pairs']:,} pairs; the first {found['depth']} passages are put in "
-        "another order. Medians (least to most) over seeds. Training is with its looks at dev and the mining of its "
-        "negatives; scoring is of dev and test.\n"
+        f"{counts['queries']['test']} of test; {found['pairs']:,} pairs; the first {found['depth']} passages "
+        "are put in another order. Medians (least to most) over seeds. Training is with its looks at dev and the "
+        "mining of its negatives; scoring is of dev and test.\n"
     )
     print(table(HEAD, lines))
     pairs = Pairs(words, count=count)
@@ -199,9 +199,9 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         model = str(tiny_transformer(Path(folder, "tiny")))
-        small = ["dataset.packages=[json,logging,email]", "limit=20", "paraphrase=null"]
+        small = ["dataset.packages=[json,logging,email]", "limit=10", "paraphrase=null", "reranker.depth=10"]
         words = [*data_words(DOCSTRINGS), *small, "model=local", f"model.path={model}"]
-        report("docstrings of three packages", words, seeds=1, rounds=1, count=40)
+        report("docstrings of three packages", words, seeds=1, rounds=1, count=20)
 
 
 if __name__ == "__main__":
