@@ -126,6 +126,7 @@ def _mistakes_of_experiments(config: Mapping[str, Any]) -> list[str]:
         + _metric_mistakes(config)
         + _shape_mistakes(config)
         + _needs_mistakes(config)
+        + _reranker_mistakes(config)
         + _adapter_mistakes(config)
         + arms_config.mistakes_in(config)
         + _forgetting_mistakes(config)
@@ -216,6 +217,24 @@ def _needs_mistakes(config: Mapping[str, Any]) -> list[str]:
     if needs is None or kind in (None, needs):
         return []
     return [f"this loss needs a {needs} and the model is {kind}; choose another model (model=minilm) or loss=mnrl"]
+
+
+def _reranker_mistakes(config: Mapping[str, Any]) -> list[str]:
+    """A metric that does not look at a ranking, and a model that has no transformer to start from."""
+    reranker, model, metric = config["reranker"], config["model"], config["metric"]
+    if not isinstance(reranker, Mapping) or not isinstance(model, Mapping):
+        return []
+    problems = []
+    if isinstance(metric, str) and metric.partition("@")[0] not in MEASURES:
+        problems.append(
+            f"metric={metric} says nothing of a ranking, all that a reranker changes; choose such as recall@10"
+        )
+    if "negatives" in reranker and reranker.get("path") is None and model.get("kind") not in (None, "transformer"):
+        problems.append(
+            f"reranker=trained starts from the run's model, and this one is {model['kind']}; set reranker.path to a "
+            "local folder or a Hub id, or choose another model (model=minilm)"
+        )
+    return problems
 
 
 def _adapter_mistakes(config: Mapping[str, Any]) -> list[str]:

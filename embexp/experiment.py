@@ -20,7 +20,7 @@ from embexp.looks import Plan, plan_of
 from embexp.measured_arms import MeasuredArms
 from embexp.models import EmbeddingModel
 from embexp.negatives import draw_random
-from embexp.preparing import base_of, begun, data_of, note, rows_of, train_set_of, trains
+from embexp.preparing import base_of, begun, data_of, note, rows_of, train_set_of
 from embexp.retrieval_set import RetrievalSet, Splits
 from embexp.shapes import Rows
 from embexp.stages import timer
@@ -58,13 +58,9 @@ def measure(run: Run, processes: Processes | None) -> None:
         result["base"] = arms.measure("base", Dense(encoder))
     arms.of_base(model, encoder)
 
-    train_set = splits.train
-    if trains(config):
-        with stage("train set"):
-            train_set = train_set_of(config, model, splits, encoder, result)
     if config["trainer"] is not None:
         with stage("rows"):
-            rows = rows_of(config, train_set, encoder, result)
+            train_set, rows = rows_of(config, model, splits, encoder, result)
             plan, untrained = _plan(run, model, encoder, evaluators, arms.found["base"]["dev"], splits, train_set, rows)
         with stage("libraries"):
             learner = tuning.learner(model, encoder, rows)
@@ -84,6 +80,9 @@ def measure(run: Run, processes: Processes | None) -> None:
             result["tuned"] = arms.measure("tuned", Dense(encoder))
             _say_if_unmoved(result)
         arms.of_tuned(learner, encoder)
+    else:
+        with stage("rows"):
+            train_set = train_set_of(config, model, splits, encoder, result)
     if "test" in sides:  # a trial of a sweep has none
         arms.rerank(encoder, train_set, source)
         arms.finish(encoder, base=partial(base_of, config, source, splits, processes))
@@ -111,8 +110,7 @@ def _plan(
 def _compare(run: Run, on_test: Mapping[str, Evaluation], splits: Splits) -> None:
     run.result.update(results.compared(on_test, splits, metric=run.config["metric"]))
     if "reranked" in on_test:
-        since = "tuned" if run.result["tuned"] else "base"
-        run.result["reranker"]["delta"] = results.change(on_test, splits, since=since)
+        run.result["reranker"] |= results.reordered(on_test, splits, metric=run.config["metric"])
     results.write_retrieval(on_test, splits, run.folder / "retrieval", run.config)
     if run.config["limit"] is None:  # else the run has not seen all that there was
         manifest.write(manifest.of(splits), run.folder)

@@ -22,8 +22,7 @@ from embexp.learning_curve import LearningCurve
 from embexp.looks import Plan
 from embexp.model_facts import facts_of
 from embexp.models import EmbeddingModel
-from embexp.reranker import reranker_of, say_if_worse
-from embexp.reranking import Reranked
+from embexp.reranker import rerank
 from embexp.retrieval_set import RetrievalSet, Splits
 from embexp.shapes import Rows
 from embexp.stages import Timer
@@ -120,21 +119,17 @@ class MeasuredArms:
 
         encoder: of that model. source: what the config's model is built as. Fills in `reranker` of the result.
         """
-        config, result, first = self._run.config, self._run.result, Dense(encoder)
+        config, seconds = self._run.config, self._run.result["seconds"]
         if config["reranker"] is None:
             return
-        with self._stage("reranker"):
-            scorer = reranker_of(
-                config, first, train_set, self._splits.dev, source=source, evaluated=self._guard.score,
-                folder=self._run.folder, result=result,
-            )  # fmt: skip
-        depth, of = config["reranker"]["depth"], "tuned" if "tuned" in self.found else "base"
-        with self._stage("reranked"):
-            result["reranker"] |= self.measure("reranked", Reranked(first, scorer, depth=depth))
-            say_if_worse(result)
+        self.found["reranked"], scorer = rerank(
+            self._run, source, Dense(encoder), train_set, self._splits, self._sides, self._guard.score, self._stage
+        )
         if self._asked:
-            self._serving["reranked"] = replace(self._serving[of], scorer=scorer, depth=depth)
-            self._training_s["reranked"] = round(self._training_s[of] + result["reranker"].get("training", 0.0), 2)
+            of = "tuned" if "tuned" in self.found else "base"
+            trained = seconds["reranker"] if "negatives" in config["reranker"] else 0.0
+            self._serving["reranked"] = replace(self._serving[of], scorer=scorer, depth=config["reranker"]["depth"])
+            self._training_s["reranked"] = round(self._training_s[of] + trained, 2)
 
     def finish(self, encoder: Encoder, *, base: Callable[[], EmbeddingModel]) -> None:
         """What comes last: the arm `merged`, which changes the weights, the learning curve, costs, the comparison.

@@ -146,8 +146,12 @@ def base_of(config: Config, source: Any, splits: Splits, processes: Processes | 
     return replace(model, processes=processes)
 
 
-def rows_of(config: Config, train_set: RetrievalSet, encoder: Encoder, result: dict[str, Any]) -> Rows:
-    """What to train on in the shape that the loss reads; what there is to say of its negatives goes into the result."""
+def rows_of(
+    config: Config, model: EmbeddingModel, splits: Splits, encoder: Encoder, result: dict[str, Any]
+) -> tuple[RetrievalSet, Rows]:
+    """What to train on, and its rows in the shape that the loss reads; what there is to say of its negatives goes into
+    the result."""
+    train_set = train_set_of(config, model, splits, encoder, result)
     rows = to_rows(
         train_set,
         config["loss"]["shape"],
@@ -163,13 +167,15 @@ def rows_of(config: Config, train_set: RetrievalSet, encoder: Encoder, result: d
         fix = f"loss.shape={using[0]} uses them" if using else "loss=triplet would use them"
         shape = config["loss"]["shape"]
         note(result, f"the negatives asked for are not used: the loss reads rows of shape {shape}, without any; {fix}")
-    return rows
+    return train_set, rows
 
 
 def train_set_of(
     config: Config, model: EmbeddingModel, splits: Splits, encoder: Encoder, result: dict[str, Any]
 ) -> RetrievalSet:
-    """Train without what would give dev or test away."""
+    """Train without what would give dev or test away; as it is where nothing is trained."""
+    if not trains(config):
+        return splits.train
     threshold = None if model.untrained else config["paraphrase"]
     train_set = without_paraphrases(trainable(splits), splits, encoder, threshold=threshold)
     result["counts"]["paraphrases_dropped"] = len(splits.train.queries) - len(train_set.queries)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from embexp import arms_shown, forgotten
+from embexp import arms_shown, forgotten, reranker_shown
 from embexp.details import details
 from embexp.errors import counted
 from embexp.result_keys import LATER
@@ -107,7 +107,7 @@ def _verdict(result: Mapping[str, Any]) -> str:
 def _tables(result: Mapping[str, Any]) -> list[Block]:
     if result["base"]["test"] is None:
         return []
-    parts = [table(result), dimensions(result), *slices(result)]
+    parts = [table(result), dimensions(result), *slices(result), *reranker_shown.blocks(result, HEADLINE)]
     return [*parts, *arms_shown.blocks(result), *forgotten.tables(result)]
 
 
@@ -191,7 +191,7 @@ def table(result: Mapping[str, Any]) -> Table:
         if result["tuned"]:
             line += compared(result["tuned"]["test"][metric], result["delta"][metric])
         lines.append(line)
-    return Table(["test", "BM25", "base", *(COMPARED if result["tuned"] else [])], lines)
+    return Table(["test", "BM25", "base", *(("tuned", *COMPARED) if result["tuned"] else [])], lines)
 
 
 def dimensions(result: Mapping[str, Any]) -> Table:
@@ -205,7 +205,7 @@ def dimensions(result: Mapping[str, Any]) -> Table:
         if result["tuned"]:
             line += compared(result["tuned"]["test"][name], result["delta"][name])
         lines.append(line)
-    return Table([f"{plain} by dimensions", "base", *(COMPARED if result["tuned"] else [])], lines)
+    return Table([f"{plain} by dimensions", "base", *(("tuned", *COMPARED) if result["tuned"] else [])], lines)
 
 
 def dimension_of(metric: str) -> int:
@@ -244,7 +244,7 @@ def slices(result: Mapping[str, Any]) -> list[Block]:
         lines.append([shown, *scores, *tuned])
     meant = {"seen", "unseen", *result["slices"]} & SLICES.keys()
     return [
-        Table([f"{metric} by slice", "BM25", "base", *(COMPARED if result["delta"] else [])], lines),
+        Table([f"{metric} by slice", "BM25", "base", *(("tuned", *COMPARED) if result["delta"] else [])], lines),
         "; ".join(f"{name}: {SLICES[name]}" for name in SLICES if name in meant) + ".",
     ]
 

@@ -1,4 +1,4 @@
-"""Has the reranker that conf/reranker names, trained first or only loaded, and says what it does to dev.
+"""Has the reranker that conf/reranker names, trained first or only loaded, and measures what it does.
 
 Called by `experiment`. The training itself is in `reranker_training`, which is imported, with the libraries that it
 needs, once there is something to train. What re-orders is `reranking.Reranked`.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from embexp import result as results
 from embexp.arms import Arm, Dense
 from embexp.components import build
 from embexp.encoding import Encoder
@@ -28,10 +28,12 @@ from embexp.pair_scores import pair_scores
 from embexp.preparing import note
 from embexp.ranking import Ranking
 from embexp.reranking import Pretrained, Reranked, Trained
-from embexp.retrieval_set import RetrievalSet
+from embexp.retrieval_set import RetrievalSet, Splits
 from embexp.shapes import Rows, to_rows
+from embexp.stages import Timer
 from embexp.starting import uncollected
 from embexp.teachers import CrossEncoderScores, Judge
+from embexp.tuning import Run
 
 if TYPE_CHECKING:
     from embexp.reranker_training import Looks
@@ -49,6 +51,31 @@ WORSE = (
     "(reranker.num_train_epochs) or choose a stronger one (reranker=pretrained)"
 )
 Evaluated = Callable[[Arm, RetrievalSet], Evaluation]
+
+
+def rerank(
+    run: Run,
+    source: Any,
+    first: Dense,
+    train_set: RetrievalSet,
+    splits: Splits,
+    sides: Mapping[str, RetrievalSet],
+    evaluated: Evaluated,
+    stage: Timer,
+) -> tuple[dict[str, Evaluation], Judge]:
+    """What `first` comes to when re-ordered, by side, and by what scorer; its scores and what it is go into the
+    result's `reranker`."""
+    config, result = run.config, run.result
+    with stage("reranker"):
+        scorer = reranker_of(
+            config, first, train_set, splits.dev, source=source, evaluated=evaluated, folder=run.folder, result=result
+        )
+    with stage("reranked"):
+        arm = Reranked(first, scorer, depth=config["reranker"]["depth"])
+        found = {side: evaluated(arm, data) for side, data in sides.items()}
+        result["reranker"] |= results.metrics_of(found, splits)
+        _say_if_worse(result)
+    return found, scorer
 
 
 def reranker_of(
@@ -71,7 +98,7 @@ def reranker_of(
     if isinstance(settings, Pretrained):
         result["reranker"] = {"path": settings.path, "depth": settings.depth}
         return CrossEncoderScores(settings.path, setting="reranker.path")
-    start, seconds = _start(settings, source), time.perf_counter()
+    start = _start(settings, source)
     with uncollected():
         training = importlib.import_module("embexp.reranker_training")
     rows = _rows(settings, first, train_set, seed=config["seed"])
@@ -83,17 +110,8 @@ def reranker_of(
     assert first.encoder is not None
     assert rows.drawn is not None
     drawn = second_look(rows.drawn, train_set, encoder=first.encoder, seed=config["seed"])
-    spent = round(time.perf_counter() - seconds, 2)
-    result["reranker"] = {"path": FOLDER, "depth": settings.depth, **done, "negatives": drawn, "training": spent}
+    result["reranker"] = {"path": FOLDER, "depth": settings.depth, **done, "negatives": drawn}
     return CrossEncoderScores(str(folder / FOLDER), setting="reranker")
-
-
-def say_if_worse(result: dict[str, Any]) -> None:
-    """Note what dev says against the reranker."""
-    metric = result["metric"]
-    reranked, first = (arm["dev"][metric] for arm in (result["reranker"], result["tuned"] or result["base"]))
-    if reranked < first:
-        note(result, WORSE.format(metric=metric, reranked=reranked, first=first))
 
 
 def _start(settings: Trained, source: Any) -> Path:
@@ -155,3 +173,11 @@ class _Already:
         """What it found then."""
         del retrieval_set, top
         return self._ranking
+
+
+def _say_if_worse(result: dict[str, Any]) -> None:
+    """Note what dev says against the reranker."""
+    metric = result["metric"]
+    reranked, first = (arm["dev"][metric] for arm in (result["reranker"], result["tuned"] or result["base"]))
+    if reranked < first:
+        note(result, WORSE.format(metric=metric, reranked=reranked, first=first))

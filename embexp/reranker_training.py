@@ -167,8 +167,8 @@ class _Trainer(CrossEncoderTrainer):
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         """The loss of a batch. Raises UserError, with the step, when it is not a number."""
         loss = super().compute_loss(*args, **kwargs)
-        value = loss[0] if isinstance(loss, tuple) else loss
-        if not torch.isfinite(value.detach()):
+        value = (loss[0] if isinstance(loss, tuple) else loss).detach()
+        if not torch.isfinite(value):
             raise UserError(
                 f"the reranker's training diverged at step {self.state.global_step + 1}: the loss is {float(value)}. "
                 "Lower reranker.learning_rate, or set model.dtype=float32"

@@ -96,11 +96,13 @@ def compared(arms: Mapping[str, Evaluation], splits: Splits, *, metric: str) -> 
     return {"delta": deltas, "slices": slices, "verdict": Delta(**deltas[metric]).verdict if deltas else None}
 
 
-def change(arms: Mapping[str, Evaluation], splits: Splits, *, since: str) -> dict[str, Any]:
-    """What re-ordering has changed on test, metric -> delta as `compared` gives it: `reranked` against the arm `since`,
-    whose passages it has re-ordered."""
+def reordered(arms: Mapping[str, Evaluation], splits: Splits, *, metric: str) -> dict[str, Any]:
+    """The keys of, delta and verdict of what re-ordering has changed on test: `reranked` against the arm whose passages
+    it has re-ordered, tuned, or base where nothing was tuned."""
+    since = "tuned" if "tuned" in arms else "base"
     before, after = (judged(arms[name], splits) for name in (since, "reranked"))
-    return _delta(before, after, after, splits)
+    deltas = _delta(before, after, after, splits)
+    return {"of": since, "delta": deltas, "verdict": Delta(**deltas[metric]).verdict}
 
 
 def _delta(

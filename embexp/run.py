@@ -170,7 +170,9 @@ def _summary(result: Mapping[str, Any]) -> dict[str, Any]:
         flat["notes"] = "; ".join(result["notes"])
     if result["arms_verdict"]:
         flat |= {"arm_to_run": result["arms_verdict"]["cheapest"]}
-    for arm, measured in (result["arms"] or {arm: result[arm] or {} for arm in ("base", "tuned", "bm25")}).items():
+    for arm, measured in (
+        {arm: result[arm] or {} for arm in ("base", "tuned", "bm25", "reranker")} | (result["arms"] or {})
+    ).items():
         for split in ("dev", "test"):
             metrics = measured.get(split)
             flat |= {f"{split}/{arm}/{name}": score for name, score in (metrics or {}).items()}

@@ -18,7 +18,6 @@ SHOWN = {
     "loading": "loading the model",
     "bm25": "searching with BM25",
     "base": "scoring the base model",
-    "train set": "choosing what to train on",
     "rows": "making rows to train on",
     "libraries": "loading the trainer",
     "training": "training",

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+COMPARED = ["delta", "95 % interval", "wins/ties/losses"]
+FEWEST_FOR_INTERVAL = 5  # documents: fewer resample to themselves too often to say anything
+
 
 class Table(NamedTuple):
     """Cells as text; the first column says what a line is about, the others are numbers."""
@@ -57,11 +60,11 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def compared(tuned: float, delta: Mapping[str, Any]) -> list[str]:
-    """The cells of a score and of its difference from the base's."""
+def compared(score: float, delta: Mapping[str, Any]) -> list[str]:
+    """The cells of a score and of its difference from another, as in result.json: under a heading, then COMPARED."""
     counts = "-" if delta["wins"] is None else f"{delta['wins']}/{delta['ties']}/{delta['losses']}"
     few = delta["documents"] < FEWEST_FOR_INTERVAL
-    return [number(tuned), signed(delta), "too few" if few else interval(delta), counts]
+    return [number(score), signed(delta), "too few" if few else interval(delta), counts]
 
 
 def signed(delta: Mapping[str, Any]) -> str:

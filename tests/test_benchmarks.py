@@ -357,6 +357,16 @@ def test_the_startup_benchmark_has_a_line_for_each_command_and_run():
     assert [bool(line[2]) for line in lines] == [False] * 5 + [True] * 3
 
 
+def test_the_benchmark_of_a_reranker_has_its_scores_and_times_it_beside_the_library(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["reranker.py", "--quick"])
+    runpy.run_path(str(REPOSITORY / "benchmarks" / "reranker.py"), run_name="__main__")
+    lines = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    firsts = [line[0].strip() for line in lines]
+    assert firsts[2:6] == ["base", "base + reranker", "tuned", "tuned + reranker"]
+    assert [word in firsts[place] for place, word in ((8, "training"), (9, "scoring"))] == [True, True]
+    assert all(float(line[4]) > 0 for line in lines[8:])
+
+
 def test_the_benchmark_of_adapters_has_a_line_for_each_and_an_epoch_of_the_peer():
     call = [sys.executable, "benchmarks/adapters.py", "--quick"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from embexp import arms_shown, forgotten
+from embexp import arms_shown, forgotten, reranker_shown
 from embexp import report as reports
 from embexp.details import details
 from embexp.errors import counted
@@ -85,6 +85,8 @@ def _tiles(run: Run, side: str) -> list[tuple[str, str, str]]:
     number_of = reports.judged_queries(counts) if side == "test" else counts["queries"]["dev"]
     of = counted(number_of, "query", "queries")
     scores = [(NAMES[arm], run.score(side, metric, arm=arm)) for arm in ("bm25", "base", "tuned")]
+    if result.get("reranker"):
+        scores.append(("with reranker", run.score(side, metric, arm="reranker")))
     tiles = [(name, number(score), f"{metric} on {side}, {of}") for name, score in scores if score is not None]
     if result["delta"]:
         delta = result["delta"][metric]
@@ -155,8 +157,9 @@ def _tables(run: Run, side: str) -> list[Block]:
     result = run.result
     if result is None or not result["base"] or side != "test" or result["status"] != "completed":
         return []
-    shown = [reports.table(result), reports.dimensions(result), *forgotten.tables(result)]
-    return [block for block in shown if isinstance(block, Table) and block.lines]
+    shown = [reports.table(result), reports.dimensions(result), *reranker_shown.blocks(result, reports.HEADLINE)]
+    shown += forgotten.tables(result)
+    return [block for block in shown if not isinstance(block, Table) or block.lines]
 
 
 def _arms(run: Run) -> dict[str, Any]:
