@@ -246,4 +246,4 @@ def run_of(words: Sequence[str], folder: Path) -> dict[str, Any]:
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         config = plain(compose("config", [*words, "logger=none"]))
     result = run(config, names={"loss": "mnrl", "model": "any", "dataset": "any"}, folder=folder)
-    return {**result, "batch": config["trainer"]["per_device_train_batch_size"]}
+    return {**result, "batch": config["trainer"]["per_device_train_batch_size"] if config["trainer"] else None}

@@ -73,7 +73,7 @@ def checked_arguments(
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         setting = _Setting(loader, config_dir, config_name or program.name, program, sweep, fresh, shown)
-        parsed, problems = _parse(overrides, loader, sweep=sweep)
+        parsed, problems = _parse([_placed(text, program) for text in overrides], loader, sweep=sweep)
         problems += _hidden_files(config_dir)
         accepted, mistakes = _accepted(parsed, setting)
         problems += mistakes
@@ -217,6 +217,12 @@ def _parse(overrides: Sequence[str], loader: ConfigLoader, *, sweep: bool) -> tu
             continue
         parsed.append(override)
     return parsed, problems
+
+
+def _placed(text: str, program: Program) -> str:
+    """guard_dataset=pairs as Hydra takes it: dataset@guard_dataset=pairs."""
+    key, equals, value = text.partition("=")
+    return f"{program.placed[key]}={value}" if equals and key in program.placed else text
 
 
 def _is_group(override: Override, loader: ConfigLoader, config_dir: str | None, program: Program) -> bool:

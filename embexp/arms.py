@@ -1,4 +1,4 @@
-"""Finds passages: exact search over embeddings, or BM25. Called by `evaluators`, `negatives` and `teachers`."""
+"""Finds passages: exact search over embeddings, BM25, or both. Called by `evaluators`, `negatives` and `teachers`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ libraries.quiet("bm25s")
 CELLS_AT_ONCE = 64_000_000  # scores held in memory at once: 256 MB of float32
 KEYWORD_CELLS_AT_ONCE = 16_000_000
 PASSAGES_AT_ONCE = 65_536
+FUSED = 100  # passages of each ranking that are fused
+SMOOTHING = 60  # the k of reciprocal rank fusion, as published
 
 Without = Mapping[str, Collection[str]]  # query id -> passages that are not ranked for it
 
@@ -71,6 +73,51 @@ class BM25:
         left_out = {query: sorted(passages) for query, passages in (without or {}).items()}
         found = arrays_kept("bm25", [retrieval_set.digest, top, digest(left_out)], make)
         return Ranking(list(retrieval_set.queries), list(retrieval_set.corpus), **found)
+
+
+class Hybrid:
+    """Two arms whose rankings are fused by rank; it has no embeddings of its own."""
+
+    encoder: Encoder | None = None
+
+    def __init__(self, keyword: Arm, model: Arm) -> None:
+        """model: whose order decides between equal sums."""
+        self._keyword, self._model = keyword, model
+
+    def search(self, retrieval_set: RetrievalSet, *, top: int) -> Ranking:
+        """Rank by both; see `fused`."""
+        deep = max(top, FUSED)
+        found = [arm.search(retrieval_set, top=deep) for arm in (self._model, self._keyword)]
+        return fused(*found, top=top)
+
+
+def fused(first: Ranking, second: Ranking, *, top: int) -> Ranking:
+    """Reciprocal rank fusion of two rankings of the same queries and corpus (Cormack, Clarke and Buettcher, 2009).
+
+    A passage scores the sum of 1 / (60 + its rank) over the rankings that hold it, ranks from 1. Two rankings often
+    give equal sums; then the one that `first` ranks higher comes first, as a search engine could do too. `lowest` is of
+    no use here, and infinite.
+    """
+    passages, (rows, columns) = len(first.passage_ids), np.nonzero(first.places >= 0)
+    other_rows, other_columns = np.nonzero(second.places >= 0)
+    pairs = np.concatenate([
+        rows * passages + first.places[rows, columns], other_rows * passages + second.places[other_rows, other_columns]
+    ])  # fmt: skip
+    ranks = np.concatenate([columns, other_columns]) + 1
+    numbers, pair_of = np.unique(pairs, return_inverse=True)
+    scores = np.bincount(pair_of, weights=1 / (SMOOTHING + ranks), minlength=len(numbers))
+    in_first = np.full(len(numbers), passages)
+    in_first[pair_of[: len(rows)]] = columns  # those that it lacks come after, in the order of the other
+    row_of, place_of = np.divmod(numbers, passages)
+    order = np.lexsort((in_first, -scores.round(12), row_of))
+    row_of, place_of, scores = row_of[order], place_of[order], scores[order]
+    rank = np.arange(len(order)) - np.searchsorted(row_of, row_of)
+    kept, width = rank < top, min(top, passages)
+    places = np.full((len(first.query_ids), width), -1)
+    found = np.full(places.shape, NEVER, dtype=np.float32)
+    places[row_of[kept], rank[kept]], found[row_of[kept], rank[kept]] = place_of[kept], scores[kept]
+    unknown = np.full(len(places), np.inf, dtype=np.float32)
+    return Ranking(first.query_ids, first.passage_ids, places, found, unknown)
 
 
 def nearest(
@@ -149,6 +196,11 @@ class KeywordIndex:
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # a run's share of the cores
             for start in range(0, len(words), height):
                 yield np.stack(list(pool.map(self._row, words[start : start + height])))
+
+    @property
+    def nbytes(self) -> int:
+        """Of its arrays; the words themselves are not counted."""
+        return sum(part.nbytes for part in self._index.scores.values() if isinstance(part, np.ndarray))
 
     def _row(self, words: list[str]) -> np.ndarray:
         return np.asarray(self._index.get_scores(words)) if words else np.zeros(len(self.corpus), np.float32)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from embexp import stamp, usage
+from embexp import forgotten, reranker_card, stamp, usage
 from embexp.durable import write_whole
 from embexp.model_folder import STAMP
 from embexp.report import HEADLINE, judged_queries, summary
@@ -28,17 +28,20 @@ SAID = ("_target_", "_partial_", "shape", "accepts", "needs", "guide", "teacher"
 
 
 def write(result: Mapping[str, Any], names: Mapping[str, str], folder: Path) -> None:
-    """Write the card of a completed run into its model's folder; where there is no model, nothing.
+    """Write the cards of a completed run into the folders of its model and its reranker; where there is none, nothing.
 
     The run is over and its result is kept: whatever goes wrong here is said and ends nothing.
     """
-    model = folder / "model"
-    if result["status"] != "completed" or not model.is_dir():
-        return
-    try:
-        write_whole(model / "README.md", card(result, names, stamp.read(model / STAMP)))
-    except Exception as error:
-        log.warning("the model card can't be written (%s: %s); the run is complete", type(error).__name__, error)
+    cards: dict[str, Callable[[Path], str]] = {
+        "model": lambda made: card(result, names, stamp.read(made / STAMP)),
+        "reranker": lambda made: reranker_card.card(result, names, HEADLINE),
+    }
+    for name, make in cards.items() if result["status"] == "completed" else ():
+        try:
+            if (made := folder / name).is_dir():
+                write_whole(made / "README.md", make(made))
+        except Exception as error:
+            log.warning("the model card can't be written (%s: %s); the run is complete", type(error).__name__, error)
 
 
 def card(result: Mapping[str, Any], names: Mapping[str, str], stamped: Mapping[str, Any]) -> str:
@@ -170,6 +173,7 @@ def _training(result: Mapping[str, Any], names: Mapping[str, str], stamped: Mapp
         f"- negatives: {_negatives(result)}",
         f"- {counts['train_rows']:,} rows, {counts['steps']:,} steps, "
         + ("the last weights" if best is None else f"the weights of step {best}, the best on dev"),
+        *([f"- {forgotten.kept(result)}"] if result.get("merge") else []),
         f"- seed: {result['seed']}",
         *(f"- {key}: {_shown(value)}" for key, value in _settings(config["trainer"])),
     ]

@@ -33,6 +33,7 @@ class Program:
     | groups       | groups that the config always has; a node of one has a `_target_` or is null          |
     | choices      | folders in conf/ that its command line chooses from                                    |
     | lists        | groups that take several choices: each holds nodes by name                            |
+    | placed       | node -> how Hydra is told of its choice, where that is another group's                |
     | root         | keys beside the groups, and what they take                                            |
     | owned        | group -> keys that embexp sets itself, each with where to say it instead              |
     | own_keys     | group -> keys beside the target's own                                                 |
@@ -46,6 +47,7 @@ class Program:
     root: Mapping[str, Types]
     choices: Sequence[str]
     lists: Sequence[str] = ()
+    placed: Mapping[str, str] = field(default_factory=dict)
     owned: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     own_keys: Mapping[str, Mapping[str, Types]] = field(default_factory=dict)
     arguments_of: Mapping[str, str] = field(default_factory=dict)

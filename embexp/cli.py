@@ -24,7 +24,8 @@ from embexp.starting import uncollected
 
 
 def main() -> None:
-    """Run the command line; exits with 0 when every run completed, else with 1."""
+    """Run the command line; exits with 0 when every run completed, with 5 when one of them has forgotten more than
+    max_forgetting, else with 1."""
     with ends_with_one():
         started = launched()
         if started is not None and started.rank > 0:
@@ -36,7 +37,7 @@ def main() -> None:
             sys.exit(follow_launched(started))
         with _released(started):
             codes = _run(started)
-    sys.exit(1 if any(codes) else 0)
+    sys.exit(exit_codes.of_all(codes))
 
 
 def _run(started: Launched | None) -> list[int]:

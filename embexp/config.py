@@ -8,11 +8,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from embexp import checks
+from embexp import arms_config, checks
 from embexp.checks import CONFIG_FOLDER, Program, Types, nearest
 from embexp.errors import listed
 
-GROUPS = ["model", "dataset", "loss", "negatives", "evaluator", "trainer", "logger"]
+GROUPS = ["model", "dataset", "guard_dataset", "loss", "negatives", "evaluator", "trainer", "reranker", "logger"]
+PLACED = {"guard_dataset": "dataset@guard_dataset"}
 SHAPES = ["pair", "triplet", "n_tuple", "labelled_pair", "scored_pair", "list"]
 NEEDS_NEGATIVES = ["triplet", "n_tuple", "list"]
 MEASURES = ["recall", "precision", "accuracy", "mrr", "map", "ndcg"]
@@ -57,6 +58,7 @@ OWN_KEYS: dict[str, dict[str, Types]] = {
         "needs": ((str, type(None)), "transformer, or null for any model"),
     },
     "model": {"kind": ((str,), "a word for what it is, such as static")},
+    "adapter_arm": arms_config.OWN_KEYS,
     "trainer": {
         "early_stopping": ((int, type(None)), "a whole number or null"),
         "processes": ((int,), "a whole number"),
@@ -79,20 +81,31 @@ AT_LEAST = {
     "limit": 3,
     "cache_size_gb": 0,
     "negatives.per_query": 1,
+    "reranker.depth": 1,
+    "reranker.looks": 0,
+    "reranker.negatives.per_query": 1,
+    "reranker.max_length": 1,
+    **{f"reranker.{name}": 0 for name in ("num_train_epochs", "learning_rate", "evaluation_share")},
+    "reranker.per_device_train_batch_size": 2,
     "model.max_seq_length": 1,
     "logger.timeout": 0,
+    **arms_config.AT_LEAST,
 }
 ROOT_TYPES: dict[str, Types] = {
     "metric": ((str,), "a text such as recall@10"),
     "seed": ((int,), "a whole number"),
     "limit": ((int, type(None)), "a whole number or null"),
     "paraphrase": ((int, float, type(None)), "a cosine from 0.5 to 1, or null"),
+    **arms_config.ROOT_TYPES,
     "report_texts": ((bool,), "true or false"),
     "keep_checkpoints": ((bool,), "true or false"),
     "cache": ((bool, str), "true, false or a folder"),
     "cache_size_gb": ((int, float, type(None)), "a number of gigabytes, or null"),
     "debug": ((bool,), "true or false"),
     "allowed_packages": ((list,), "a list of package names"),
+    "guard_dataset": ((dict, type(None)), "chosen with guard_dataset=NAME, or null"),
+    "merge": ((bool, list, type(None)), "true, a list of shares of the change from 0 to 1, or null"),
+    "max_forgetting": ((int, float, type(None)), "a number such as 0.02, or null"),
     "sweep": ((dict, type(None)), "chosen with sweep=NAME, or null"),
 }
 
@@ -113,7 +126,10 @@ def _mistakes_of_experiments(config: Mapping[str, Any]) -> list[str]:
         + _metric_mistakes(config)
         + _shape_mistakes(config)
         + _needs_mistakes(config)
+        + _reranker_mistakes(config)
         + _adapter_mistakes(config)
+        + arms_config.mistakes_in(config)
+        + _forgetting_mistakes(config)
     )
 
 
@@ -203,6 +219,24 @@ def _needs_mistakes(config: Mapping[str, Any]) -> list[str]:
     return [f"this loss needs a {needs} and the model is {kind}; choose another model (model=minilm) or loss=mnrl"]
 
 
+def _reranker_mistakes(config: Mapping[str, Any]) -> list[str]:
+    """A metric that does not look at a ranking, and a model that has no transformer to start from."""
+    reranker, model, metric = config["reranker"], config["model"], config["metric"]
+    if not isinstance(reranker, Mapping) or not isinstance(model, Mapping):
+        return []
+    problems = []
+    if isinstance(metric, str) and metric.partition("@")[0] not in MEASURES:
+        problems.append(
+            f"metric={metric} says nothing of a ranking, all that a reranker changes; choose such as recall@10"
+        )
+    if "negatives" in reranker and reranker.get("path") is None and model.get("kind") not in (None, "transformer"):
+        problems.append(
+            f"reranker=trained starts from the run's model, and this one is {model['kind']}; set reranker.path to a "
+            "local folder or a Hub id, or choose another model (model=minilm)"
+        )
+    return problems
+
+
 def _adapter_mistakes(config: Mapping[str, Any]) -> list[str]:
     """Two ways to train a part alone, and a loss that reaches into the transformer where only its vectors are seen."""
     loss, model = config["loss"], config["model"]
@@ -219,6 +253,23 @@ def _adapter_mistakes(config: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _forgetting_mistakes(config: Mapping[str, Any]) -> list[str]:
+    """Shares that are none, and a limit to what is lost on a guard set that is not there."""
+    problems, merge, most = [], config["merge"], config["max_forgetting"]
+    if isinstance(merge, list):
+        right = [share for share in merge if isinstance(share, int | float) and not isinstance(share, bool)]
+        if not merge or len(right) < len(merge) or not all(0 <= share <= 1 for share in right):
+            problems.append(
+                f"merge={merge} must be true, or a list of shares of the change from 0 to 1, such as [0.5,1]"
+            )
+    if isinstance(most, int | float) and not 0 <= most <= 1:
+        problems.append(f"max_forgetting={most} must be from 0 to 1: 0.02 lets the metric fall by two points")
+    if most is not None and config["guard_dataset"] is None:
+        problems.append(f"max_forgetting={most} is of a guard set, and there is none; add guard_dataset=nanobeir, or "
+                        "any other data set")  # fmt: skip
+    return problems
+
+
 def _losses_by_shape() -> dict[str, list[str]]:
     files = {path.stem: OmegaConf.load(path) for path in sorted((CONFIG_FOLDER / "loss").glob("*.yaml"))}
     # a loss around another accepts what that one does
@@ -227,13 +278,14 @@ def _losses_by_shape() -> dict[str, list[str]]:
 
 EXPERIMENT = Program(
     name="config",
-    groups=GROUPS,
-    choices=[*GROUPS, "experiment", "sweep", "sampler", "pruner"],
+    groups=[*GROUPS, "adapter_arm"],
+    choices=[*(group for group in GROUPS if group not in PLACED), "experiment", "sweep", "sampler", "pruner"],
     lists=["evaluator"],
+    placed=PLACED,
     root=ROOT_TYPES,
-    owned=RUNNER_OWNS,
+    owned={**RUNNER_OWNS, "adapter_arm": RUNNER_OWNS["trainer"]},
     own_keys=OWN_KEYS,
-    arguments_of={"trainer": TRAINING_ARGUMENTS},
+    arguments_of={"trainer": TRAINING_ARGUMENTS, "adapter_arm": TRAINING_ARGUMENTS},
     at_least=AT_LEAST,
     further=_mistakes_of_experiments,
 )

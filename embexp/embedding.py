@@ -5,26 +5,18 @@ Called by `encoding` and, for a process's share, by `follower`.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 
 from embexp.models import EmbeddingModel
-from embexp.parts import can_be_cut, parts, tokens_at_once, workers
+from embexp.parts import Features, computed, tokenised
 from embexp.progress import counting
 from embexp.tokenising import COMPARED, Preprocess
 
-if TYPE_CHECKING:  # slow to import, and not needed where all embeddings are kept
-    from sentence_transformers import SentenceTransformer
-
 TOLD = 4096  # texts, to a process at a time: a million are never all on their way at once
-TOKENISED = 1024  # texts at once, by the tokenizer's own threads; they are then cut into parts by their tokens
-UNCUT = 64  # texts in one pass where the model takes something else than padded tokens
-AHEAD = 32  # parts that are waiting or under way
 
 Embeddings = np.ndarray  # (texts, dimensions) float32, each row of length 1
 
@@ -71,49 +63,19 @@ def _encode(
     was_training = model.training
     model.eval()
     rows = np.empty((len(texts), model.get_embedding_dimension()), dtype=np.float32)
-    waiting: deque[tuple[np.ndarray, Future[np.ndarray]]] = deque()
-    with workers(model.device) as pool, counting(progress, len(texts), unit="texts") as add:
-        for places, features in _tokenised(model, texts, prompt, task):
-            waiting.append((places, pool.submit(_embed, embedding_model, features)))
-            while len(waiting) > AHEAD:
-                add(_taken(waiting, rows))
-        while waiting:
-            add(_taken(waiting, rows))
+    preprocess = Preprocess(model, prompt, task)
+    found = tokenised(texts, [len(text) for text in texts], preprocess, model.device, compared=COMPARED)
+    with counting(progress, len(texts), unit="texts") as add:
+        for places, vectors in computed(found, partial(_embed, embedding_model), model.device):
+            rows[places] = vectors
+            add(len(places))
     model.train(was_training)
     return rows
 
 
-def _taken(waiting: deque[tuple[np.ndarray, Future[np.ndarray]]], rows: Embeddings) -> int:
-    """Put the first part's rows into their places; says how many."""
-    places, future = waiting.popleft()
-    rows[places] = future.result()
-    return len(places)
-
-
-def _tokenised(
-    model: SentenceTransformer, texts: Sequence[str], prompt: str, task: str | None
-) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-    """The places in `texts` of the parts to embed in one pass each, and their features."""
-    if not texts:  # a process's share of fewer texts than there are processes
-        return
-    order = np.argsort([-len(text) for text in texts], kind="stable")  # nearly by tokens, which are not counted yet
-    preprocess = Preprocess(model, prompt, task)
-    cut = can_be_cut(preprocess([texts[place] for place in order[:COMPARED]]))
-    at_once = TOKENISED if cut else UNCUT
-    for start in range(0, len(order), at_once):
-        places = order[start : start + at_once]
-        features = preprocess([texts[place] for place in places])
-        if cut:
-            for part, cut_features in parts(features, tokens=tokens_at_once(model.device)):
-                yield places[part.numpy()], cut_features
-        else:
-            yield places, features
-
-
-def _embed(embedding_model: EmbeddingModel, features: dict[str, Any]) -> np.ndarray:
+def _embed(embedding_model: EmbeddingModel, features: Features) -> np.ndarray:
     device = embedding_model.model.device
-    moved = {key: value.to(device) if torch.is_tensor(value) else value for key, value in features.items()}
     # both hold for this thread alone
     with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=embedding_model.bfloat16):
-        vectors = embedding_model.model(moved)["sentence_embedding"].float()
+        vectors = embedding_model.model(features)["sentence_embedding"].float()
     return torch.nn.functional.normalize(vectors, dim=1).cpu().numpy()

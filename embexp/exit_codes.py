@@ -1,8 +1,17 @@
-"""Exit codes: those of the jobs that this process has launched, and those of drift's verdicts.
+"""Exit codes: those of the jobs that this process has launched, of a gate that is not passed, and of drift's verdicts.
 
 Hydra keeps no return value of a multirun. Filled by `launcher` and by sweeps, read by `cli`, which need not load them
-for it. A verdict's code is none that a shell, Python or argparse ends a program with.
+for it. The code of a gate or a verdict is none that a shell, Python or argparse ends a program with.
 """
+
+from collections.abc import Sequence
 
 of_jobs: list[int] = []
 OF_DRIFT = {"ok": 0, "watch": 3, "retrain": 4}
+FORGOTTEN = 5  # the run completed, and has lost more on its guard set than max_forgetting
+
+
+def of_all(codes: Sequence[int]) -> int:
+    """The code of several runs: 1 where one failed, else FORGOTTEN where one has forgotten too much."""
+    kinds = {code for code in codes if code}
+    return 0 if not kinds else FORGOTTEN if kinds == {FORGOTTEN} else 1

@@ -5,21 +5,24 @@ Read this module first; every step is one call into the module that does it. Cal
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embexp import manifest, tuning
+from embexp import manifest, merging, tuning
 from embexp import result as results
-from embexp.arms import BM25, Arm, Dense
+from embexp.arms import Arm, Dense
 from embexp.components import build
 from embexp.encoding import Encoder
-from embexp.evaluators import Evaluation, evaluate
-from embexp.looks import plan_of
+from embexp.evaluators import Evaluation, Evaluator, evaluate
+from embexp.forgetting import guard_of
+from embexp.looks import Plan, plan_of
+from embexp.measured_arms import MeasuredArms
+from embexp.models import EmbeddingModel
 from embexp.negatives import draw_random
-from embexp.preparing import data_of, helpers_of, model_of, note, rows_of
+from embexp.preparing import base_of, begun, data_of, note, rows_of, train_set_of
 from embexp.retrieval_set import RetrievalSet, Splits
+from embexp.shapes import Rows
 from embexp.stages import timer
 from embexp.tuning import Run
 
@@ -29,7 +32,6 @@ if TYPE_CHECKING:
 
 # the pairs that dev and test are measured on do not depend on what is trained with, so that runs compare
 EVALUATION_NEGATIVES: dict[str, Any] = {"negatives": partial(draw_random, per_query=1), "seed": 0}
-Config = Mapping[str, Any]
 AT_THE_TOP = (
     "the base model's {metric} on dev is 1 already, so training could raise nothing there: more documents or "
     "questions, or a stricter metric (metric=recall@1, metric=mrr@10), would tell models apart"
@@ -41,64 +43,77 @@ UNMOVED = (
 
 
 def measure(run: Run, processes: Processes | None) -> None:
-    """Run the experiment that the run's config describes and fill in its result, the content of result.json.
-
-    processes: see EmbeddingModel.
-    """
-    config, result, watch = run.config, run.result, run.watch
-    allowed, stage = config["allowed_packages"], timer(result["seconds"])
-
-    with stage("model"):
-        source, helpers = build(config["model"], allowed=allowed, without=["kind"]), helpers_of(config)
-    with stage("data"):
-        splits = data_of(config, result)
-        result["counts"] = results.counts(splits)
-    with stage("loading"):
-        model = model_of(config, source, splits, result, processes)
-        result["fingerprint"] = results.fingerprint(splits, model.origin, helpers)
-        evaluators = [build(node, allowed=allowed) for node in config["evaluator"].values()]
-
-    sides, arms = _sides(splits, watch), dict[str, dict[str, Evaluation]]()
-
-    def measured(name: str, arm: Arm) -> None:
-        arms[name] = {side: evaluate(evaluators, arm, data, **EVALUATION_NEGATIVES) for side, data in sides.items()}
-        result[name] = results.metrics_of(arms[name], splits)
+    """Run the experiment that the run's config describes and fill in its result. processes: see EmbeddingModel."""
+    config, result, stage = run.config, run.result, timer(run.result["seconds"])
+    source, splits, model = begun(config, result, stage, processes)
+    evaluators = [build(node, allowed=config["allowed_packages"]) for node in config["evaluator"].values()]
+    sides = _sides(splits, run.watch)
+    guard = guard_of(config, splits, result, partial(_score, evaluators), tests="test" in sides)
+    arms = MeasuredArms(run, splits, sides, guard, stage)
 
     with stage("bm25"):
-        measured("bm25", BM25())
+        result["bm25"] = arms.measure("bm25", arms.keyword)
     with stage("base"):
         encoder = Encoder(model, progress="base model", content=model.origin["content"])
-        measured("base", Dense(encoder))
+        result["base"] = arms.measure("base", Dense(encoder))
+    arms.of_base(model, encoder)
 
     if config["trainer"] is not None:
         with stage("rows"):
             train_set, rows = rows_of(config, model, splits, encoder, result)
-            plan = plan_of(
-                config["trainer"], evaluators, arms["base"]["dev"], splits.dev, model=model, train_set=train_set,
-                rows=len(rows), looks_per_epoch=watch.looks if watch is not None else None,
-                negatives=EVALUATION_NEGATIVES, folder=run.folder,
-            )  # fmt: skip
-            untrained = plan.score(Dense(encoder))
+            plan, untrained = _plan(run, model, encoder, evaluators, arms.found["base"]["dev"], splits, train_set, rows)
         with stage("libraries"):
             learner = tuning.learner(model, encoder, rows)
+            before = merging.weights_of(learner) if config["merge"] else {}
+        arms.before_training(learner, encoder, train_set, rows, plan, untrained)
         del encoder  # as large as the corpus, and the tuned model's embeddings will be too; an adapter needs it
         with stage("training"):
-            tuned = tuning.tune(learner, train_set, rows, plan, run, untrained=untrained)
+            encoder = tuning.tune(learner, train_set, rows, plan, run, untrained=untrained)
+        if config["merge"]:
+            with stage("merging"):
+                result["fully_tuned"] = arms.measure("fully_tuned", Dense(encoder))
+                encoder = merging.merged(
+                    learner, before, encoder, splits.dev, guard=guard, config=config, result=result
+                )
         with stage("tuned"):
-            measured("tuned", Dense(tuned))
+            tuning.keep(learner, run)
+            result["tuned"] = arms.measure("tuned", Dense(encoder))
             _say_if_unmoved(result)
-    if "test" in sides:
+        arms.of_tuned(learner, encoder)
+    else:
+        with stage("rows"):
+            train_set = train_set_of(config, model, splits, encoder, result)
+    if "test" in sides:  # a trial of a sweep has none
+        arms.rerank(encoder, train_set, source)
+        arms.finish(encoder, base=partial(base_of, config, source, splits, processes))
         with stage("comparison"):
-            _compare(config, {arm: by_side["test"] for arm, by_side in arms.items()}, splits, result, run.folder)
+            _compare(run, arms.on_test, splits)
 
 
-def _compare(
-    config: Config, on_test: Mapping[str, Evaluation], splits: Splits, result: dict[str, Any], folder: Path
-) -> None:
-    result |= results.compared(on_test, splits, metric=config["metric"])
-    results.write_retrieval(on_test, splits, folder / "retrieval", config)
-    if config["limit"] is None:  # else the run has not seen all that there was
-        manifest.write(manifest.of(splits), folder)
+def _score(evaluators: Sequence[Evaluator], arm: Arm, data: RetrievalSet) -> Evaluation:
+    return evaluate(evaluators, arm, data, **EVALUATION_NEGATIVES)
+
+
+def _plan(
+    run: Run, model: EmbeddingModel, encoder: Encoder, evaluators: Sequence[Evaluator], base: Evaluation,
+    splits: Splits, train_set: RetrievalSet, rows: Rows,
+) -> tuple[Plan, dict[str, float]]:  # fmt: skip
+    """What is measured of dev while the model trains, and what that is of the base."""
+    plan = plan_of(
+        run.config["trainer"], evaluators, base, splits.dev, model=model, train_set=train_set, rows=len(rows),
+        looks_per_epoch=run.watch.looks if run.watch is not None else None, negatives=EVALUATION_NEGATIVES,
+        folder=run.folder,
+    )  # fmt: skip
+    return plan, plan.score(Dense(encoder))
+
+
+def _compare(run: Run, on_test: Mapping[str, Evaluation], splits: Splits) -> None:
+    run.result.update(results.compared(on_test, splits, metric=run.config["metric"]))
+    if "reranked" in on_test:
+        run.result["reranker"] |= results.reordered(on_test, splits, metric=run.config["metric"])
+    results.write_retrieval(on_test, splits, run.folder / "retrieval", run.config)
+    if run.config["limit"] is None:  # else the run has not seen all that there was
+        manifest.write(manifest.of(splits), run.folder)
 
 
 def _sides(splits: Splits, watch: Watch | None) -> dict[str, RetrievalSet]:
@@ -119,6 +134,7 @@ def splits_of(config: Mapping[str, Any]) -> Splits:
 
 
 def _say_if_unmoved(result: dict[str, Any]) -> None:
-    if result["tuned"]["dev"] == result["base"]["dev"]:
+    nothing_kept = result["merge"] is not None and result["merge"]["chosen"] == 0  # which the report says
+    if result["tuned"]["dev"] == result["base"]["dev"] and not nothing_kept:
         at_the_top = result["base"]["dev"][result["metric"]] == 1
         note(result, AT_THE_TOP.format(metric=result["metric"]) if at_the_top else UNMOVED)

@@ -1,7 +1,8 @@
 """Makes a training step on a CPU compute less padding, and several parts at once, with the same result.
 
-Called by `trainer`. Rows of a batch differ in length even when they were put together by length, and a query column
-differs from a passage column. An in-batch loss needs all embeddings of a batch at once, but not one pass for all.
+Called by `trainer` and `reranker_training`. Rows of a batch differ in length even when they were put together by
+length, and a query column differs from a passage column. An in-batch loss needs all embeddings of a batch at once, but
+not one pass for all.
 """
 
 from __future__ import annotations
@@ -10,24 +11,28 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from embexp.model_facts import dropouts
 from embexp.parts import Features, can_be_cut, even, how_many, parts, workers
 
-Embed = Callable[[], torch.Tensor]  # embeds one part
+Embed = Callable[[], torch.Tensor]  # embeds, or scores, one part
 Gradients = Sequence[torch.Tensor | None]
+Model: TypeAlias = SentenceTransformer | CrossEncoder
 
 
 @contextmanager
-def parts_of_like_length(model: SentenceTransformer, *, tokens: int | None = None) -> Iterator[None]:
+def parts_of_like_length(
+    model: Model, *, tokens: int | None = None, output: str = "sentence_embedding"
+) -> Iterator[None]:
     """While this is open, the model embeds a batch in parts of like length, each padded to its own longest text.
 
-    tokens: in a part at most; None gives each worker parts of the same size. Embeddings and gradients are those of one
-    pass (without dropout: to rounding). The output holds the sentence embeddings alone. A loss that has put its own
+    tokens: in a part at most; None gives each worker parts of the same size. output: what the model's output then holds
+    alone, a row for each text; `scores` of a cross-encoder. They and their gradients are those of one pass (without
+    dropout: to rounding). A loss that has put its own
     forward into the transformer (AdaptiveLayerLoss) and features that are not plain padded text get the usual single
     pass. With dropout the parts come one after the other, so that their draws come in the same order each time.
     """
@@ -40,10 +45,10 @@ def parts_of_like_length(model: SentenceTransformer, *, tokens: int | None = Non
             if not can_be_cut(features) or "forward" in vars(model[0]):
                 return usual(features, **arguments)
             cut = list(parts(features, tokens=tokens or even(features, model.device)))
-            embed = [partial(_embedded, usual, part, arguments) for _, part in cut]
+            embed = [partial(_computed, usual, part, arguments, output) for _, part in cut]
             found = [one() for one in embed] if _draws(model) else _at_once(embed, model, pool)
             order = torch.cat([rows for rows, _ in cut]).argsort()
-            return {**features, "sentence_embedding": torch.cat(list(found))[order]}
+            return {**features, output: torch.cat(list(found))[order]}
 
         model.forward = forward
         try:
@@ -55,16 +60,16 @@ def parts_of_like_length(model: SentenceTransformer, *, tokens: int | None = Non
                 del model.forward
 
 
-def _embedded(usual: Callable[..., Features], part: Features, arguments: dict[str, Any]) -> torch.Tensor:
-    embeddings: torch.Tensor = usual(part, **arguments)["sentence_embedding"]
-    return embeddings
+def _computed(usual: Callable[..., Features], part: Features, arguments: dict[str, Any], output: str) -> torch.Tensor:
+    rows: torch.Tensor = usual(part, **arguments)[output]
+    return rows
 
 
-def _draws(model: SentenceTransformer) -> bool:
+def _draws(model: Model) -> bool:
     return any(module.training and getattr(module, name) > 0 for module, name in dropouts(model))
 
 
-def _at_once(embed: Sequence[Embed], model: SentenceTransformer, pool: Executor) -> Sequence[torch.Tensor]:
+def _at_once(embed: Sequence[Embed], model: Model, pool: Executor) -> Sequence[torch.Tensor]:
     trained = [weights for weights in model.parameters() if weights.requires_grad]
     if torch.is_grad_enabled() and trained:
         found: Sequence[torch.Tensor] = _AtOnce.apply(embed, model, pool, *trained)  # type: ignore[no-untyped-call]
@@ -76,9 +81,7 @@ class _AtOnce(torch.autograd.Function):
     """Embeds parts in several threads, and takes their gradients there too; torch's own backward has one thread."""
 
     @staticmethod
-    def forward(
-        context: Any, embed: Sequence[Embed], model: SentenceTransformer, pool: Executor, *trained: torch.Tensor
-    ) -> Any:
+    def forward(context: Any, embed: Sequence[Embed], model: Model, pool: Executor, *trained: torch.Tensor) -> Any:
         """The embeddings of each part, (its texts, dimensions)."""
         with _sparse_gradients(model):
             context.embeddings = list(pool.map(torch.enable_grad()(lambda one: one()), embed))
@@ -109,7 +112,7 @@ class _AtOnce(torch.autograd.Function):
 
 
 @contextmanager
-def _sparse_gradients(model: SentenceTransformer) -> Iterator[None]:
+def _sparse_gradients(model: Model) -> Iterator[None]:
     """Of tables of vectors: each part would else fill a whole table with zeros for the few words that it has."""
     tables = [module for module in model.modules() if isinstance(module, torch.nn.Embedding) and not module.sparse]
     for table in tables:

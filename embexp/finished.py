@@ -22,7 +22,9 @@ from embexp.encoding import Encoder
 from embexp.errors import UserError
 from embexp.experiment import splits_of
 from embexp.models import EmbeddingModel, Transformer
+from embexp.reranker import FOLDER
 from embexp.retrieval_set import Splits
+from embexp.teachers import CrossEncoderScores, Judge
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +83,15 @@ class Finished:
         chosen = {key: self.config["model"][key] for key in LOADED_LIKE_THE_BASE if key in self.config["model"]}
         model = Transformer(path=str(self.folder / "model"), **chosen).load([])
         return model, Encoder(model, progress="tuned model", content=model.origin["content"])
+
+    def reranker(self) -> tuple[Judge, int]:
+        """What re-ordered the first passages, and how many. Raises UserError when nothing did."""
+        found = self.result.get("reranker")  # an older run has no such key
+        if not found:
+            raise UserError(f"the run in {self.folder} has no reranker; reranker=trained makes a run with one")
+        path = str(self.folder / FOLDER) if found["path"] == FOLDER else found["path"]
+        with self.started_from():
+            return CrossEncoderScores(path, setting="reranker.path"), found["depth"]
 
     @contextlib.contextmanager
     def started_from(self) -> Any:

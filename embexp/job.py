@@ -20,7 +20,7 @@ from hydra.core.utils import configure_log
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from embexp import console
+from embexp import console, exit_codes, forgotten
 from embexp import report as reports
 from embexp.checks import plain
 from embexp.errors import BusyError, FullError, NotNowError, UserError, described, explained
@@ -66,7 +66,7 @@ class Job:
         )
 
     def run(self) -> int:
-        """Run to the end and show the result; returns the exit code, 0 for a completed run."""
+        """Run to the end and show the result; returns the exit code, 0 for a completed run that has passed its gate."""
         code = self._run_and_show()
         for kept in to_upload(self.folder):
             log.info("to upload this run: wandb sync %s", shlex.quote(str(kept)))
@@ -85,7 +85,8 @@ class Job:
         if result["status"] != "pruned":  # else said where it was decided
             log.info("\n%s\n", reports.at_the_end(result))
         self._say_where_to_look()
-        return 0
+        # to a sweep a trial that is carried out is no failure; its winner's result says what it has lost
+        return exit_codes.FORGOTTEN if forgotten.failed(result) and self.trial is None else 0
 
     def _say_where_to_look(self) -> None:
         pages = [self.folder / name for name in ("report.html", "report.md")]

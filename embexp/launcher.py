@@ -108,4 +108,6 @@ def _state(code: int, folder: Path) -> str:
     result = reports.read(folder)
     if result is None:
         return f"no result, exit code {code}"
+    if code == exit_codes.FORGOTTEN:
+        return "completed, forgot too much"
     return str(result["status"]) if code == 0 else f"failed: {str(result['error']).splitlines()[0][:60]}"

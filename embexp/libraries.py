@@ -20,6 +20,7 @@ LOWEST = {
     # how a model is loaded, that a text is too long for it (result.json counts them), what a checkpoint lacks (which
     # `models` and `checkpoints` refuse): nothing that a user could mend, and nothing that embexp does not say
     "transformers": logging.ERROR,
+    "sentence_transformers.base.model": logging.ERROR,  # that an embedding model becomes a cross-encoder, as was asked
     "bm25s": logging.WARNING,  # it asks for DEBUG itself: a line for each index
     "matplotlib": logging.ERROR,  # that it builds its cache of fonts
 }
@@ -39,6 +40,7 @@ def loaded() -> ModuleType:
     datasets.disable_progress_bars()  # "Map"
     transformers.utils.logging.disable_progress_bar()  # "Loading weights", "Writing model shards"
     quiet("transformers")
+    quiet("sentence_transformers.base.model")
     return sentence_transformers
 
 

@@ -1,4 +1,6 @@
-"""Cuts tokenised texts into parts of like length, and works on several at once. Called by `encoding`, `fast_steps`.
+"""Cuts tokenised texts into parts of like length, and works on several at once.
+
+Called by `embedding` and `pair_scores` for texts and pairs, by `fast_steps` for a batch in training.
 
 A pass over texts of unlike length computes padding, and one over many tokens computes out of the processor's cache. On
 a CPU each part has one thread of torch, and as many are under way as there are threads: no core waits for another.
@@ -7,18 +9,24 @@ a CPU each part has one thread of torch, and as many are under way as there are 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 TOKENS = 1024  # in a pass of one thread: the widest layer of a small model stays in a core's cache
 TOKENS_ON_A_GPU = 16384
 WORKERS = 8  # at most: Python's lock is shared
+TOKENISED = 1024  # texts at once, by the tokenizer's own threads; they are then cut into parts by their tokens
+UNCUT = 64  # texts in one pass where the model takes something else than padded tokens
+AHEAD = 32  # parts that are waiting or under way
 
 Features = dict[str, Any]
+Item = TypeVar("Item")
 
 
 def tokens_at_once(device: torch.device) -> int:
@@ -93,3 +101,52 @@ def _cut(order: torch.Tensor, lengths: list[int], tokens: int) -> Iterator[torch
         end = start + max(1, tokens // max(1, lengths[start]))
         yield order[start:end]
         start = end
+
+
+def tokenised(
+    items: Sequence[Item],
+    characters: Sequence[int],
+    preprocess: Callable[[Sequence[Item]], Features],
+    device: torch.device,
+    *,
+    compared: int,
+) -> Iterator[tuple[np.ndarray, Features]]:
+    """The places in `items` of the parts to put through a model in one pass each, and their features; longest first.
+
+    items: texts or pairs; characters: of each. preprocess: is called first with the longest `compared` of them alone,
+    whose features say whether they can be cut.
+    """
+    if not items:  # a process's share of fewer texts than there are processes
+        return
+    order = np.argsort([-count for count in characters], kind="stable")  # nearly by tokens, which are not counted yet
+    cut = can_be_cut(preprocess([items[place] for place in order[:compared]]))
+    at_once = TOKENISED if cut else UNCUT
+    for start in range(0, len(order), at_once):
+        places = order[start : start + at_once]
+        features = preprocess([items[place] for place in places])
+        if cut:
+            for part, cut_features in parts(features, tokens=tokens_at_once(device)):
+                yield places[part.numpy()], cut_features
+        else:
+            yield places, features
+
+
+def computed(
+    tokenised_parts: Iterator[tuple[np.ndarray, Features]],
+    compute: Callable[[Features], np.ndarray],
+    device: torch.device,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Each part's places and what `compute` gives for its features on the device, several under way at once."""
+    waiting: deque[tuple[np.ndarray, Future[np.ndarray]]] = deque()
+
+    def work(features: Features) -> np.ndarray:
+        return compute({key: value.to(device) if torch.is_tensor(value) else value for key, value in features.items()})
+
+    with workers(device) as pool:
+        for places, features in tokenised_parts:
+            waiting.append((places, pool.submit(work, features)))
+            while len(waiting) > AHEAD:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        for done, future in waiting:
+            yield done, future.result()

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from embexp import report as reports
+from embexp import result as results
 from embexp.cache import json_kept
 from embexp.components import build
 from embexp.encoding import Encoder
@@ -24,6 +25,7 @@ from embexp.paraphrases import without_paraphrases
 from embexp.retrieval_set import RetrievalSet, Splits
 from embexp.shapes import WITH_NEGATIVES, Rows, to_rows
 from embexp.splits import Shares, limited, trainable
+from embexp.stages import Timer
 from embexp.teachers import Judge, teacher_of
 from embexp.tokens import count_truncated
 
@@ -42,7 +44,8 @@ NO_TEACHER = (
 
 
 def helpers_of(config: Config) -> dict[str, dict[str, str | None]]:
-    """The guide, the teacher and the rescorer that the config names, by content; had at once, or the run fails here."""
+    """The guide, the teacher, the rescorer and the reranker that the config names, by content; had at once, or the run
+    fails here."""
 
     def named(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, str]]:
         for key, value in node.items():
@@ -51,20 +54,33 @@ def helpers_of(config: Config) -> dict[str, dict[str, str | None]]:
             elif isinstance(value, Mapping):
                 yield from named(value, f"{path}.{key}")
 
-    if config["trainer"] is None:
-        return {}
-    settings = [*named(config["loss"], "loss"), *named(config["negatives"] or {}, "negatives")]
+    settings: list[tuple[str, str]] = []
+    if config["trainer"] is not None:
+        settings += [*named(config["loss"], "loss"), *named(config["negatives"] or {}, "negatives")]
+    if (reranker := config["reranker"]) is not None:
+        settings += [*named(reranker, "reranker"), *([("reranker.path", reranker["path"])] if reranker["path"] else [])]
     return {setting: identified(path, setting=setting) for setting, path in settings}
+
+
+def trains(config: Config) -> bool:
+    """Whether a run trains anything: the model, or a reranker, which then has negatives."""
+    # a run of an earlier version, opened again, has no such key
+    return config["trainer"] is not None or "negatives" in (config.get("reranker") or {})
 
 
 def data_of(config: Config, result: dict[str, Any]) -> Splits:
     """The data set, checked and limited. Raises UserError when it leaks, or leaves nothing to train on."""
     splits: Splits = build(config["dataset"], allowed=config["allowed_packages"])
-    if config["trainer"] is not None and not (splits.train.queries and splits.dev.queries):
+    if splits.apart:
+        raise UserError(
+            f"the data set is {len(splits.apart)} sets with a corpus of their own, whose scores are averaged: that is "
+            "for a guard set (guard_dataset=nanobeir). A run is measured on one: dataset.subsets=[NanoNQ] trainer=none"
+        )
+    if trains(config) and not (splits.train.queries and splits.dev.queries):
         raise UserError(
             "the data set is for evaluation alone: it has "
             f"{counted(len(splits.test.queries), 'question', 'questions')} to test on, and none to train on. Set "
-            "trainer=none to score the model on it"
+            "trainer=none, and no reranker=trained, to score the model on it"
         )
     shares = config["dataset"].get("split") or {}  # a data set of the user's own may bring its splits ready
     result["caveat"] = splits.caveat
@@ -80,10 +96,41 @@ def data_of(config: Config, result: dict[str, Any]) -> Splits:
     return splits
 
 
+def begun(
+    config: Config, result: dict[str, Any], stage: Timer, processes: Processes | None
+) -> tuple[Any, Splits, EmbeddingModel]:
+    """What the config's model is built as, the data, and the base model; all that a run can't be had without."""
+    with stage("model"):
+        source, helpers = (
+            build(config["model"], allowed=config["allowed_packages"], without=["kind"]),
+            helpers_of(config),
+        )
+    with stage("data"):
+        splits = data_of(config, result)
+        result["counts"] = results.counts(splits)
+    with stage("loading"):
+        model = model_of(config, source, splits, result, processes)
+        result["fingerprint"] = results.fingerprint(splits, model.origin, helpers)
+    return source, splits, model
+
+
 def model_of(
     config: Config, source: Any, splits: Splits, result: dict[str, Any], processes: Processes | None
 ) -> EmbeddingModel:
     """The base model, in all processes of the run. Raises UserError when the loss can't train it."""
+    model = base_of(config, source, splits, processes)
+    if config["trainer"] is not None:
+        refuse_unfit(model, needs=config["loss"].get("needs"))
+    if model.untrained:
+        note(result, UNTRAINED)
+    result["counts"]["dimensions"] = model.facts.dimensions
+    parts = [model.origin["content"], model.facts.max_seq_length, model.passage_prompt, splits.test.digest]
+    result["counts"]["truncated"] = json_kept("truncated", parts, lambda: count_truncated(model, splits.test))
+    return model
+
+
+def base_of(config: Config, source: Any, splits: Splits, processes: Processes | None) -> EmbeddingModel:
+    """The base model as it was before any training, loaded anew in all processes of the run."""
     read: list[str] = []  # stays empty where the model is as it was saved
 
     def texts() -> Iterator[str]:
@@ -96,13 +143,6 @@ def model_of(
 
         processes.tell("model", node=config["model"], allowed_packages=config["allowed_packages"], texts=read)
         same_weights(model.model, processes)
-    if config["trainer"] is not None:
-        refuse_unfit(model, needs=config["loss"].get("needs"))
-    if model.untrained:
-        note(result, UNTRAINED)
-    result["counts"]["dimensions"] = model.facts.dimensions
-    parts = [model.origin["content"], model.facts.max_seq_length, model.passage_prompt, splits.test.digest]
-    result["counts"]["truncated"] = json_kept("truncated", parts, lambda: count_truncated(model, splits.test))
     return replace(model, processes=processes)
 
 
@@ -111,7 +151,7 @@ def rows_of(
 ) -> tuple[RetrievalSet, Rows]:
     """What to train on, and its rows in the shape that the loss reads; what there is to say of its negatives goes into
     the result."""
-    train_set = _train_set(config, model, splits, encoder, result)
+    train_set = train_set_of(config, model, splits, encoder, result)
     rows = to_rows(
         train_set,
         config["loss"]["shape"],
@@ -130,10 +170,12 @@ def rows_of(
     return train_set, rows
 
 
-def _train_set(
+def train_set_of(
     config: Config, model: EmbeddingModel, splits: Splits, encoder: Encoder, result: dict[str, Any]
 ) -> RetrievalSet:
-    """Train without what would give dev or test away."""
+    """Train without what would give dev or test away; as it is where nothing is trained."""
+    if not trains(config):
+        return splits.train
     threshold = None if model.untrained else config["paraphrase"]
     train_set = without_paraphrases(trainable(splits), splits, encoder, threshold=threshold)
     result["counts"]["paraphrases_dropped"] = len(splits.train.queries) - len(train_set.queries)

@@ -11,9 +11,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from embexp import arms_shown, forgotten, reranker_shown
 from embexp.details import details
 from embexp.errors import counted
-from embexp.tables import Block, Table, aligned, markdown, number
+from embexp.result_keys import LATER
+from embexp.tables import (
+    COMPARED,
+    FEWEST_FOR_INTERVAL,
+    Block,
+    Table,
+    aligned,
+    compared,
+    interval,
+    markdown,
+    number,
+    signed,
+)
 
 HEADLINE = ["recall@1", "recall@3", "recall@5", "recall@10", "ndcg@10", "mrr@10"]
 TO_TRY = (
@@ -25,15 +38,12 @@ ADVICE = (
     f"What to try: a lower learning rate (trainer.learning_rate=1e-5), {TO_TRY}. The base model stays the better "
     "choice until dev says otherwise."
 )
-COMPARED = ["tuned", "delta", "95 % interval", "wins/ties/losses"]
-
 FOUND_BY = {  # what found the negatives
     "model": "by the base model",
     "bm25": "by BM25",
     "both": "by BM25 and the base model in turn",
     "random": "at random",
 }
-FEWEST_FOR_INTERVAL = 5  # documents: fewer resample to themselves too often to say anything
 
 SLICES = {
     "seen": "new questions on documents that training questions came from",
@@ -46,7 +56,7 @@ SLICES = {
 def read(folder: Path) -> dict[str, Any] | None:
     """The result of the run in a folder, or None where there is none (yet)."""
     file = folder / "result.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return dict.fromkeys(LATER) | json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def write(result: Mapping[str, Any], names: Mapping[str, str], folder: Path) -> None:
@@ -84,20 +94,27 @@ def summary(result: Mapping[str, Any]) -> str:
 
 def at_the_end(result: Mapping[str, Any]) -> str:
     """What the terminal shows at the end of a run: the tables, and then, where it is read first, the verdict."""
-    return markdown([*_tables(result), regression(result), _verdict(result), notes(result)]).replace("**", "")
+    said = [regression(result), _verdict(result), forgotten.findings(result), notes(result), forgotten.warning(result)]
+    return markdown([*_tables(result), *said]).replace("**", "")
 
 
 def _findings(result: Mapping[str, Any]) -> list[Block]:
-    """A regression first, the verdict, what to know of it, the tables."""
-    return [regression(result), _verdict(result), notes(result), *_tables(result)]
+    """What went wrong first, the verdict, what to know of it, the tables."""
+    first = [forgotten.warning(result), regression(result)]
+    return [*first, _verdict(result), forgotten.findings(result), notes(result), *_tables(result)]
 
 
 def _verdict(result: Mapping[str, Any]) -> str:
-    return trial_line(result) if result["base"]["test"] is None else verdict_line(result)
+    if result["base"]["test"] is None:
+        return trial_line(result)
+    return "\n\n".join([verdict_line(result), *arms_shown.sentences(result)])
 
 
 def _tables(result: Mapping[str, Any]) -> list[Block]:
-    return [] if result["base"]["test"] is None else [table(result), dimensions(result), *slices(result)]
+    if result["base"]["test"] is None:
+        return []
+    parts = [table(result), dimensions(result), *slices(result), *reranker_shown.blocks(result, HEADLINE)]
+    return [*parts, *arms_shown.blocks(result), *forgotten.tables(result)]
 
 
 def notes(result: Mapping[str, Any]) -> str:
@@ -138,11 +155,11 @@ def verdict_line(result: Mapping[str, Any]) -> str:
     tuned = result["tuned"]["test"][metric]
     line = (
         f"**Verdict{caveat}: {result['verdict']}.** {metric} {base[metric]:.3f} -> {tuned:.3f} "
-        f"on test ({queries}): {_signed(delta)}"
+        f"on test ({queries}): {signed(delta)}"
     )
     if delta["documents"] < FEWEST_FOR_INTERVAL:  # as in the tables
         return f"{line}. Test has only {counted(delta['documents'], 'document')}: too few for an interval."
-    line += f", 95 % interval {_interval(delta)}, p = {delta['p_value']:.4f}."
+    line += f", 95 % interval {interval(delta)}, p = {delta['p_value']:.4f}."
     if delta["documents"] < FEWEST_DOCUMENTS:
         line += f" Test has only {counted(delta['documents'], 'document')}: too few for an interval to be trusted."
     elif delta["p_value"] >= 0.05 and delta["ci_low"] * delta["ci_high"] > 0:
@@ -178,9 +195,9 @@ def table(result: Mapping[str, Any]) -> Table:
     for metric in shown:
         line = [metric, number(result["bm25"]["test"].get(metric)), number(base[metric])]
         if result["tuned"]:
-            line += _compared(result["tuned"]["test"][metric], result["delta"][metric])
+            line += compared(result["tuned"]["test"][metric], result["delta"][metric])
         lines.append(line)
-    return Table(["test", "BM25", "base", *(COMPARED if result["tuned"] else [])], lines)
+    return Table(["test", "BM25", "base", *(("tuned", *COMPARED) if result["tuned"] else [])], lines)
 
 
 def dimensions(result: Mapping[str, Any]) -> Table:
@@ -192,9 +209,9 @@ def dimensions(result: Mapping[str, Any]) -> Table:
     for name in [plain, *sorted(cut, key=dimension_of, reverse=True)] if cut else []:
         line = [str(dimension_of(name) or "all"), number(base[name])]
         if result["tuned"]:
-            line += _compared(result["tuned"]["test"][name], result["delta"][name])
+            line += compared(result["tuned"]["test"][name], result["delta"][name])
         lines.append(line)
-    return Table([f"{plain} by dimensions", "base", *(COMPARED if result["tuned"] else [])], lines)
+    return Table([f"{plain} by dimensions", "base", *(("tuned", *COMPARED) if result["tuned"] else [])], lines)
 
 
 def dimension_of(metric: str) -> int:
@@ -229,19 +246,13 @@ def slices(result: Mapping[str, Any]) -> list[Block]:
     for name, part in result["slices"].items():
         scores = [number(part["bm25"].get(metric)), number(part["base"][metric])]
         shown = f"{name} ({counted(part['queries'], 'query', 'queries')})"
-        tuned = _compared(part["tuned"][metric], part["delta"][metric]) if result["delta"] else []
+        tuned = compared(part["tuned"][metric], part["delta"][metric]) if result["delta"] else []
         lines.append([shown, *scores, *tuned])
     meant = {"seen", "unseen", *result["slices"]} & SLICES.keys()
     return [
-        Table([f"{metric} by slice", "BM25", "base", *(COMPARED if result["delta"] else [])], lines),
+        Table([f"{metric} by slice", "BM25", "base", *(("tuned", *COMPARED) if result["delta"] else [])], lines),
         "; ".join(f"{name}: {SLICES[name]}" for name in SLICES if name in meant) + ".",
     ]
-
-
-def _compared(tuned: float, delta: Mapping[str, Any]) -> list[str]:
-    counts = "-" if delta["wins"] is None else f"{delta['wins']}/{delta['ties']}/{delta['losses']}"
-    few = delta["documents"] < FEWEST_FOR_INTERVAL
-    return [number(tuned), _signed(delta), "too few" if few else _interval(delta), counts]
 
 
 def ranked_runs(results: Sequence[tuple[str, str, Mapping[str, Any] | None, str]]) -> str:
@@ -263,7 +274,7 @@ def ranked_runs(results: Sequence[tuple[str, str, Mapping[str, Any] | None, str]
         metric = result["metric"]
         delta = result["delta"][metric] if result["delta"] else None
         test = (result["tuned"] or result["base"])["test"][metric]
-        comparison = f"{_signed(delta)} {_interval(delta)}" if delta else "-"
+        comparison = f"{signed(delta)} {interval(delta)}" if delta else "-"
         verdict = (result["verdict"] or "base only") + ("*" if result["caveat"] else "")
         lines.append([place, overrides, number(dev(result)), number(test), comparison, verdict, state])
     metrics = {run[2]["metric"] for run in scored if run[2]}
@@ -271,11 +282,3 @@ def ranked_runs(results: Sequence[tuple[str, str, Mapping[str, Any] | None, str]
     shown = aligned(["run", "overrides", f"dev {name}", "test", "delta on test", "verdict", "status"], lines)
     caveats = dict.fromkeys(run[2]["caveat"] for run in scored if run[2] and run[2]["caveat"])
     return "\n\n".join([shown, *(f"\\* {caveat}" for caveat in caveats)])
-
-
-def _signed(delta: Mapping[str, Any]) -> str:
-    return f"{delta['absolute']:+.3f}"
-
-
-def _interval(delta: Mapping[str, Any]) -> str:
-    return f"{delta['ci_low']:+.3f} to {delta['ci_high']:+.3f}"

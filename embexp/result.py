@@ -57,11 +57,12 @@ def empty(config: Mapping[str, Any]) -> dict[str, Any]:
 def metrics_of(evaluations: BY_SPLIT, splits: Splits) -> dict[str, dict[str, float] | None]:
     """Split -> metric -> score; of test, over the queries that the verdict is about; null for what was not scored."""
     dev = evaluations["dev"].metrics if "dev" in evaluations else None
-    test = Evaluation(_judged(evaluations["test"], splits)).metrics if "test" in evaluations else None
+    test = Evaluation(judged(evaluations["test"], splits)).metrics if "test" in evaluations else None
     return {"dev": dev, "test": test}
 
 
-def _judged(evaluation: Evaluation, splits: Splits) -> Mapping[str, Scores]:
+def judged(evaluation: Evaluation, splits: Splits) -> Mapping[str, Scores]:
+    """Of the queries of test that the verdict is about."""
     if len(splits.judged) == len(splits.test.queries):
         return evaluation.scores
     kept = set(splits.judged)
@@ -71,16 +72,13 @@ def _judged(evaluation: Evaluation, splits: Splits) -> Mapping[str, Scores]:
 def compared(arms: Mapping[str, Evaluation], splits: Splits, *, metric: str) -> dict[str, Any]:
     """The keys delta, slices and verdict: tuned against base on test with intervals, as a whole and by slice.
 
-    arms: base and bm25, and tuned unless nothing was trained; then delta and verdict are null. By slice a statistic
-    that is no mean has an interval only when it is the primary `metric`: each takes seconds.
+    arms: base and bm25, and tuned unless nothing was trained; then delta and verdict are null. Of others the scores are
+    among the slices'. By slice a statistic that is no mean has an interval only when it is the primary `metric`: each
+    takes seconds.
     """
-    document_of = {query: splits.test.document_of(query) for query in splits.test.queries}
 
     def delta(part: Mapping[str, Mapping[str, Scores]], metrics: Iterable[str]) -> dict[str, Any] | None:
-        if "tuned" not in part:
-            return None
-        base = {name: part["base"][name] for name in metrics}
-        return {name: asdict(each) for name, each in compare(base, part["tuned"], document_of=document_of).items()}
+        return _delta(part["base"], part["tuned"], metrics, splits) if "tuned" in part else None
 
     slices = {}
     for name, queries in splits.slices.items():
@@ -93,9 +91,26 @@ def compared(arms: Mapping[str, Evaluation], splits: Splits, *, metric: str) -> 
             "delta": delta(part, quick),
             "queries": len(queries),
         }
-    whole = {arm: _judged(evaluation, splits) for arm, evaluation in arms.items()}
+    whole = {arm: judged(evaluation, splits) for arm, evaluation in arms.items()}
     deltas = delta(whole, whole["base"])
     return {"delta": deltas, "slices": slices, "verdict": Delta(**deltas[metric]).verdict if deltas else None}
+
+
+def reordered(arms: Mapping[str, Evaluation], splits: Splits, *, metric: str) -> dict[str, Any]:
+    """The keys of, delta and verdict of what re-ordering has changed on test: `reranked` against the arm whose passages
+    it has re-ordered, tuned, or base where nothing was tuned."""
+    since = "tuned" if "tuned" in arms else "base"
+    before, after = (judged(arms[name], splits) for name in (since, "reranked"))
+    deltas = _delta(before, after, after, splits)
+    return {"of": since, "delta": deltas, "verdict": Delta(**deltas[metric]).verdict}
+
+
+def _delta(
+    before: Mapping[str, Scores], after: Mapping[str, Scores], metrics: Iterable[str], splits: Splits
+) -> dict[str, Any]:
+    document_of = {query: splits.test.document_of(query) for query in splits.test.queries}
+    chosen = {name: before[name] for name in metrics}
+    return {name: asdict(each) for name, each in compare(chosen, after, document_of=document_of).items()}
 
 
 def fingerprint(
@@ -150,7 +165,7 @@ def write(result: Mapping[str, Any], folder: Path) -> None:
     """
     content = json.dumps({**result, "peak_memory_mib": _peak_memory()}, default=str)
     strict = json.loads(content, parse_constant=lambda name: None)  # NaN, Infinity and -Infinity
-    for made in (folder / "model", folder / "retrieval"):
+    for made in (folder / "model", folder / "reranker", folder / "retrieval", folder / "arms"):
         if made.is_dir():
             sync(made)
     write_whole(folder / "result.json", json.dumps(strict, indent=2, allow_nan=False))

@@ -105,6 +105,7 @@ class Splits:
     slices: Mapping[str, tuple[str, ...]]
     notes: Mapping[str, int] = field(default_factory=dict)  # what the source dropped or merged, with counts
     origin: Mapping[str, str | None] = field(default_factory=dict)  # where it came from, such as a Hub commit
+    apart: tuple[RetrievalSet, ...] = ()  # test as several sets with a corpus of their own, whose scores are averaged
     caveat: str | None = None  # of a source that leaks by design: not held against leaks, and said beside every verdict
     parted: Parted | None = field(default=None, compare=False)  # by whom the sides were cleared of near copies
     mined: Mined | None = field(default=None, compare=False)

@@ -168,10 +168,27 @@ def _summary(result: Mapping[str, Any]) -> dict[str, Any]:
         flat["caveat"] = result["caveat"]
     if result["notes"]:
         flat["notes"] = "; ".join(result["notes"])
-    for arm in ("base", "tuned", "bm25"):
-        for split, metrics in (result[arm] or {}).items():
+    if result["arms_verdict"]:
+        flat |= {"arm_to_run": result["arms_verdict"]["cheapest"]}
+    for arm, measured in (
+        {arm: result[arm] or {} for arm in ("base", "tuned", "bm25", "reranker")} | (result["arms"] or {})
+    ).items():
+        for split in ("dev", "test"):
+            metrics = measured.get(split)
             flat |= {f"{split}/{arm}/{name}": score for name, score in (metrics or {}).items()}
-    for name, delta in (result["delta"] or {}).items():
-        flat |= {f"test/delta/{name}": delta["absolute"]}
-        flat |= {f"test/{key}/{name}": delta[key] for key in ("ci_low", "ci_high", "p_value")}
+    flat |= _of_deltas(result["delta"], "test")
+    if guard := result["forgetting"]:
+        for arm in ("base", "fully_tuned", "tuned"):
+            flat |= {f"guard/{arm}/{name}": score for name, score in ((guard[arm] or {}).get("test") or {}).items()}
+        flat |= _of_deltas(guard["delta"], "guard") | {"guard/passed": guard["passed"]}
+    if result["merge"]:
+        flat["merge/share"] = result["merge"]["chosen"]
+    return flat
+
+
+def _of_deltas(deltas: Mapping[str, Any] | None, of: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, delta in (deltas or {}).items():
+        flat |= {f"{of}/delta/{name}": delta["absolute"]}
+        flat |= {f"{of}/{key}/{name}": delta[key] for key in ("ci_low", "ci_high", "p_value")}
     return flat

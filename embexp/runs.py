@@ -15,11 +15,11 @@ from typing import Any
 import yaml
 
 from embexp.errors import UserError
-from embexp.result_keys import KEYS
+from embexp.result_keys import KEYS, LATER
 
 UNFINISHED = "unfinished"  # it is running, or was ended from outside: either way there is no result.json
 GROUPS = ("loss", "model", "dataset")
-NEEDED = [key for key in KEYS if key != "names"]  # which Hydra's files tell of an older run
+NEEDED = [key for key in KEYS if key not in LATER]  # of names Hydra's files tell
 CONFIG = ("metric", "seed", "limit", "dataset")  # what is read of a config
 
 
@@ -101,7 +101,7 @@ def _result(folder: Path) -> dict[str, Any] | None:
         missing = [f"config.{key}" for key in CONFIG if not isinstance(config, dict) or key not in config]
     if missing:
         raise UserError(f"{file} is not a result of embexp: it has no {', '.join(missing)}")
-    return found
+    return dict.fromkeys(LATER) | found  # names are in Hydra's files
 
 
 def _choices(folder: Path) -> dict[str, str]:

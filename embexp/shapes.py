@@ -6,7 +6,7 @@ them in order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,6 +46,13 @@ class Rows:
     def labelled(self) -> bool:
         """Whether each row says itself what is relevant, so that no other row's passages are taken as negatives."""
         return len(self.text_columns) < len(self.columns)
+
+    def of_queries(self, query_ids: Collection[str]) -> Rows:
+        """Those of these queries alone, with the negatives that were drawn."""
+        kept = [row for row, query in enumerate(self.query_ids) if query in query_ids]
+        columns = {name: [values[row] for row in kept] for name, values in self.columns.items()}
+        shown = [self.passage_ids[row] for row in kept]
+        return Rows(columns, [self.query_ids[row] for row in kept], shown, self.drawn)
 
 
 def to_rows(

@@ -109,6 +109,18 @@ def only_test(test: RetrievalSet) -> Splits:
     return Splits(nothing, nothing, side, slices_of(nothing, side))
 
 
+def halved(retrieval_set: RetrievalSet) -> tuple[RetrievalSet, RetrievalSet]:
+    """Two halves of the queries, cut by document, always the same. Raises UserError for one document."""
+    groups = _groups_of_queries(retrieval_set)
+    if len(groups) < 2:
+        raise UserError(
+            f"too little to halve: all {len(retrieval_set.queries)} queries are on one document; choose a data set "
+            "with a dev, or with more documents"
+        )
+    first, rest = _deal(groups, [0.5], random.Random(0))
+    return retrieval_set.with_queries(first), retrieval_set.with_queries(rest)
+
+
 def limited(splits: Splits, most: int) -> Splits:
     """A small copy for trying things out: at most `most` queries per split, and the passages they need plus as many."""
     sides = [

@@ -21,8 +21,18 @@ SHOWN = {
     "rows": "making rows to train on",
     "libraries": "loading the trainer",
     "training": "training",
+    "merging": "mixing base and tuned weights",
     "tuned": "scoring the tuned model",
+    "reranker": "making the reranker ready",
+    "reranked": "re-ordering with the reranker",
     "comparison": "comparing",
+    "hybrid_base": "scoring BM25 fused with the base model",
+    "adapter": "training and scoring an adapter",
+    "merged": "mixing base and tuned weights, and scoring them",
+    "hybrid_tuned": "scoring BM25 fused with the tuned model",
+    "learning curve": "training on parts of the questions",
+    "costs": "measuring what the arms cost",
+    "arms": "comparing the arms",
 }
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+COMPARED = ["delta", "95 % interval", "wins/ties/losses"]
+FEWEST_FOR_INTERVAL = 5  # documents: fewer resample to themselves too often to say anything
+
 
 class Table(NamedTuple):
     """Cells as text; the first column says what a line is about, the others are numbers."""
@@ -19,6 +22,9 @@ class Listing(NamedTuple):
     title: str
     items: Mapping[str, Any]
 
+
+COMPARED = ["tuned", "delta", "95 % interval", "wins/ties/losses"]  # what `compared` gives the cells of
+FEWEST_FOR_INTERVAL = 5  # documents: fewer resample to themselves too often to say anything
 
 Block = str | Table | Listing  # a paragraph, or one of these
 
@@ -52,3 +58,20 @@ def aligned(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 def number(value: float | None) -> str:
     """A score with three decimals, or a dash."""
     return "-" if value is None else f"{value:.3f}"
+
+
+def compared(score: float, delta: Mapping[str, Any]) -> list[str]:
+    """The cells of a score and of its difference from another, as in result.json: under a heading, then COMPARED."""
+    counts = "-" if delta["wins"] is None else f"{delta['wins']}/{delta['ties']}/{delta['losses']}"
+    few = delta["documents"] < FEWEST_FOR_INTERVAL
+    return [number(score), signed(delta), "too few" if few else interval(delta), counts]
+
+
+def signed(delta: Mapping[str, Any]) -> str:
+    """A difference with its sign."""
+    return f"{delta['absolute']:+.3f}"
+
+
+def interval(delta: Mapping[str, Any]) -> str:
+    """The ends of a difference's interval."""
+    return f"{delta['ci_low']:+.3f} to {delta['ci_high']:+.3f}"

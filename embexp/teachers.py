@@ -21,6 +21,7 @@ from embexp.errors import UserError
 from embexp.model_folder import hashes, why_not_loaded
 from embexp.model_sources import model_folder
 from embexp.models import LOADING_ERRORS, SAFETENSORS_ONLY
+from embexp.pair_scores import pair_scores
 from embexp.retrieval_set import RetrievalSet
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ class CrossEncoderScores:
             self._model = libraries.loaded().CrossEncoder(
                 str(folder),
                 local_files_only=True,
-                activation_fn=torch.nn.Sigmoid(),  # not the one that the folder names
+                activation_fn=torch.nn.Sigmoid(),  # as pair_scores, not the one that the folder names
                 model_kwargs={"dtype": torch.float32, **SAFETENSORS_ONLY},
             )
         except LOADING_ERRORS as error:
@@ -114,12 +115,12 @@ class CrossEncoderScores:
             return np.zeros(0, dtype=np.float32)
 
         def make() -> Mapping[str, np.ndarray]:
-            return {"scores": np.asarray(self._model.predict(pairs, show_progress_bar=False), dtype=np.float32)}
+            return {"scores": pair_scores(self._model, pairs, progress="scoring pairs")}
 
         parts = self.identity | {"pairs": digest(pairs)}
         found = arrays_kept("scores", parts, make)["scores"]
         if not np.isfinite(found).all():
-            raise UserError("the cross-encoder gives NaN or infinite scores; they can't be learned from")
+            raise UserError("the cross-encoder gives NaN or infinite scores; they can't be used")
         return found[list(map(_places(pairs).__getitem__, every))]
 
 

@@ -33,6 +33,15 @@ TRAINED = "trained.safetensors"  # in one of a training of some of the weights, 
 ROW = "row"  # a column that carries the row's number to the loss; never embedded
 
 
+class OneGpu:
+    """Makes training arguments those of a process that uses one GPU, however many it sees."""
+
+    @property
+    def n_gpu(self) -> int:
+        """1, or 0 without a GPU; with more the library splits each batch, and its negatives, by nn.DataParallel."""
+        return min(1, int(super().n_gpu))  # type: ignore[misc]
+
+
 class Trainer(SentenceTransformerTrainer):
     """The library's trainer, with masked conflicts, checkpoints that are whole, and an end at the first NaN.
 

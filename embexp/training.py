@@ -37,7 +37,7 @@ from embexp.shapes import Rows
 from embexp.tokenising import preprocessing
 from embexp.tokens import lengths
 from embexp.tracking import Tracker
-from embexp.trainer import ROW, Collator, Dev, Trainer, diverged
+from embexp.trainer import ROW, Collator, Dev, OneGpu, Trainer, diverged
 
 log = logging.getLogger(__name__)
 
@@ -55,13 +55,8 @@ class Training:
     best_step: int | None
 
 
-class OneGpuArguments(SentenceTransformerTrainingArguments):
-    """Training arguments of a process that uses one GPU, however many it sees."""
-
-    @property
-    def n_gpu(self) -> int:
-        """1, or 0 without a GPU; with more the library splits each batch, and its negatives, by nn.DataParallel."""
-        return min(1, super().n_gpu)
+class OneGpuArguments(OneGpu, SentenceTransformerTrainingArguments):
+    """The library's, of a process that uses one GPU."""
 
 
 @dataclass(frozen=True)

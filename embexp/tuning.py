@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,23 @@ class Run:
     watch: Watch | None
 
 
+@contextmanager
+def beside(run: Run, name: str, **config: Any) -> Iterator[Run]:
+    """A training of the run's own beside the main one: what it starts from is the same, but for these keys of config.
+
+    It has a folder under checkpoints/, so that it goes on after a kill and nothing of it is left when the run is done;
+    only metrics.jsonl there hears of it, and its model is for the caller to keep.
+    """
+    folder = run.folder / "checkpoints" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    result = {"fingerprint": run.result["fingerprint"], "counts": {}}
+    tracker = Tracker(folder, None)
+    try:
+        yield Run({**run.config, **config}, result, folder, tracker, watch=None)
+    finally:
+        tracker.finish({}, exit_code=0)
+
+
 def learner(model: EmbeddingModel, encoder: Encoder, rows: Rows) -> EmbeddingModel:
     """What is trained on the rows: the model itself, or an adapter on what the encoder makes of it; loaded.
 
@@ -69,7 +87,7 @@ def learner(model: EmbeddingModel, encoder: Encoder, rows: Rows) -> EmbeddingMod
 def tune(
     model: EmbeddingModel, train_set: RetrievalSet, rows: Rows, plan: Plan, run: Run, *, untrained: Mapping[str, float]
 ) -> Encoder:
-    """Train the model in place and save it, but for a trial's. Returns an encoder of its weights.
+    """Train the model in place. Returns an encoder of its weights.
 
     rows: of the train set. plan: what a look at dev measures. untrained: what it measures of the model as it still is.
     """
@@ -96,8 +114,6 @@ def tune(
         done = train(model, task, dev_metrics=look, tracker=run.tracker, watch=watch)
     result["counts"] |= {"train_rows": len(rows), "masked_conflicts": done.masked_rows}
     result["counts"] |= {"steps": done.steps, "best_step": done.best_step}
-    if watch is None or watch.scores_test:
-        save(model, folder / "model", run=folder.name)
     # the weights are those of the last look where the last step is the best: what it embedded stands
     stands = encoders and done.best_step == done.steps and model.lora is None  # merging rounds
     return encoders[0] if stands else Encoder(model, progress="tuned model")
@@ -134,6 +150,12 @@ def _task(
         looks_per_epoch=None if run.watch is None else run.watch.looks,
         resume_from=checkpoint,
     )
+
+
+def keep(model: EmbeddingModel, run: Run) -> None:
+    """Save the tuned model in its run's folder, but for a trial's."""
+    if run.watch is None or run.watch.scores_test:
+        save(model, run.folder / "model", run=run.folder.name)
 
 
 def save(model: EmbeddingModel, folder: Path, *, run: str) -> None:

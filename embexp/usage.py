@@ -19,6 +19,15 @@ passages = model.encode_document(["Open Settings and choose Security."], normali
 scores = model.similarity(queries, passages)
 """
 
+RERANKER_FOLDER = "path/to/reranker"  # the same for a run's reranker/
+RERANKER = """\
+from sentence_transformers import CrossEncoder
+
+reranker = CrossEncoder("path/to/reranker")
+found = ["Go to the lobby.", "Open Settings and choose Security."]
+ranked = reranker.rank("How do I reset my password?", found, return_documents=True)
+"""
+
 LANGCHAIN = """\
 from langchain_huggingface import HuggingFaceEmbeddings
 

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embexp import arms
-from embexp.arms import BM25, Dense, nearest, ranked
+from embexp.arms import BM25, Dense, Hybrid, fused, nearest, ranked
 from embexp.cache import kept_in
 from embexp.encoding import Encoder
 from embexp.errors import UserError
 from embexp.models import Static
+from embexp.ranking import Ranking
 from embexp.retrieval_set import RetrievalSet
 
 
@@ -179,3 +180,40 @@ def test_a_constant_or_broken_model_is_refused_and_not_scored(toy, value, words)
         model.model[0].embedding.weight.fill_(value)
     with pytest.raises(UserError, match=words):
         Dense(Encoder(model)).search(toy, top=3)
+
+
+def ranking_of(*rows):
+    """A ranking of five passages a to e for as many queries; -1 after the last."""
+    places = np.array([row + [-1] * (5 - len(row)) for row in rows])
+    queries = [f"q{row}" for row in range(len(rows))]
+    return Ranking(queries, list("abcde"), places, places.astype(np.float32), np.zeros(len(rows), np.float32))
+
+
+def test_fused_ranks_are_summed_as_reciprocals():
+    # a: 1/61 + 1/63; b: 1/62 + 1/61; c: 1/63; d: 1/62
+    found = fused(ranking_of([0, 1, 2]), ranking_of([1, 3, 0]), top=4)
+    assert ids(found) == {"q0": ["b", "a", "d", "c"]}
+    assert [score for _, score in found["q0"]] == pytest.approx([1 / 62 + 1 / 61, 1 / 61 + 1 / 63, 1 / 62, 1 / 63])
+
+
+def test_of_equal_sums_the_one_that_the_model_ranks_higher_comes_first():
+    # crossed ranks, and ranks in one list alone, give equal sums
+    assert ids(fused(ranking_of([0, 1], [2]), ranking_of([1, 0], [3]), top=3)) == {"q0": ["a", "b"], "q1": ["c", "d"]}
+    assert ids(fused(ranking_of([1, 0], [3]), ranking_of([0, 1], [2]), top=1)) == {"q0": ["b"], "q1": ["d"]}
+
+
+def test_a_query_that_one_arm_ranks_nothing_for_keeps_the_other_order():
+    assert ids(fused(ranking_of([], [4]), ranking_of([2, 0], []), top=5)) == {"q0": ["c", "a"], "q1": ["e"]}
+
+
+def test_a_hybrid_asks_both_arms_for_more_than_it_gives():
+    # of the query's words only "20" stands in a passage; by angle 10 is nearest to 12, then 20
+    data = set_of({"far": "20", "near": "10", "off": "90"}, {"q": "12"}, {})
+    keyword = set_of(data.corpus, {"q": "20"}, {})
+
+    class Keywords:
+        def search(self, retrieval_set, *, top):
+            assert top == arms.FUSED
+            return BM25().search(keyword, top=top)
+
+    assert ids(Hybrid(Keywords(), Dense(Planted())).search(data, top=2)) == {"q": ["far", "near"]}

@@ -357,6 +357,16 @@ def test_the_startup_benchmark_has_a_line_for_each_command_and_run():
     assert [bool(line[2]) for line in lines] == [False] * 5 + [True] * 3
 
 
+def test_the_benchmark_of_a_reranker_has_its_scores_and_times_it_beside_the_library(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["reranker.py", "--quick"])
+    runpy.run_path(str(REPOSITORY / "benchmarks" / "reranker.py"), run_name="__main__")
+    lines = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    firsts = [line[0].strip() for line in lines]
+    assert firsts[2:6] == ["base", "base + reranker", "tuned", "tuned + reranker"]
+    assert [word in firsts[place] for place, word in ((8, "training"), (9, "scoring"))] == [True, True]
+    assert all(float(line[4]) > 0 for line in lines[8:])
+
+
 def test_the_benchmark_of_adapters_has_a_line_for_each_and_an_epoch_of_the_peer():
     call = [sys.executable, "benchmarks/adapters.py", "--quick"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
@@ -371,3 +381,17 @@ def test_the_benchmark_of_adapters_has_a_line_for_each_and_an_epoch_of_the_peer(
         assert all(0 <= float(score) <= 1 for score in found[name][1:5])
         assert float(found[name][6]) == pytest.approx(2 * float(found[name][7]), abs=0.1)
     assert float(found[peer][7]) > 0
+
+
+def test_the_benchmark_of_forgetting_has_a_line_for_each_share_and_says_which_a_run_keeps():
+    call = [sys.executable, "benchmarks/forgetting.py", "--quick"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
+    ended = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in ended.stdout.splitlines() if line[0:1] == "|"]
+    found = {line[0]: line[1:] for line in lines[2:]}
+    assert list(found) == ["0", "0.25", "0.5", "0.75", "1"]
+    assert sum("merge=true" in line[-1] for line in found.values()) == 1
+    (kept,) = (line for line in found.values() if "merge=true" in line[-1])
+    assert float(kept[0]) == max(float(line[0]) for line in found.values())
+    assert f"sentence-transformers finds {kept[3].partition(',')[0]} on the guard set's test" in ended.stdout

@@ -143,6 +143,8 @@ def made_small(arguments):
         small.remove("trainer=smoke")
     if "loss=matryoshka" in arguments:
         small.append("loss.dims=[8]")  # of 16
+    if "reranker=trained" in arguments:
+        small += ["limit=10", FEW]
     if any(word.startswith("dataset=mined") for word in arguments):
         small.append("limit=10")
     chosen = {word.split("=")[0] for word in arguments}

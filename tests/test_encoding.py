@@ -11,7 +11,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from embexp import cache, embedding, encoding, tokens, training
+from embexp import cache, encoding, parts, tokens, training
 from embexp.cache import kept_in
 from embexp.encoding import Encoder
 from embexp.errors import UserError
@@ -51,8 +51,8 @@ def test_rows_do_not_depend_on_how_texts_are_cut_into_parts(load, monkeypatch):
     shapes = []
     model.model[0].register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0]["input_ids"].shape)))
     monkeypatch.setattr("embexp.parts.TOKENS", 40)
-    monkeypatch.setattr(embedding, "TOKENISED", 8)
-    monkeypatch.setattr(embedding, "AHEAD", 2)
+    monkeypatch.setattr(parts, "TOKENISED", 8)
+    monkeypatch.setattr(parts, "AHEAD", 2)
     assert Encoder(model).passages(texts) == pytest.approx(whole, abs=1e-6)
     assert len(shapes) > 10
     assert sum(rows for rows, _ in shapes) == 30

@@ -295,7 +295,7 @@ def test_a_training_that_changes_no_score_is_noted(embexp, sources):
 
 @pytest.mark.parametrize(("before", "after", "words"), [(1, 1, "recall@10 on dev is 1 already"), (0.5, 0.6, None)])
 def test_a_base_that_is_at_the_top_is_not_said_to_have_been_trained_too_little(before, after, words):
-    result = {"metric": "recall@10", "notes": [], "base": {"dev": {"recall@10": before}}}
+    result = {"metric": "recall@10", "notes": [], "base": {"dev": {"recall@10": before}}, "merge": None}
     experiment._say_if_unmoved({**result, "tuned": {"dev": {"recall@10": after}}})
     assert len(result["notes"]) == (words is not None)
     assert all(words in note and "learning_rate" not in note for note in result["notes"])

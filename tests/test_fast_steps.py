@@ -5,7 +5,8 @@ import threading
 
 import pytest
 import torch
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 from sentence_transformers.sentence_transformer.losses import (
     AdaptiveLayerLoss,
     CachedMultipleNegativesRankingLoss,
@@ -20,7 +21,7 @@ from embexp.retrieval_set import RetrievalSet
 from embexp.shapes import to_rows
 from embexp.tracking import Tracker
 from embexp.training import Task, train
-from tests.tiny import tiny_qwen, tiny_transformer
+from tests.tiny import tiny_cross_encoder, tiny_qwen, tiny_transformer
 
 LIBRARY = "sentence_transformers.sentence_transformer.losses"
 WORDS = ["the", "size", "and", "colour", "is", "known", "for", "its", "question"]
@@ -75,6 +76,25 @@ def test_loss_and_gradients_are_those_of_one_pass(model, make):
     assert parts.keys() == gradients.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(parts[name], gradient, rtol=0, atol=1e-12)
+
+
+def test_a_cross_encoders_loss_and_gradients_are_those_of_one_pass(tmp_path):
+    model = CrossEncoder(str(tiny_cross_encoder(tmp_path / "tiny")), device="cpu").eval().double()
+    loss, labels = BinaryCrossEntropyLoss(model), torch.tensor([row % 3 == 0 for row in range(40)])
+
+    def stepped():
+        model.zero_grad()
+        value = loss([QUERIES, PASSAGES], labels)
+        value.backward()
+        return value.item(), {name: weight.grad.clone() for name, weight in model.named_parameters()}
+
+    value, gradients = stepped()
+    found = []
+    with parts_of_like_length(model, tokens=100, output="scores"):
+        shapes = widths(model, lambda: found.append(stepped()))
+    assert len(shapes) > 5
+    assert found[0][0] == pytest.approx(value, abs=1e-12)
+    assert all(torch.allclose(found[0][1][name], gradient, atol=1e-12) for name, gradient in gradients.items())
 
 
 def test_each_part_is_as_wide_as_its_own_longest_text(model):

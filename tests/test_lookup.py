@@ -53,6 +53,20 @@ def test_the_order_is_that_of_a_run():
     assert [hit.passage for hit in found("90", answers=["also north"]).hits] == [passage for passage, _ in run]
 
 
+def test_a_scorer_puts_the_first_passages_in_another_order_and_places_are_those_of_the_list():
+    def southern(questions, texts):
+        assert (questions, len(texts)) == (["80"] * 2, 2)
+        return np.array([0.25 if text == "90" else 0.5 for text in texts], np.float32)
+
+    finder = Finder(
+        Planted(), {"east": "0", "north": "90", "west": "180", "north east": "60"}, scorer=southern, depth=2
+    )
+    found = finder.find("80", top=3, answers=["north", "west"])
+    assert [(hit.passage, hit.known) for hit in found.hits] == [("north east", False), ("north", True), ("east", False)]
+    assert [hit.score for hit in found.hits][:2] == [0.5, 0.25]
+    assert found.places == {"north": 2, "west": 4}
+
+
 def test_questions_are_known_by_their_words_and_test_comes_before_train():
     def side(prefix, *texts):
         queries = {f"{prefix}{place}": text for place, text in enumerate(texts)}

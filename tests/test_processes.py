@@ -26,6 +26,7 @@ from embexp.components import build
 from embexp.config import mistakes_in
 from embexp.encoding import Encoder
 from embexp.errors import Pruned, UserError
+from embexp.merging import Mixture, weights_of
 from embexp.models import Transformer
 from embexp.negatives import draw_random
 from embexp.parallel import machine
@@ -181,6 +182,15 @@ def test_texts_are_embedded_as_by_one_process_and_each_makes_its_share(folder, t
     hook.remove()
     np.testing.assert_allclose(found, expected, atol=1e-6)  # in parts of other sizes
     assert sum(shapes) == 12  # of 23 texts
+
+
+def test_all_processes_take_the_share_of_the_change_that_the_first_takes(folder, two):
+    model = loaded(two, "Transformer", path=str(folder))
+    before = {name: torch.zeros_like(value) for name, value in weights_of(model).items()}
+    mixture = Mixture(model, before)
+    found = mixture.encoder(0.5).passages(PROBED)
+    np.testing.assert_allclose(found, Encoder(replace(model, processes=None)).passages(PROBED), atol=1e-6)
+    assert abs(found - mixture.encoder(1.0).passages(PROBED)).max() > 0.001
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 7])  # of seven, three at a time for each of two, the last is alone

@@ -508,6 +508,7 @@ def test_a_study_in_a_folder_that_can_not_be_made_is_told(tmp_path):
         ({"metric": ["dim64.recall@10", "recall@10"]}, None),
         ({"model": ["minilm", "mpnet"]}, "set evaluator.retrieval.training_distractors=null, or pruner=none"),
         ({"loss": ["mnrl", "triplet"]}, None),
+        ({"reranker.depth": [20, 50]}, "reranker.depth: a trial has no reranker"),
     ],
 )
 def test_a_search_that_would_compare_what_does_not_compare_is_refused(searched, words):

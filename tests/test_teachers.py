@@ -9,11 +9,13 @@ import pytest
 import torch
 from sentence_transformers import CrossEncoder
 
+from embexp import teachers
 from embexp.arms import BM25
 from embexp.cache import kept_in
 from embexp.encoding import Encoder
 from embexp.errors import UserError
 from embexp.models import Static
+from embexp.pair_scores import pair_scores
 from embexp.teachers import Cosines, CrossEncoderScores, Keywords, teacher_of
 from tests.tiny import tiny_cross_encoder
 
@@ -36,11 +38,30 @@ def test_a_cross_encoders_scores_are_its_own_through_a_sigmoid_whatever_the_fold
     assert scores[0] == scores[2] != scores[1]
 
 
-def test_scores_are_kept_between_runs(folder, tmp_path):
+def test_scores_of_pairs_of_unlike_length_are_those_of_predict_in_the_order_of_the_pairs(folder, monkeypatch):
+    words = ["the apple", "is", "known", "for its size and colour"]
+    pairs = [(" ".join(words[: 1 + n % 3]), " ".join((words * 20)[: 1 + n * 7 % 60])) for n in range(40)]
+    model = CrossEncoder(str(folder), activation_fn=torch.nn.Sigmoid(), local_files_only=True, device="cpu")
+    with torch.no_grad():
+        for weights in model.parameters():  # as they are drawn, all pairs score nearly alike
+            weights.mul_(5 if weights.dim() == 2 else 1)
+    shapes = []
+    model[0].register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0]["input_ids"].shape)))
+    expected, one_way = model.predict(pairs), len(shapes)
+    monkeypatch.setattr("embexp.parts.TOKENS", 200)
+    model.train()
+    assert pair_scores(model, pairs, progress=None) == pytest.approx(expected, abs=1e-6)
+    assert model.training
+    assert len(set(expected.round(5))) > 15
+    assert sum(rows for rows, _ in shapes[one_way:]) == 40
+    assert all(rows * tokens <= 200 for rows, tokens in shapes[one_way:])
+
+
+def test_scores_are_kept_between_runs(folder, tmp_path, monkeypatch):
     judge = CrossEncoderScores(str(folder), setting="loss.teacher")
     with kept_in(tmp_path / "cache"):
         first = judge(QUERIES, PASSAGES)
-        judge._model.predict = None  # asked again it would fail
+        monkeypatch.setattr(teachers, "pair_scores", None)  # asked again it would fail
         assert judge(QUERIES, PASSAGES).tolist() == first.tolist()
 
 

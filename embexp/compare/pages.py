@@ -42,6 +42,7 @@ def _board(board: Board, compared: Sequence[Pair], missing: Sequence[str], *, na
         "beside": shown.beside(board),
         "ranking": shown.ranking(board, most=BEST),
         "remarks": shown.remarks(board),
+        "arms": shown.arms_table(board),
         "more": len(board.groups) - BEST,
         "by_choice": shown.by_choice(board),
         "parallel": parallel(board, f"{name}-parallel"),

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from embexp.arms_shown import NAMES, change
 from embexp.compare.groups import Board, Group, Spread
 from embexp.compare.pairs import Pair
 from embexp.errors import counted, listed
@@ -27,6 +28,7 @@ def text(found: Sequence[Board], compared: Mapping[str, tuple[list[Pair], list[s
         shown, missing = compared[board.title]
         said = [f"\\{line}" if line.startswith("*") else line for line in remarks(board)]  # a star, no list
         blocks += [f"## {board.title}", beside(board), ranking(board, most=MOST_SHOWN), left_out(board), *said]
+        blocks += [arms_table(board)]
         blocks += [*by_choice(board), pairs_table(against_first(shown)), pairs_words(shown), *missing]
     if any(pairs for pairs, _ in compared.values()):
         blocks.append("All pairs are in compare.html; --pair RUN_A RUN_B compares any two runs.")
@@ -39,6 +41,20 @@ def ranking(board: Board, *, most: int | None = None) -> Table:
     names = short_names(keys)
     header = ["#", "loss", "model", *names.values(), "seeds", "dev", "test", "delta on test", "verdict", "s"]
     return Table(header, [_line(group, keys) for group in board.groups[:most]])
+
+
+def arms_table(board: Board) -> Table:
+    """The arms of the first groups' runs that were asked for them; empty where none was."""
+    lines = []
+    for group in board.groups[:MOST_SHOWN]:
+        results = [run.result for run in group.runs if run.result and run.result["arms"]]
+        for arm in results[0]["arms"] if results else ():
+            those = [result["arms"][arm] for result in results if arm in result["arms"]]
+            means = [number(sum(each[side][board.metric] for each in those) / len(those)) for side in ("dev", "test")]
+            named = sum(result["arms_verdict"]["cheapest"] == arm for result in results)
+            interval = change(those[0]["delta"], board.metric)
+            lines.append([str(group.number), NAMES[arm], str(len(those)), *means, interval, str(named)])
+    return Table(["#", "arm", "seeds", "dev", "test", "minus base (first seed)", "arm to run"], lines)
 
 
 def left_out(board: Board) -> str:
@@ -187,6 +203,7 @@ def as_rows(found: Sequence[Board], others: Sequence[Run]) -> list[dict[str, Any
 
 
 def _record(run: Run, metric: str) -> dict[str, Any]:
+    arms = (run.result or {}).get("arms") or {}
     delta = ((run.result or {}).get("delta") or {}).get(metric) or {}
     return {
         "folder": str(run.folder),
@@ -200,6 +217,13 @@ def _record(run: Run, metric: str) -> dict[str, Any]:
         "base_test": run.score("test", metric, arm="base"),
         "bm25_dev": run.score("dev", metric, arm="bm25"),
         "bm25_test": run.score("test", metric, arm="bm25"),
+        **{
+            f"{name}_{side}": arm[side].get(metric)
+            for name, arm in arms.items()
+            if name not in ("base", "tuned", "bm25")
+            for side in ("dev", "test")
+        },
+        **({"arm_to_run": run.result["arms_verdict"]["cheapest"]} if run.result and arms else {}),
         **{f"delta_{key}": delta.get(key) for key in ("absolute", "ci_low", "ci_high", "p_value")},
         "verdict": (run.result or {}).get("verdict"),
         "caveat": (run.result or {}).get("caveat"),

@@ -6,10 +6,9 @@ Read from the Hub or from a local copy in the same layout: `<path>/<name>/*.parq
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
+from embexp.datasets.parquet import folder_of, rows_of
 from embexp.errors import UserError
-from embexp.hub import snapshot
 from embexp.retrieval_set import RetrievalSet, Splits
 from embexp.splits import Shares, cut
 
@@ -27,15 +26,7 @@ def load(*, path: str, name: str, split: Shares, revision: str | None = None) ->
 
 def read(*, path: str, name: str, revision: str | None) -> tuple[RetrievalSet, dict[str, int], dict[str, str | None]]:
     """All articles of one configuration, what was dropped, with counts, and where they come from."""
-    import pyarrow
-    import pyarrow.parquet  # slow to import; only this source and `pairs` read Parquet
-
-    folder, commit = Path(path).expanduser(), None
-    if not folder.is_dir():
-        if path.startswith((".", "/", "~")):
-            raise UserError(f"dataset.path={path} is not a folder; name a local copy of PubMedQA or a Hub data set")
-        fix = "Set dataset.path= to a local copy in the same layout (<path>/pqa_labeled/*.parquet)"
-        folder, commit = snapshot(path, revision=revision, kind="dataset", files=[f"{name}/*.parquet"], instead=fix)
+    folder, commit = folder_of(path, revision=revision, files=[f"{name}/*.parquet"], what="PubMedQA")
     parts = sorted((folder / name).glob("*.parquet"))
     if not parts:
         found = sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
@@ -49,13 +40,7 @@ def read(*, path: str, name: str, revision: str | None) -> tuple[RetrievalSet, d
     documents: dict[str, str] = {}
     dropped = 0
     for part in parts:
-        try:
-            missing = set(COLUMNS) - set(pyarrow.parquet.read_schema(part).names)
-        except pyarrow.ArrowInvalid as error:  # most often a Git LFS pointer in its place
-            raise UserError(f"{part} is not a Parquet file: {error}") from error
-        if missing:
-            raise UserError(f"{part} has no column {', '.join(sorted(missing))}; PubMedQA has {', '.join(COLUMNS)}")
-        for row in pyarrow.parquet.read_table(part, columns=COLUMNS).to_pylist():
+        for row in rows_of(part, COLUMNS, what="PubMedQA"):
             article, question = str(row["pubid"]), (row["question"] or "").strip()
             contexts = (row["context"] or {}).get("contexts") or []
             sections = [text.strip() for text in contexts if text and text.strip()]

@@ -12,10 +12,11 @@ from typing import Any
 
 import yaml
 
+from embexp import arms_shown, forgotten, reranker_shown
 from embexp import report as reports
 from embexp.details import details
 from embexp.errors import counted
-from embexp.page.figures import NAMES, Point, at_every_k, curve, deltas
+from embexp.page.figures import NAMES, Point, at_every_k, beside, curve, deltas
 from embexp.page.queries import PerQuery, examples, read, table
 from embexp.runs import Run
 from embexp.tables import Block, Listing, Table, number
@@ -42,6 +43,7 @@ def of(run: Run) -> dict[str, Any]:
         "scores": _scores(run, side, per_query) if result and result["base"] else [],
         "tables": _tables(run, side),
         "slices": reports.slices(result) if result and result["slices"] and side == "test" else [],
+        "arms": _arms(run),
         "curves": _curves(run),
         "examples": examples(run.folder),
         "table": table(per_query, metric=run.config["metric"]),
@@ -60,7 +62,8 @@ def _front(run: Run) -> list[str]:
         lines = [reports.unfinished_line(result), reports.regression(result)]
     else:
         said = reports.verdict_line if result["base"]["test"] else reports.trial_line
-        lines = [reports.regression(result), said(result)]
+        lines = [forgotten.warning(result), reports.regression(result), said(result)]
+        lines += [*arms_shown.sentences(result), forgotten.findings(result)]
     notes = [f"Note: {note}." for note in result["notes"]]
     return [line for line in [*lines, *notes] if line]
 
@@ -82,6 +85,8 @@ def _tiles(run: Run, side: str) -> list[tuple[str, str, str]]:
     number_of = reports.judged_queries(counts) if side == "test" else counts["queries"]["dev"]
     of = counted(number_of, "query", "queries")
     scores = [(NAMES[arm], run.score(side, metric, arm=arm)) for arm in ("bm25", "base", "tuned")]
+    if result.get("reranker"):
+        scores.append(("with reranker", run.score(side, metric, arm="reranker")))
     tiles = [(name, number(score), f"{metric} on {side}, {of}") for name, score in scores if score is not None]
     if result["delta"]:
         delta = result["delta"][metric]
@@ -152,7 +157,29 @@ def _tables(run: Run, side: str) -> list[Block]:
     result = run.result
     if result is None or not result["base"] or side != "test" or result["status"] != "completed":
         return []
-    return [table for table in (reports.table(result), reports.dimensions(result)) if table.lines]
+    shown = [reports.table(result), reports.dimensions(result), *reranker_shown.blocks(result, reports.HEADLINE)]
+    shown += forgotten.tables(result)
+    return [block for block in shown if not isinstance(block, Table) or block.lines]
+
+
+def _arms(run: Run) -> dict[str, Any]:
+    """What each arm is worth and costs, and the learning curve, as figures and as tables."""
+    result = run.result
+    if result is None or result["status"] != "completed":
+        return {"figures": [], "blocks": []}
+    figures = []
+    if result["arms"]:
+        metric = result["arms_verdict"]["metric"]
+        points = {
+            arms_shown.NAMES[name]: _change(arm["delta"][metric])
+            for name, arm in result["arms"].items()
+            if arm["delta"]
+        }
+        says = "; ".join(f"{name} {point.value:+.3f}" for name, point in points.items())
+        rows = [[name, f"{point.value:+.3f} ({point.low:+.3f} to {point.high:+.3f})"] for name, point in points.items()]
+        drawn = beside("arms", metric, points, says=says)
+        figures.append({"svg": drawn, "table": Table(["arm", f"{metric} minus base"], rows)})
+    return {"figures": figures, "blocks": arms_shown.blocks(result)}
 
 
 def _curves(run: Run) -> list[dict[str, Any]]:

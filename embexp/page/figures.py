@@ -81,6 +81,22 @@ def deltas(name: str, measure: str, points: Mapping[int, Point], *, says: str) -
         return _inline(figure, name, f"{measure}: tuned minus base at every k", says)
 
 
+def beside(name: str, metric: str, points: Mapping[str, Point], *, says: str) -> Markup:
+    """What each arm scores more or less than the base, with the interval, a line each; the first is on top."""
+    with matplotlib.rc_context(LOOK):
+        figure, axes = _figure()
+        figure.subplots_adjust(left=0.3)  # for the arms' names
+        shown, lines = list(points.values()), range(len(points), 0, -1)
+        axes.axvline(0, color=COLOURS["ink"], linewidth=1)
+        axes.errorbar(
+            [point.value for point in shown], list(lines), xerr=_whiskers(shown), marker="o", linestyle="none",
+            color=COLOURS["tuned"], capsize=4, elinewidth=1.5,
+        )  # fmt: skip
+        axes.set_yticks(list(lines), list(points))
+        axes.set(title=f"{metric} on test, minus base", ylim=(0.5, len(points) + 0.5))
+        return _inline(figure, name, f"{metric} of each arm, minus the base's", says)
+
+
 def curve(name: str, title: str, points: Sequence[tuple[int, float]], *, best: int | None, says: str) -> Markup:
     """A value by training step. best: the step whose weights were kept."""
     with matplotlib.rc_context(LOOK):

@@ -21,7 +21,7 @@ from embexp.significance import interval_of_mean
 
 ROOM = 500_000  # bytes for the rows of the table, so that a page with thousands of queries still opens at once
 LONGEST = 200  # characters of a query in the table
-ARMS = ("base", "tuned", "bm25")
+ARMS = ("base", "tuned", "reranked", "bm25")
 SINCE = {1: "better", -1: "worse", 0: "same"}
 
 

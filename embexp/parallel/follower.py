@@ -77,6 +77,9 @@ def follow(processes: Processes) -> None:
         elif order == "encode":
             assert model is not None
             encode_share(model, **given)
+        elif order == "weights":
+            assert model is not None
+            same_weights(model.model, processes)
         elif order == "train":
             assert model is not None
             _train(model, processes, **given)

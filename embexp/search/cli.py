@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # torch and transformers take seconds, which --help need not 
     from embexp.search.lookup import Finder, Found, Known
 
 ARMS = ("base", "tuned")
+RERANKED = "reranked"
 WIDE = 100  # columns from which on two lists fit beside each other
 LINES = 4  # of a passage's text at most
 CUT = (
@@ -47,6 +48,7 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("question", nargs="?", help="without it, questions are read line by line until Ctrl-D")
     parser.add_argument("--top", type=int, default=5, help="passages to show (5)")
     parser.add_argument("--model", choices=[*ARMS, "both"], default="both", help="which model searches (both)")
+    parser.add_argument("--rerank", action="store_true", help="show too what the run's reranker makes of the last list")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each question")
     parser.add_argument("--changed-data", action="store_true", help="go on although the data are not those of the run")
     arguments = parser.parse_intermixed_args(list(words))
@@ -73,7 +75,7 @@ def _loaded(arguments: argparse.Namespace) -> tuple[dict[str, Finder], dict[str,
     run = opened(arguments.run)
     with cache.kept_in(cache.folder_of(run.config["cache"])):
         splits = run.splits(changed_data=arguments.changed_data, by="--changed-data")
-        finders = _finders(run, splits, arguments.model)
+        finders = _finders(run, splits, arguments.model, rerank=arguments.rerank)
     size = counted(len(splits.test.corpus), "passage")
     if _cut_passages(splits.origin):
         print(CUT, file=sys.stderr)
@@ -86,7 +88,7 @@ def _cut_passages(origin: Mapping[str, Any]) -> bool:
     return file.is_file() and file.stat().st_size > 0
 
 
-def _finders(run: Finished, splits: Any, model: str) -> dict[str, Finder]:
+def _finders(run: Finished, splits: Any, model: str, *, rerank: bool) -> dict[str, Finder]:
     from embexp.search.lookup import Finder
 
     wanted = ARMS if model == "both" else (model,)
@@ -94,7 +96,12 @@ def _finders(run: Finished, splits: Any, model: str) -> dict[str, Finder]:
         print("this run trained nothing, so that there is only its base model", file=sys.stderr)
         wanted = ("base",)
     corpus = splits.test.corpus
-    return {arm: Finder((run.base(splits) if arm == "base" else run.tuned())[1], corpus) for arm in wanted}
+    encoders = {arm: (run.base(splits) if arm == "base" else run.tuned())[1] for arm in wanted}
+    finders = {arm: Finder(encoder, corpus) for arm, encoder in encoders.items()}
+    if rerank:
+        scorer, depth = run.reranker()
+        finders[RERANKED] = Finder(encoders[wanted[-1]], corpus, scorer=scorer, depth=depth)
+    return finders
 
 
 def _questions() -> Iterator[str]:

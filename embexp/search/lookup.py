@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from embexp.encoding import Encoder
 from embexp.retrieval_set import Splits
 from embexp.splits import asked
+from embexp.teachers import Judge
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Known:
 
 @dataclass(frozen=True)
 class Hit:
-    """A passage that was found, with its cosine; known: whether the data say that it answers."""
+    """A passage that was found, with its cosine, or what a reranker gives it; known: whether it answers by the data."""
 
     place: int
     passage: str
@@ -44,8 +45,11 @@ class Found:
 class Finder:
     """Searches a corpus that is embedded once."""
 
-    def __init__(self, encoder: Encoder, corpus: Mapping[str, str]) -> None:
-        self._encoder, self._texts = encoder, corpus
+    def __init__(
+        self, encoder: Encoder, corpus: Mapping[str, str], *, scorer: Judge | None = None, depth: int = 0
+    ) -> None:
+        """scorer: puts the first `depth` passages in another order; None leaves them."""
+        self._encoder, self._texts, self._scorer, self._depth = encoder, corpus, scorer, depth
         self._ids = list(corpus)
         self._row = {passage: row for row, passage in enumerate(self._ids)}
         self._vectors = encoder.passages(list(corpus.values()))
@@ -53,14 +57,33 @@ class Finder:
     def find(self, question: str, *, top: int, answers: Collection[str] = ()) -> Found:
         """The `top` passages for a question; among equal scores known answers come last, then by id, as in a run."""
         scores = self._vectors @ self._encoder.queries([question])[0]
-        kept = np.flatnonzero(scores >= np.partition(scores, -min(top, len(scores)))[-min(top, len(scores))])
-        order = sorted(kept.tolist(), key=lambda row: (-scores[row], self._ids[row] in answers, self._ids[row]))[:top]
+        first = min(max(top, self._depth), len(scores))
+        kept = np.flatnonzero(scores >= np.partition(scores, -first)[-first])
+        order = self._ordered(dict(zip(kept.tolist(), scores[kept].tolist(), strict=True)), answers)[:first]
+        if self._scorer is not None:
+            order = self._again(self._scorer, question, order, answers)
         hits = [
-            Hit(place, self._ids[row], float(scores[row]), self._ids[row] in answers, self._texts[self._ids[row]])
-            for place, row in enumerate(order, start=1)
+            Hit(place, self._ids[row], score, self._ids[row] in answers, self._texts[self._ids[row]])
+            for place, (row, score) in enumerate(order[:top], start=1)
         ]
         rows = {answer: self._row[answer] for answer in sorted(answers) if answer in self._row}
-        return Found(hits, {answer: _place(scores, answer, rows) for answer in rows})
+        places = {answer: _place(scores, answer, rows) for answer in rows}
+        return Found(hits, places | {hit: place for place, hit in self._places(order) if hit in places})
+
+    def _ordered(self, scores: Mapping[int, float], answers: Collection[str]) -> list[tuple[int, float]]:
+        """Rows and their scores, best first."""
+        return sorted(scores.items(), key=lambda one: (-one[1], self._ids[one[0]] in answers, self._ids[one[0]]))
+
+    def _again(
+        self, scorer: Judge, question: str, order: list[tuple[int, float]], answers: Collection[str]
+    ) -> list[tuple[int, float]]:
+        """The first ones by the scorer, the others as they were."""
+        rows = [row for row, _ in order[: self._depth]]
+        judged = scorer([question] * len(rows), [self._texts[self._ids[row]] for row in rows])
+        return self._ordered(dict(zip(rows, judged.tolist(), strict=True)), answers) + order[self._depth :]
+
+    def _places(self, order: list[tuple[int, float]]) -> Iterator[tuple[int, str]]:
+        return ((place, self._ids[row]) for place, (row, _) in enumerate(order, start=1))
 
 
 def _place(scores: np.ndarray, answer: str, rows: Mapping[str, int]) -> int:

@@ -188,6 +188,8 @@ def mistakes_in_search(
     metrics = searched.get("metric", ())
     if len({re.sub(r"^dim\d+\.", "", str(metric)) for metric in metrics}) > 1:
         problems.append("metric is what trials are compared by; it may be searched in its dimensions alone (dim64....)")
+    if reranked := [key for key in searched if key.partition(".")[0] == "reranker"]:
+        problems.append(f"{', '.join(reranked)}: a trial has no reranker; compare by -m without a sweep")
     ranking = [node for node in evaluators.values() if "k_values" in node]
     all_searched = all(node.get("training_distractors", 0) is None for node in ranking)
     if "model" in searched and sweeper["pruner"] is not None and not all_searched:

@@ -1,0 +1,236 @@
+"""All arms of a run, scored on the same sets: the further ones, that it is asked for, are made here, and their costs.
+
+Called by `experiment`, which makes BM25, base and tuned; `arm_choice` says which arm to run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from embexp import arm_choice, merging, tuning
+from embexp import result as results
+from embexp.arms import BM25, Arm, Dense, Hybrid
+from embexp.costs import PASSAGES, QUESTIONS, Serving, costs, training_seconds
+from embexp.embedding import Embeddings
+from embexp.encoding import Encoder
+from embexp.errors import UserError
+from embexp.evaluators import Evaluation
+from embexp.forgetting import Guard
+from embexp.learning_curve import LearningCurve
+from embexp.looks import Plan
+from embexp.model_facts import facts_of
+from embexp.models import EmbeddingModel
+from embexp.reranker import rerank
+from embexp.retrieval_set import RetrievalSet, Splits
+from embexp.shapes import Rows
+from embexp.stages import Timer
+from embexp.tuning import Run
+
+# simple ones first: among equals the first is chosen
+NAMES = (
+    "bm25", "base", "hybrid_base", "adapter", "tuned", "fully_tuned", "merged", "hybrid_tuned", "reranked",
+)  # fmt: skip
+
+
+class MeasuredArms:
+    """Scores arms; makes those that the config asks for under `arms` and `reranker`, and the learning curve.
+
+    It is told of each model as the run comes to it: models are trained in place, so the base is there but once.
+    keyword: BM25, with which hybrids fuse. found: what was measured, by arm and side.
+    """
+
+    def __init__(self, run: Run, splits: Splits, sides: Mapping[str, RetrievalSet], guard: Guard, stage: Timer) -> None:
+        """sides: dev and test. guard: scores, and has its say in merging. Raises UserError where there is no dev to
+        choose arms by."""
+        self._run, self._splits, self._sides, self._guard, self._stage = run, splits, sides, guard, stage
+        self.keyword = BM25()
+        self.found: dict[str, dict[str, Evaluation]] = {}
+        self._asked: frozenset[str] = frozenset(run.config["arms"])
+        self._serving: dict[str, Serving] = {"bm25": Serving(None)}
+        self._training_s: dict[str, float] = {"bm25": 0.0, "base": 0.0}
+        self._learner: EmbeddingModel | None = None
+        self._before: merging.Weights = {}
+        if self._asked and not splits.dev.queries:
+            raise UserError("arms are chosen by dev, and the data set has no dev questions; set arms=[]")
+
+    @property
+    def on_test(self) -> dict[str, Evaluation]:
+        """What was measured on test, by arm."""
+        return {name: sides["test"] for name, sides in self.found.items()}
+
+    def measure(self, name: str, arm: Arm) -> dict[str, dict[str, float] | None]:
+        """Score an arm on dev and test, and on the guard set as it asks for; the metrics by side."""
+        self.found[name] = self._score(arm)
+        self._guard.measure(name, arm)
+        return results.metrics_of(self.found[name], self._splits)
+
+    def _score(self, arm: Arm) -> dict[str, Evaluation]:
+        return {side: self._guard.score(arm, data) for side, data in self._sides.items()}
+
+    def of_base(self, model: EmbeddingModel, encoder: Encoder) -> None:
+        """The base has been scored."""
+        if self._asked:
+            self._serving["base"] = Serving(_served(model))
+            self._hybrid("base", encoder)
+
+    def before_training(
+        self, learner: EmbeddingModel, encoder: Encoder, train_set: RetrievalSet, rows: Rows, plan: Plan,
+        untrained: Mapping[str, float],
+    ) -> None:  # fmt: skip
+        """The base is about to be trained as `learner`: an adapter is trained behind it first, kept in arms/adapter.
+
+        encoder: of the base. train_set, rows, plan, untrained: see `tuning.tune`.
+        """
+        self._curve = LearningCurve(self._run, self._splits, train_set, rows, plan, untrained)
+        if "merged" in self._asked:
+            self._before = merging.weights_of(learner)
+        if "adapter" not in self._asked:
+            return
+        chosen = dict(self._run.config["adapter_arm"])
+        base = replace(learner, adapter=chosen.pop("kind"), lora=None)
+        arguments = {**self._run.config["trainer"], **chosen}
+        with self._stage("adapter"), tuning.beside(self._run, "adapter", trainer=arguments) as beside:
+            head = tuning.learner(base, encoder, rows)
+            found = tuning.tune(head, train_set, rows, plan, beside, untrained=untrained)
+            tuning.save(head, self._run.folder / "arms" / "adapter", run=self._run.folder.name)
+            self.found["adapter"] = self._score(Dense(found))
+            self._training_s["adapter"] = training_seconds(beside.folder / "metrics.jsonl")
+        self._serving["adapter"] = Serving(_served(head))
+
+    def of_tuned(self, model: EmbeddingModel, encoder: Encoder) -> None:
+        """The tuned model has been scored and saved."""
+        self._learner = model
+        if not self._asked:
+            return
+        served = Serving(_served(model))
+        if model.base is None:  # trained in place: the base has the same network, and is measured as one with it
+            for name in {"base", "hybrid_base"} & self._serving.keys():
+                self._serving[name] = replace(self._serving[name], model=served.model)
+        seconds = training_seconds(self._run.folder / "metrics.jsonl")
+        for name in {"fully_tuned", "tuned"} & self.found.keys():
+            self._serving[name], self._training_s[name] = served, seconds
+        self._training_s["tuned"] += self._run.result["seconds"].get("merging", 0.0)
+        self._hybrid("tuned", encoder)
+
+    def rerank(self, encoder: Encoder, train_set: RetrievalSet, source: Any) -> None:
+        """Re-order the first passages of the tuned model, or of the base, where the config names a reranker.
+
+        encoder: of that model. source: what the config's model is built as. Fills in `reranker` of the result.
+        """
+        config, seconds = self._run.config, self._run.result["seconds"]
+        if config["reranker"] is None:
+            return
+        self.found["reranked"], scorer = rerank(
+            self._run, source, Dense(encoder), train_set, self._splits, self._sides, self._guard.score, self._stage
+        )
+        if self._asked:
+            of = "tuned" if "tuned" in self.found else "base"
+            trained = seconds["reranker"] if "negatives" in config["reranker"] else 0.0
+            self._serving["reranked"] = replace(self._serving[of], scorer=scorer, depth=config["reranker"]["depth"])
+            self._training_s["reranked"] = round(self._training_s[of] + trained, 2)
+
+    def finish(self, encoder: Encoder, *, base: Callable[[], EmbeddingModel]) -> None:
+        """What comes last: the arm `merged`, which changes the weights, the learning curve, costs, the comparison.
+
+        encoder: of the run's own model. base: loads the base anew. Fills in `arms`, `arms_verdict`, `learning_curve`.
+        """
+        if self._asked:
+            vectors = encoder.passages(list(self._splits.test.corpus.values()))
+        if "merged" in self._asked:
+            self._merge(encoder)
+        if self._run.config["learning_curve"]:
+            with self._stage("learning curve"):
+                whole = self.found.get("fully_tuned", self.found["tuned"])
+                self._run.result["learning_curve"] = self._curve.measured(base, self._score, whole)
+        if self._asked:
+            self._compare(vectors)
+
+    def _hybrid(self, name: str, encoder: Encoder) -> None:
+        if "hybrid" not in self._asked:
+            return
+        with self._stage(f"hybrid_{name}"):
+            self.found[f"hybrid_{name}"] = self._score(Hybrid(self.keyword, Dense(encoder)))
+        self._serving[f"hybrid_{name}"] = Serving(self._serving[name].model, keyword=True)
+        self._training_s[f"hybrid_{name}"] = self._training_s[name]
+
+    def _merge(self, encoder: Encoder) -> None:
+        model, seconds = self._learner, self._run.result["seconds"]
+        assert model is not None
+        with self._stage("merged"):
+            mixture = merging.Mixture(model, self._before)
+            shares, dev = merging.shares_of(True), self._splits.dev
+            mixed, self._mixed = merging.merge(mixture, encoder, dev, shares=shares, guard=self._guard)
+            tuning.save(model, self._run.folder / "arms" / "merged", run=self._run.folder.name)
+            self.found["merged"] = self._score(Dense(mixed))
+        self._serving["merged"] = self._serving["tuned"]
+        self._training_s["merged"] = round(self._training_s["tuned"] + seconds["merged"], 2)
+
+    def _compare(self, vectors: Embeddings) -> None:
+        config, test = self._run.config, self._splits.test
+        with self._stage("costs"):
+            questions = list(test.queries.values())
+            spent = costs(self._serving, test.corpus, questions, vectors, seed=config["seed"])
+        with self._stage("arms"):
+            cost = {name: {"training_s": self._training_s[name], **asdict(spent[name])} for name in spent}
+            found = compared(self.found, cost, self._splits, metric=config["metric"], margin=config["margin"])
+            if "merged" in self._asked:
+                found["arms"]["merged"]["merge"] = self._mixed
+            self._run.result.update(found)
+
+
+def compared(
+    arms: Mapping[str, Mapping[str, Evaluation]],
+    cost: Mapping[str, Mapping[str, Any]],
+    splits: Splits,
+    *,
+    metric: str,
+    margin: float,
+) -> dict[str, Any]:
+    """The keys `arms` and `arms_verdict` of a result.
+
+    arms: name -> split -> evaluation. cost: name -> training_s, index_s, index_mib, query_ms. metric: of the choice.
+    """
+    document_of = {query: splits.test.document_of(query) for query in splits.test.queries}
+    names = [name for name in NAMES if name in arms]
+    test = {name: results.judged(arms[name]["test"], splits) for name in names}
+    metrics = {name: results.metrics_of(arms[name], splits) for name in names}
+    dev = {name: arms[name]["dev"].scores[metric].score for name in names}
+    best = arm_choice.best_on(dev)
+    deltas = arm_choice.against(test["base"], _but("base", test), document_of=document_of)
+    primary = {name: {metric: scores[metric]} for name, scores in test.items()}
+    against_best = arm_choice.against(primary[best], _but(best, primary), document_of=document_of)
+    chosen = {name: by_metric[metric] for name, by_metric in against_best.items()}
+    measured_on = {"passages": min(PASSAGES, len(splits.test.corpus)), "of": len(splits.test.corpus)}
+    measured_on["questions"] = min(QUESTIONS, max(1, len(splits.test.queries) - 1))
+    return {
+        "arms": {
+            name: {
+                **metrics[name],
+                "cost": dict(cost[name]),
+                "delta": arm_choice.described(deltas[name]) if name in deltas else None,
+                "against_best": arm_choice.described(against_best[name]) if name in against_best else None,
+            }
+            for name in names
+        },
+        "arms_verdict": {
+            "metric": metric,
+            **arm_choice.verdict(dev, chosen, cost, margin=margin),
+            "measured_on": measured_on,
+        },
+    }
+
+
+def _but(name: str, arms: Mapping[str, Any]) -> dict[str, Any]:
+    return {other: scores for other, scores in arms.items() if other != name}
+
+
+def _served(model: EmbeddingModel) -> EmbeddingModel:
+    """The model as it is used elsewhere: in one process, an adapter behind its base."""
+    if model.base is None:
+        return replace(model, processes=None)
+    from embexp.adapters import whole
+
+    together = whole(model)
+    return replace(model.base, loaded=lambda: together, facts=facts_of(together), processes=None)

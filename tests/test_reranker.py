@@ -1,0 +1,219 @@
+"""A reranker is trained on the run's questions, decided on by dev, kept, and measured against what it re-orders."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from functools import partial
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import CrossEncoder
+
+from embexp import reranker, usage
+from embexp.errors import UserError
+from embexp.evaluators import Evaluation
+from embexp.negatives import draw_random
+from embexp.reranker_training import Looks, train
+from embexp.reranking import Trained
+from embexp.shapes import to_rows
+from embexp.significance import Scores
+from tests.conftest import toy_set
+from tests.tiny import tiny_cross_encoder, tiny_transformer
+
+NO_LOOKS = Looks(lambda model: 0.0, 0, "")
+
+
+def settings(**changed):
+    chosen = {
+        "negatives": draw_random, "num_train_epochs": 1, "per_device_train_batch_size": 10, "learning_rate": 0.01,
+        "warmup_steps": 0.1, "weight_decay": 0.01, "evaluation_share": 0.2, "looks": 4, "dropout": 0.0,
+    }  # fmt: skip
+    return Trained(**(chosen | changed))
+
+
+def trained(start, to, *, looks=NO_LOOKS, seed=0, **changed):
+    """What `train` says, after training on 20 questions with an answer and a negative each: 4 steps."""
+    data = toy_set()
+    rows = to_rows(data, "labelled_pair", negatives=partial(draw_random, per_query=1), seed=0)
+    return train(start, rows, data, settings(**changed), looks=looks, seed=seed, bfloat16=False, to=to)
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def differ(one, other):
+    return [name for name in one if not torch.equal(one[name], other[name])]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return tiny_transformer(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def run(embexp, tiny, pairs):
+    """A run on small data with a tiny transformer."""
+
+    def command(*words):
+        chosen = ["model=local", f"model.path={tiny}", "logger=none", "dataset=pairs", f"dataset.path={pairs}"]
+        chosen += ["dataset.columns.group=group", "limit=24", "paraphrase=null"]
+        return embexp(*(word for word in chosen if not words[0].startswith("resume=")), *words)
+
+    return command
+
+
+def test_training_twice_gives_the_same_weights_and_another_seed_others(tiny, tmp_path):
+    said = trained(tiny, tmp_path / "one", dropout=None)
+    assert said == {"pairs": 40, "steps": 4, "best_step": None}
+    torch.manual_seed(7)  # what was drawn before must not matter
+    trained(tiny, tmp_path / "two", dropout=None)
+    trained(tiny, tmp_path / "other", dropout=None, seed=1)
+    one, two, other = (weights(tmp_path / name) for name in ("one", "two", "other"))
+    assert differ(one, two) == []
+    assert "classifier.weight" in differ(one, other)
+
+
+def test_the_weights_of_the_best_look_at_dev_are_kept_and_the_later_of_equals(tiny, tmp_path):
+    seen, scores = [], iter([0.25, 0.5, 0.5, 0.0])
+
+    def score(model):
+        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        return next(scores)
+
+    said = trained(tiny, tmp_path / "made", looks=Looks(score, 4, "dev"))
+    assert said["best_step"] == 3
+    kept = CrossEncoder(str(tmp_path / "made"), device="cpu", local_files_only=True).state_dict()
+    assert differ(kept, seen[2]) == []
+    assert differ(kept, seen[3])
+
+
+def test_the_last_weights_are_kept_where_the_last_look_is_the_best(tiny, tmp_path):
+    seen = []
+    said = trained(tiny, tmp_path / "made", looks=Looks(lambda model: seen.append(model) or len(seen), 2, "dev"))
+    assert said["best_step"] == 4
+    assert len(seen) == 2
+    assert differ(weights(tmp_path / "made"), seen[0].transformers_model.state_dict()) == []
+
+
+def test_a_loss_that_is_no_number_ends_the_training_and_says_at_which_step(tiny, tmp_path):
+    with pytest.raises(UserError, match=r"the reranker's training diverged at step 2: the loss is nan"):
+        trained(tiny, tmp_path / "made", learning_rate=1e30, warmup_steps=0)
+    assert not (tmp_path / "made" / "model.safetensors").exists()
+
+
+def test_a_model_that_lacks_more_than_its_last_layer_is_refused(tiny, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in tiny.iterdir():
+        if file.is_file() and file.name != "model.safetensors":
+            (broken / file.name).write_bytes(file.read_bytes())
+    kept = weights(tiny)
+    lost = next(name for name in kept if "layer.1.output.dense.weight" in name)
+    del kept[lost]
+    save_file(kept, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks weights; random ones .*layer\.1\.output\.dense"):
+        trained(broken, tmp_path / "made")
+
+
+class Ranks:
+    """An arm of which nothing is asked but to be searched."""
+
+    encoder = None
+
+    def search(self, data, *, top):
+        self.asked = len(data.queries), top
+
+
+def planned(monkeypatch, *, dev, pairs, metric="recall@10", **changed):
+    """(looks, queries at each, passages of each) for so many dev queries and pairs to train on."""
+    first, asked = Ranks(), []
+    monkeypatch.setattr(reranker, "Reranked", lambda found, scorer, depth: asked.append(depth))
+
+    def evaluated(arm, data):
+        return Evaluation({metric: Scores(list(data.queries), [0.5] * len(data.queries))})
+
+    data = toy_set(questions=dev // 10)
+    looks = reranker._looks(Looks, settings(**changed), first, data, evaluated, metric=metric, pairs=pairs)
+    return (looks.most, *first.asked) if looks.most else (0,)
+
+
+def test_looks_at_dev_cost_their_share_of_the_training(monkeypatch):
+    # a pair in training costs three in scoring: 0.2 of 3 * 2 epochs * 10,000 pairs are 12,000, 600 queries of 20
+    chosen = {"dev": 200, "pairs": 10_000, "num_train_epochs": 2}
+    assert planned(monkeypatch, **chosen) == (4, 150, 20)
+    assert planned(monkeypatch, **chosen | {"pairs": 5000}) == (3, 100, 20)
+    assert planned(monkeypatch, **chosen | {"dev": 20}) == (4, 20, 20)
+    assert planned(monkeypatch, **chosen, metric="ndcg@30") == (2, 120, 50)  # 60 were deeper than the reranker goes
+    assert planned(monkeypatch, **chosen | {"pairs": 3000}) == (0,)  # a single look would choose between nothing
+
+
+def test_a_run_trains_a_reranker_measures_it_and_another_run_learns_from_it(run):
+    first = run("trainer=none", "reranker=trained", "reranker.num_train_epochs=3")
+    found = first.result["reranker"]
+    assert found.keys() >= {"dev", "test", "delta", "path", "depth", "of", "verdict", "pairs", "steps", "negatives"}
+    assert (found["path"], found["of"], found["pairs"]) == ("reranker", "base", 24 + 24 * 4)
+    queries = first.result["counts"]["queries"]["test"]
+    base = first.result["base"]["test"]
+    assert found["test"]["recall@100"] == base["recall@100"]  # nothing is found that was not there
+    assert found["delta"]["recall@1"]["absolute"] == pytest.approx(found["test"]["recall@1"] - base["recall@1"])
+    assert found["delta"]["recall@1"]["queries"] == queries
+    frame = pd.read_parquet(first.folder / "retrieval" / "per_query.parquet")
+    assert frame["reranked.mrr@10"].mean() == pytest.approx(found["test"]["mrr@10"])
+    assert "| test      |  base | base + reranker |" in first.output
+    assert first.output.count("base + reranker") == (first.folder / "report.md").read_text().count("base + reranker")
+    assert "base + reranker" in (first.folder / "report.html").read_text()
+    ranked = [line.split() for line in (first.folder / "retrieval" / "reranked.test.trec").read_text().splitlines()]
+    scores = [float(line[4]) for line in ranked if line[0] == ranked[0][0]]
+    assert scores == sorted(scores, reverse=True)
+    assert sum(score >= 0 for score in scores) == 50
+    assert {line[5] for line in ranked} == {"reranked"}
+    card = (first.folder / "reranker" / "README.md").read_text()
+    assert "| test      |  base | base + reranker |" in card
+    assert str(first.folder) not in card
+    lines = {}
+    exec(usage.RERANKER.replace(usage.RERANKER_FOLDER, str(first.folder / "reranker")), lines)
+    assert sorted(hit["text"] for hit in lines["ranked"]) == ["Go to the lobby.", "Open Settings and choose Security."]
+    teacher = f"loss.teacher={first.folder / 'reranker'}"
+    second = run("loss=margin_mse", teacher, "negatives.per_query=2", "trainer=smoke")
+    assert second.result["status"] == "completed", second.output
+    assert second.result["fingerprint"]["helpers"]["loss.teacher"]["path"] == str(first.folder / "reranker")
+
+
+def test_a_run_that_is_killed_while_the_reranker_trains_goes_on_to_the_same_weights(run, monkeypatch):
+    def killed_when_asked(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reranker, "CrossEncoderScores", killed_when_asked)
+        killed = run("trainer=smoke", "reranker=trained")
+    made = [killed.folder / name for name in ("model", "reranker")]
+    before = [weights(folder) for folder in made]
+    assert not (killed.folder / "result.json").exists()
+    shutil.rmtree(made[1])
+    again = run(f"resume={killed.folder}")
+    assert again.code == 0, again.output
+    assert "going on from step 4" in again.output
+    assert json.loads((killed.folder / "result.json").read_text())["reranker"]["of"] == "tuned"
+    assert [differ(weights(folder), former) for folder, former in zip(made, before, strict=True)] == [[], []]
+
+
+def test_a_pretrained_one_re_orders_without_training(run, tmp_path):
+    judge = tiny_cross_encoder(tmp_path / "judge")
+    found = run("trainer=none", "reranker=pretrained", f"reranker.path={judge}", "reranker.depth=5").result
+    assert found["reranker"]["path"] == str(judge)
+    assert found["reranker"]["depth"] == 5
+    assert found["fingerprint"]["helpers"]["reranker.path"]["content"]
+    for side in ("dev", "test"):
+        assert found["reranker"][side]["recall@5"] == found["base"][side]["recall@5"]  # the same five, in another order
+
+
+def test_a_pretrained_one_that_can_not_be_had_fails_at_once_and_says_what_to_do(run):
+    words = ["trainer=none", "reranker=pretrained"]
+    ended = run(*words)
+    assert ended.code == 1
+    assert "Set reranker.path= to a local folder that holds the model" in ended.output
+    assert "reading data" not in ended.output
