@@ -82,6 +82,11 @@ def _folder(models: Models) -> Path:
     return models.folder.resolve() / FOLDER
 
 
+def last(models: Models) -> Attempt | None:
+    """The newest attempt, where there is one."""
+    return next(reversed(all_in(models)), None)
+
+
 def open_for(models: Models, asked: Mapping[str, Any], *, margin: float) -> Attempt | None:
     """The attempt to go on with, or a new one; None when what is asked was decided already.
 
@@ -89,18 +94,18 @@ def open_for(models: Models, asked: Mapping[str, Any], *, margin: float) -> Atte
     attempt that was stopped is gone on with, also for other documents: what was paid for stays.
     """
     attempts = all_in(models)
-    last = attempts[-1] if attempts else None
-    if last is not None and last.decision is not None and last.state["asked"] == asked:
-        decision = last.decision
+    newest = attempts[-1] if attempts else None
+    if newest is not None and newest.decision is not None and newest.state["asked"] == asked:
+        decision = newest.decision
         if decision["promoted"] or decision["margin"] == margin:
             return None
-        last.write(decision=None)
-        return last
-    if last is not None and last.decision is None:
-        if last.state["asked"] != asked:
-            _begin_again(last)
-            last.write(asked=dict(asked))
-        return last
+        newest.write(decision=None)
+        return newest
+    if newest is not None and newest.decision is None:
+        if newest.state["asked"] != asked:
+            _begin_again(newest)
+            newest.write(asked=dict(asked))
+        return newest
     used = [
         *models.served(),
         *(path.name for path in models.folder.iterdir()),

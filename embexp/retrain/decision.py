@@ -65,7 +65,7 @@ def _why_not(
         few = f": it has {new['documents']:,}, and {FEWEST_DOCUMENTS} are needed to be sure"
         return f"not better on what is new{few if new['documents'] < FEWEST_DOCUMENTS else ''}"
     if old is None or old["documents"] < FEWEST_DOCUMENTS:
-        return f"better on what is new, and too few documents as they were ({FEWEST_DOCUMENTS} are needed) to rule out a loss"
+        return f"better on what is new, and too few documents as they were to rule out a loss ({FEWEST_DOCUMENTS})"
     return f"better on what is new, and a loss of {margin:g} on documents as they were is not ruled out"
 
 

@@ -1,12 +1,12 @@
 """The pointer to the model that is served, and the history of what it pointed to. Called by `retraining` and `cli`.
 
-| in the models folder | is                                                                                              |
-|----------------------|-------------------------------------------------------------------------------------------------|
-| current              | a symbolic link to the run whose model is served, replaced in one step: at any moment it leads   |
-|                      | to a whole run                                                                                   |
-| current.json         | {"model": the same}, in its place on file systems without links; replaced in one step too        |
-| history.jsonl        | a line for each turn of the pointer: time, event, model, before, reasons                         |
-| 0001, 0002 ...       | the runs that were trained (`attempts`)                                                         |
+| in the models' folder | is                                                                                     |
+|-----------------------|----------------------------------------------------------------------------------------|
+| current               | a symbolic link to the run whose model is served, replaced in one step: at any moment  |
+|                       | it leads to a whole run                                                                |
+| current.json          | {"model": the same}, in its place on file systems without links; replaced in one step  |
+| history.jsonl         | a line for each turn of the pointer: time, event, model, before, reasons               |
+| 0001, 0002 ...        | the runs that were trained (`attempts`)                                                |
 
 Reads and writes files and imports nothing heavy.
 """
@@ -45,8 +45,10 @@ class Models:
             return None
         run = self.folder / name
         if not (run / "result.json").is_file():
-            raise UserError(f"{self.folder / 'current'} names {name}, which is no longer there; bring it back, or roll back: "
-                            f"python -m embexp.retrain rollback models={self.folder}")  # fmt: skip
+            raise UserError(
+                f"{self.folder / 'current'} names {name}, which is no longer there; bring it back, or go back to the "
+                f"one before: python -m embexp.retrain rollback models={self.folder}"
+            )
         return run.resolve()
 
     def history(self) -> list[dict[str, Any]]:

@@ -57,10 +57,10 @@ def of(run: Path, further: Sequence[str]) -> Recipe:
     folder = run.resolve()
     words, flags = resume.started_with(folder)
     config = OmegaConf.load(folder / ".hydra" / "config.yaml")
-    if config.get("sweep"):
+    if OmegaConf.select(config, "sweep"):
         raise UserError(
-            f"{run} is a trial of a sweep; train its winner as a run of its own (the sweep's page has the command), and "
-            "name that one"
+            f"{run} is a trial of a sweep; train its winner as a run of its own (the sweep says with which command), "
+            "and name that one"
         )
     before = attempts.of_run(folder)
     if before is not None and WORDS in before.state:

@@ -19,8 +19,8 @@ from embexp.retrain.attempts import Attempt
 log = logging.getLogger(__name__)
 
 NOT_MINED = (
-    "the run's data set was not mined, so that nothing was: it was read again from today's copy, and cut anew. Questions "
-    "on documents that the current model was trained on are left out of the comparison"
+    "the run's data set was not mined, and so nothing was now: it was read again from today's copy and cut anew. "
+    "Questions on documents that the current model was trained on are left out of the comparison"
 )
 
 
@@ -57,8 +57,8 @@ def former_of(run: Finished, known: Manifest, attempts: Sequence[Attempt]) -> Pa
         folder = Path(run.config["dataset"]["path"]).expanduser().absolute()
     if not (folder / written.LAST).is_file():
         raise UserError(
-            f"the data set that {run.folder} was trained on is no longer in {folder}, and it holds the questions to go on "
-            "from. Bring it back, or mine all documents and train a new run on them"
+            f"the data set that {run.folder} was trained on is no longer in {folder}, and it holds the questions to go "
+            "on from. Bring it back, or mine all documents and train a new run on them"
         )
     return folder
 

@@ -1,5 +1,5 @@
-"""Retraining, top to bottom: run -> today's passages -> mine only what is new -> data set -> train -> compare -> promote,
-or say why not.
+"""Retraining, top to bottom: run -> today's passages -> mine only what is new -> train -> compare -> promote, or say
+why not.
 
 Read this module first; every step is one call into the module that does it. Each step leaves something whole behind, by
 which the next call knows that it was done. Called by `retrain.cli`.
@@ -96,10 +96,10 @@ def retrain(run: Path, models: Models, words: Sequence[str], config: Mapping[str
 def _current(run: Path, models: Models) -> Finished:
     """The run that is served, once what a kill left half done is ended. Raises UserError for one without a model."""
     models.repair()
-    last = (attempts.all_in(models) or [None])[-1]
-    if last is not None and last.decision is not None and last.decision["promoted"]:
-        if models.name_of(last.run) not in models.served():
-            models.turn(PROMOTED, last.run, last.decision["reasons"])
+    last = attempts.last(models)
+    decision = last.decision if last is not None else None
+    if last is not None and decision and decision["promoted"] and models.name_of(last.run) not in models.served():
+        models.turn(PROMOTED, last.run, decision["reasons"])
     served = models.current
     current = opened(str(served or run.resolve()))
     if not current.has_model:
@@ -132,7 +132,7 @@ def _too_little_drift(
     current: Finished, models: Models, now: Today, asked: Mapping[str, Any], config: Mapping[str, Any]
 ) -> list[str] | None:
     """Why nothing is to be done, where drift does not ask for it; None where it does, or was asked before a kill."""
-    wanted, last = config["if_drift"], (attempts.all_in(models) or [None])[-1]
+    wanted, last = config["if_drift"], attempts.last(models)
     if wanted is None or (last is not None and last.decision is None and last.state["asked"] == asked):
         return None
     settings: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(CONFIG_FOLDER / "drift.yaml"))  # type: ignore[assignment]
