@@ -50,9 +50,32 @@ def main() -> None:
             _act(action, run, own, further)
         elif arguments.cfg:
             print(OmegaConf.to_yaml(OmegaConf.create(_composed(own, shown_only=True))), end="")
+        elif run is None:
+            raise UserError(f"name the run first: {USAGE}")
         else:
-            code = _retrain(run, _composed(own), further)
+            code = _retrain(run, *_checked(run, own, further), further)
     sys.exit(code)
+
+
+def _checked(run: Path, own: Sequence[str], further: Sequence[str]) -> tuple[Models, dict[str, Any]]:
+    """The models and the config. Raises UserError with the mistakes of both halves of the words."""
+    problems: list[str] = []
+    config: dict[str, Any] = {"models": None, "start": "base"}
+    try:
+        config = _composed(own)
+    except UserError as error:
+        problems += error.problems
+    models = models_of(run, config["models"])
+    models.refuse_other(run)
+    current = models.current or run
+    try:
+        recipe.of(current, further).refuse_mistakes(recipe.start_from(current) if config["start"] == "tuned" else [])
+    except UserError as error:
+        problems += error.problems
+    if problems:
+        raise UserError(*problems)
+    _refuse_inside(models, config["documents"])
+    return models, config
 
 
 def _composed(words: Sequence[str], *, shown_only: bool = False) -> dict[str, Any]:
@@ -79,22 +102,14 @@ def _act(action: str, run: Path | None, own: Sequence[str], further: Sequence[st
     print(shown.status(models))
 
 
-def _retrain(run: Path | None, config: Mapping[str, Any], further: Sequence[str]) -> int:
-    if run is None:
-        raise UserError(f"name the run first: {USAGE}")
-    models = models_of(run, config["models"])
-    models.refuse_other(run)
-    current = models.current or run
-    made = recipe.of(current, further)
-    made.refuse_mistakes(recipe.start_from(current) if config["start"] == "tuned" else [])
-    _refuse_inside(models, config["documents"])
+def _retrain(run: Path, models: Models, config: Mapping[str, Any], further: Sequence[str]) -> int:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s", force=True)
     logging.getLogger("embexp").setLevel(logging.INFO)
     logging.getLogger("embexp").info("loading libraries ...")
     with uncollected():
         from embexp.retrain.retraining import retrain  # torch: seconds
 
-    kept = OmegaConf.load(current.resolve() / ".hydra" / "config.yaml").cache
+    kept = OmegaConf.load((models.current or run) / ".hydra" / "config.yaml").cache
     try:
         with cache.kept_in(cache.folder_of(kept)), contextlib.redirect_stdout(sys.stderr):
             outcome = retrain(run, models, further, config)

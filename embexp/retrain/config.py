@@ -10,7 +10,7 @@ from embexp.checks import Program, Types
 from embexp.datasets.pairs import READERS
 
 CHOICES = {"start": ("base", "tuned"), "if_drift": (None, "watch", "retrain")}
-CAPS = ("usd", "tokens", "calls")
+CAPS, SERVER = ("usd", "tokens", "calls"), ("base_url", "api_key_env")
 FILE: Types = ((str, type(None)), "a file of questions, or null")
 ROOT: dict[str, Types] = {
     "documents": ((str, list), "a folder, a file, a glob, or a list of these"),
@@ -22,6 +22,7 @@ ROOT: dict[str, Types] = {
     "queries": FILE,
     "real_questions": FILE,
     "budget": ((dict,), "a mapping with usd, tokens and calls"),
+    "llm": ((dict,), "a mapping with base_url and api_key_env"),
     "allowed_packages": ((list,), "a list of package names"),
 }
 
@@ -46,6 +47,10 @@ def _mistakes(config: Mapping[str, Any]) -> list[str]:
         cap = budget.get(name)
         if cap is not None and (not isinstance(cap, int | float) or isinstance(cap, bool) or cap <= 0):
             problems.append(f"budget.{name}={cap!r} must be a number above 0, or null")
+    server = config["llm"] if isinstance(config["llm"], Mapping) else {}
+    for name in SERVER:
+        if not isinstance(server.get(name), str | None):
+            problems.append(f"llm.{name}={server[name]!r} must be a text, or null")
     return problems
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from embexp import resume
+from embexp import resume, runs
 from embexp.arguments import checked_arguments
 from embexp.errors import UserError
 from embexp.retrain import attempts
@@ -55,9 +55,11 @@ class Recipe:
 def of(run: Path, further: Sequence[str]) -> Recipe:
     """The recipe of a run, with further overrides. Raises UserError for a trial of a sweep, and for a broken folder."""
     folder = run.resolve()
+    if not folder.is_dir():
+        raise UserError(f"{run} is not a folder; name the run that is to be trained again")
+    config = runs.read(folder).config
     words, flags = resume.started_with(folder)
-    config = OmegaConf.load(folder / ".hydra" / "config.yaml")
-    if OmegaConf.select(config, "sweep"):
+    if config.get("sweep"):
         raise UserError(
             f"{run} is a trial of a sweep; train its winner as a run of its own (the sweep says with which command), "
             "and name that one"

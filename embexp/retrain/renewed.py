@@ -74,6 +74,7 @@ def _mined(
         "real_questions": own if users is None else str(Path(users).expanduser().absolute()),
         "budget": dict(config["budget"]),
         "dry_run": False,
+        "llm": {**mining["llm"], **{key: value for key, value in config["llm"].items() if value is not None}},
     }
     with run.started_from():
         outcome = mine({**mining_of(mining, places), **changed}, attempt.data, known=now.knowledge, before=former)

@@ -19,12 +19,9 @@ LINES = 10  # of the history
 def text(outcome: Outcome, models: Models) -> str:
     """The outcome with its reasons, the comparison, and where to look."""
     attempt = outcome.attempt
-    blocks: list[Block | str] = [
-        f"**{outcome.event}**: {outcome.reasons[0]}.",
-        *(f"- {each}" for each in outcome.reasons[1:]),
-    ]
-    if outcome.advice:
-        blocks += ["What would help:", *(f"- {each}" for each in outcome.advice)]
+    blocks: list[Block | str] = [f"**{outcome.event}**: {outcome.reasons[0]}."]
+    blocks += [_list(outcome.reasons[1:])] if outcome.reasons[1:] else []
+    blocks += ["What would help:", _list(outcome.advice)] if outcome.advice else []
     if attempt is not None:
         blocks += [*attempt.state.get("remarks", ()), *_compared(attempt.state)]
     if outcome.removed:
@@ -34,6 +31,10 @@ def text(outcome: Outcome, models: Models) -> str:
     if attempt is not None and (attempt.run / "report.html").is_file():
         lines.append(f"report:  {attempt.run / 'report.html'}")
     return "\n\n".join([markdown(blocks), "\n".join(lines)])
+
+
+def _list(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _compared(state: Mapping[str, Any]) -> list[Block | str]:
