@@ -36,7 +36,7 @@ def decided(found: Mapping[str, Any], *, margin: float, forgetting: Mapping[str,
     if whole["verdict"] == "better":
         return Decision(True, ["better on today's test", *said], [])
     not_worse = old is not None and old["documents"] >= FEWEST_DOCUMENTS and old["delta"]["ci_low"] > -margin
-    if not_worse and new is not None and new["verdict"] == "better":
+    if not_worse and new is not None and new["verdict"] == "better" and whole["verdict"] != "worse":
         return Decision(True, [f"better on what is new, and not worse by {margin:g} on what is not", *said], [])
     return Decision(False, [_why_not(whole, old, new, margin), *said], _advice(whole, old, new, margin))
 
