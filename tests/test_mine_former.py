@@ -153,3 +153,36 @@ def test_mining_on_a_former_data_set_gives_the_questions_of_mining_all_anew(embe
     answers = {row["_id"]: row["text"] for row in rows(tmp_path / "renewed" / "cloze.jsonl")}
     assert answers == {row["_id"]: row["text"] for row in rows(tmp_path / "whole" / "cloze.jsonl")}
     assert record(tmp_path / "renewed")["funnel"]["parsed"] < record(tmp_path / "whole")["funnel"]["parsed"] / 3
+
+
+def test_an_llm_is_asked_about_new_passages_alone_and_an_earlier_answer_is_never_paid_again(embexp, handbook, tmp_path):
+    from embexp.mine.mining import mine
+    from tests.mine_server import Reply, Stub, items
+
+    def plan(call):
+        words = call.about.split()
+        text = " ".join(words[:6])
+        return Reply(
+            items(*((kind, f"{kind} on {words[3]} {text}", text) for kind in ("question", "keywords", "problem")))
+        )
+
+    with Stub(plan) as server:
+        llm = ["llm=local", "llm.model=stub", f"llm.base_url={server.base_url}", "paraphrases=0", "filter=none"]
+        first = embexp.mine("documents=handbook", *llm)
+        assert first.code == 0, first.output
+        asked = len(server.calls)
+        (handbook / "zebras.md").write_text((handbook / "lunch.md").read_text().replace("lunch", "zebras"))
+        config = {**record(first.folder)["config"], "documents": [str(handbook)]}
+        outcome = mine(config, tmp_path / "renewed", before=first.folder)
+        assert outcome.stopped is None
+        assert asked == 24
+        assert len(server.calls) - asked == 2
+        assert all("zebras" in about for about in server.abouts[asked:])
+        mine({**config, "documents": [str(handbook)]}, tmp_path / "again", before=tmp_path / "renewed")
+        assert len(server.calls) - asked == 2  # passages whose questions were all dropped are settled too
+    was, now = (
+        {row["_id"]: row["metadata"]["side"] for row in rows(folder / "queries.jsonl")}
+        for folder in (first.folder, tmp_path / "renewed")
+    )
+    assert was.items() <= now.items()
+    assert len(now) > len(was)

@@ -17,22 +17,19 @@ from embexp.mine.mining import mine
 from embexp.retrain import attempts, cli, pointer, renewed, retraining
 from tests.handbook import record, rows
 
-QUICK = ["model=static", "model.dimension=2", "trainer=smoke", "logger=none", "limit=null"]
+QUICK = ["model=static", "model.dimension=2", "trainer=smoke", "logger=none", "limit=null", "metric=recall@3"]
 LARGER = ["model.dimension=64", "trainer.max_steps=1"]  # random vectors: so many more tell passages apart
 OLD, NEW = [f"old{number}" for number in range(26)], [f"new{number}" for number in range(16)]
 
 
 def write_documents(folder, names):
-    """A document of one section each, about words of its own."""
+    """A document of one section each, in words of its own."""
     folder.mkdir(exist_ok=True)
     for name in names:
         rng = random.Random(name)
-        a, b, c, d = ("".join(rng.choice("bdfgklmnprst") + rng.choice("aeiou") for _ in range(4)) for _ in range(4))
-        (folder / f"{name}.md").write_text(
-            f"# How {a} are ordered\n\nEvery order for {a} goes through the {b} desk beside the {c} in the hall. "
-            f"The {b} desk answers within two days and keeps a list of all {a} that the {d} asked for. "
-            f"Urgent {a} can be had at once when the {d} signs the yellow {c} form.\n"
-        )
+        own = ["".join(rng.choice("bdfgklmnprst") + rng.choice("aeiou") for _ in range(4)) for _ in range(8)]
+        sentences = [" ".join(["The", *rng.choices(own, k=9), "of", *rng.choices(own, k=4)]) + "." for _ in range(4)]
+        (folder / f"{name}.md").write_text(f"# About {own[0]} {own[1]} {own[2]}\n\n{' '.join(sentences)}\n")
 
 
 @pytest.fixture(scope="module")
