@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from embexp import cli as main_command
 from embexp import exit_codes
+from embexp.arguments import checked_arguments
 from embexp.checks import CONFIG_FOLDER, plain
 from embexp.mine.mining import mine
-from embexp.retrain import attempts, cli, pointer, renewed, retraining
+from embexp.retrain import attempts, cli, pointer, recipe, renewed, retraining
 from tests.handbook import record, rows
 
 QUICK = ["model=static", "model.dimension=2", "trainer=smoke", "logger=none", "limit=null", "metric=recall@3"]
@@ -219,3 +223,54 @@ def test_a_data_set_that_was_not_mined_is_read_again_and_compared_on_what_nobody
     assert config["dataset"]["path"] == str(place / "today.jsonl")
     assert config["model"]["path"] == str(place / "of_pairs" / "model")
     assert "model=static" in state(place, "0001")["words"]  # the next one starts from the base again
+
+
+EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
+
+
+def commands_of(name):
+    """The words of each call of the command in an example; YAML is parsed as its reader would."""
+    text = (EXAMPLES / name).read_text()
+    if name.endswith(".cron"):
+        lines = [line for line in text.splitlines() if not line.startswith("#")]
+        assert all(re.match(r"(\S+\s+){5}\S", line) for line in lines)
+    else:
+        lines = []
+        waiting = [yaml.safe_load(text)]
+        while waiting:
+            node = waiting.pop()
+            if isinstance(node, dict):
+                waiting += node.values()
+            elif isinstance(node, list) and all(isinstance(each, str) for each in node):
+                lines.append(shlex.join(node))
+            elif isinstance(node, list):
+                waiting += node
+            elif isinstance(node, str):
+                lines += node.splitlines()
+    found = [re.search(r"python -m embexp\.retrain ([^|>&]*)", line) for line in lines]
+    return [shlex.split(each[1]) for each in found if each]
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("retrain.cron", 1), ("retrain-github-actions.yaml", 2), ("retrain-kubernetes.yaml", 1)]
+)
+def test_the_commands_of_an_example_are_ones_that_embexp_takes(name, count):
+    found = commands_of(name)
+    assert len(found) == count
+    for words in found:
+        if words[0] in cli.ACTIONS:
+            assert len(words) == 2
+            continue
+        own, further = recipe.divided(words[1:], cli.RETRAIN.root)
+        config = cli._composed(own)
+        assert config["documents"].endswith("handbook")
+        assert not further or checked_arguments(further, config_dir=None, sweep=False)
+
+
+def test_the_exit_codes_of_the_examples_are_those_of_the_command():
+    job = yaml.safe_load((EXAMPLES / "retrain-kubernetes.yaml").read_text())["spec"]["jobTemplate"]["spec"]
+    (failing,) = (rule["onExitCodes"] for rule in job["podFailurePolicy"]["rules"] if "onExitCodes" in rule)
+    assert failing["values"] == [exit_codes.OF_RETRAINING["not promoted"]]
+    assert job["template"]["spec"]["restartPolicy"] == "Never"
+    for name in ("retrain.cron", "retrain-github-actions.yaml"):
+        assert re.search(rf"-eq {exit_codes.OF_RETRAINING['not promoted']}\b", (EXAMPLES / name).read_text())

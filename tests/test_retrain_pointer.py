@@ -136,11 +136,16 @@ def test_a_second_process_is_refused_and_the_lock_of_a_dead_one_is_taken_over(mo
 
 def test_the_models_of_a_run_lie_beside_it_or_where_it_lies_itself(models, tmp_path):
     first = tmp_path / "first"
-    assert models_of(first, None).folder == models.folder
+    assert models_of(first, None).folder == models_of(models.folder, None).folder == models.folder
+    elsewhere = Models(tmp_path / "elsewhere")
+    elsewhere.folder.mkdir()
+    elsewhere.turn(STARTED, run_in(tmp_path / "outputs", "1"), [])
+    assert models_of(elsewhere.folder / "current", None).folder == elsewhere.folder
     assert models_of(models.folder / "current", None).folder == models.folder
     assert models_of(models.folder / "0001", None).folder == models.folder
     assert models_of(first, str(tmp_path / "other")).folder == tmp_path / "other"
-    models.refuse_other(first)
+    for run in (first, models.folder, models.folder / "current"):
+        models.refuse_other(run)
     with pytest.raises(UserError, match=r"came of \.\./first, 0001 and 1 more"):
         models.refuse_other(run_in(tmp_path, "stranger"))
 

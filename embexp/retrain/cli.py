@@ -41,7 +41,7 @@ def main() -> None:
             raise UserError("retraining takes no -m: name one run")
         words = list(arguments.overrides)
         action = words.pop(0) if words and words[0] in ACTIONS else None
-        run = Path(words.pop(0)) if words and ("=" not in words[0] or Path(words[0]).is_dir()) else None
+        run = Path(words.pop(0)).expanduser() if words and _is_place(words[0]) else None
         arguments.overrides = words
         if cli.helped(arguments, program=RETRAIN):
             sys.exit(0)
@@ -57,8 +57,12 @@ def main() -> None:
     sys.exit(code)
 
 
+def _is_place(word: str) -> bool:
+    return "=" not in word or Path(word).is_dir()
+
+
 def _checked(run: Path, own: Sequence[str], further: Sequence[str]) -> tuple[Models, dict[str, Any]]:
-    """The models and the config. Raises UserError with the mistakes of both halves of the words."""
+    """The models' folder and the config. Raises UserError with the mistakes of both halves of the words."""
     problems: list[str] = []
     config: dict[str, Any] = {"models": None, "start": "base"}
     try:
@@ -67,7 +71,7 @@ def _checked(run: Path, own: Sequence[str], further: Sequence[str]) -> tuple[Mod
         problems += error.problems
     models = models_of(run, config["models"])
     models.refuse_other(run)
-    current = models.current or run
+    current = models.current or run  # what stands in the run's place may be the models' folder
     try:
         recipe.of(current, further).refuse_mistakes(recipe.start_from(current) if config["start"] == "tuned" else [])
     except UserError as error:

@@ -28,6 +28,7 @@ from embexp.durable import sync_name, write_whole
 from embexp.errors import BusyError, UserError, listed
 
 STARTED, PROMOTED, ROLLED_BACK = "started", "promoted", "rolled back"
+HISTORY = "history.jsonl"
 MODELS = "models"  # the folder beside a run, where none is named
 
 
@@ -53,7 +54,7 @@ class Models:
 
     def history(self) -> list[dict[str, Any]]:
         """The lines of history.jsonl, the oldest first."""
-        file = self.folder / "history.jsonl"
+        file = self.folder / HISTORY
         try:
             return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         except FileNotFoundError:
@@ -76,7 +77,7 @@ class Models:
         line = {"event": event, "model": name, "before": self._name(), "reasons": list(reasons)}
         if not lines or {key: lines[-1].get(key) for key in line} != line:
             lines.append({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **line})
-            write_whole(self.folder / "history.jsonl", "".join(json.dumps(each) + "\n" for each in lines))
+            write_whole(self.folder / HISTORY, "".join(json.dumps(each) + "\n" for each in lines))
         self._point(name)
 
     def repair(self) -> None:
@@ -102,7 +103,7 @@ class Models:
     def refuse_other(self, run: Path) -> None:
         """Raise UserError for a run that this folder's models do not come from."""
         names = self.served()
-        if names and self.name_of(run) not in names:
+        if names and run.resolve() != self.folder.resolve() and self.name_of(run) not in names:
             raise UserError(
                 f"{self.folder} holds the models that came of {listed(reversed(names), most=2)}, and {run} is none of "
                 f"them. Name {self.folder / 'current'}, or another folder with models="
@@ -146,10 +147,14 @@ class Models:
 
 
 def models_of(run: Path | None, named: str | None) -> Models:
-    """The models folder that a command means: the named one, the one that the run lies in, or the one beside it."""
+    """The models' folder that a command means: the named one, the one that stands in the run's place, the one that the
+    run or the link to it lies in, or else the one beside the run."""
     if named is not None:
         return Models(Path(named).expanduser().absolute())
     if run is None:
         raise UserError("name the run, or the models' folder: models=<folder>")
-    beside = run.resolve().parent
-    return Models(beside if (beside / "history.jsonl").is_file() else beside / MODELS)
+    whole = run.resolve()
+    for place in (whole, run.absolute().parent, whole.parent):
+        if (place / HISTORY).is_file():
+            return Models(place)
+    return Models(whole.parent / MODELS)
