@@ -40,6 +40,16 @@ def main() -> None:
     sys.exit(exit_codes.of_all(codes))
 
 
+def command(words: Sequence[str]) -> int:
+    """Run the command line of these words in this process, and return its exit code. Raises UserError for mistakes."""
+    before = sys.argv
+    sys.argv = [before[0], *words]
+    try:
+        return 1 if any(_run(None)) else 0
+    finally:
+        sys.argv = before
+
+
 def _run(started: Launched | None) -> list[int]:
     """Check the arguments and run what they say; returns the exit code of each run."""
     with uncollected():

@@ -1,4 +1,4 @@
-"""Exit codes: those of the jobs that this process has launched, of a gate that is not passed, and of drift's verdicts.
+"""Exit codes: of jobs that this process has launched, of a gate not passed, of drift's verdicts and retraining's outcomes.
 
 Hydra keeps no return value of a multirun. Filled by `launcher` and by sweeps, read by `cli`, which need not load them
 for it. The code of a gate or a verdict is none that a shell, Python or argparse ends a program with.
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 of_jobs: list[int] = []
 OF_DRIFT = {"ok": 0, "watch": 3, "retrain": 4}
 FORGOTTEN = 5  # the run completed, and has lost more on its guard set than max_forgetting
+OF_RETRAINING = {"promoted": 0, "nothing to do": 0, "not promoted": 5}
 
 
 def of_all(codes: Sequence[int]) -> int:

@@ -57,14 +57,23 @@ def folder_to_resume(overrides: Sequence[str]) -> Path | None:
 
 def arguments_of(folder: Path, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     """(overrides, flags) with which Hydra composes the run's config again, and the further `overrides` after it."""
-    hydra = _saved(folder, "hydra.yaml")["hydra"]
-    task = list(hydra["overrides"]["task"])
-    searched = [word for word in hydra["overrides"]["hydra"] if "hydra.searchpath" in word]
+    words, flags = started_with(folder)
     further = [word for word in overrides if not word.startswith(WORD)]
+    own = [f"hydra.run.dir={quoted(folder)}", "hydra.output_subdir=null"]  # .hydra stays as the run was started
+    return [*words, *further, *own], flags
+
+
+def started_with(folder: Path) -> tuple[list[str], list[str]]:
+    """(overrides, flags) that the run in a folder was started with."""
+    hydra = _saved(folder, "hydra.yaml")["hydra"]
+    searched = [word for word in hydra["overrides"]["hydra"] if "hydra.searchpath" in word]
     flags = [*own_folders(hydra), "--config-name", hydra["job"]["config_name"]]
-    quoted = str(folder).replace("'", "\\'")
-    own = [f"hydra.run.dir='{quoted}'", "hydra.output_subdir=null"]  # .hydra stays as the run was started
-    return [*task, *searched, *further, *own], flags
+    return [*hydra["overrides"]["task"], *searched], flags
+
+
+def quoted(path: Path | str) -> str:
+    """A path as the value of an override."""
+    return "'" + str(path).replace("'", "\\'") + "'"
 
 
 def own_folders(hydra: Any) -> list[str]:

@@ -34,12 +34,15 @@ ORDER = [
     "mine.chunker", "mine.sides", "mine.journal", "mine.budget", "mine.request", "mine.server", "mine.protocol",
     "mine.call", "mine.progress", "mine.client", "mine.loose_json", "mine.answers", "mine.prompts", "mine.llm",
     "mine.standalone", "mine.sentences", "mine.written", "mine.duplicates", "mine.round_trip", "mine.funnel",
-    "mine.real", "mine.knowledge", "mine.summary", "mine.mining", "mine.config", "mine.cli", "mine.__main__",
+    "mine.real", "mine.former", "mine.knowledge", "mine.summary", "mine.mining", "mine.config", "mine.cli",
+    "mine.__main__",
     "compare", "compare.collected", "compare.groups", "compare.pairs", "compare.shown", "compare.coordinates",
     "compare.pages", "compare.cli", "compare.__main__", "dashboard", "dashboard.spec", "dashboard.views",
     "dashboard.cli", "dashboard.__main__", "drift", "drift.config", "drift.differences", "drift.two_sample",
     "drift.today", "drift.shift", "drift.questions", "drift.recall", "drift.verdict", "drift.drifting",
     "drift.shown", "drift.cli", "drift.__main__",
+    "retrain", "retrain.config", "retrain.pointer", "retrain.attempts", "retrain.recipe", "retrain.renewed",
+    "retrain.comparing", "retrain.decision", "retrain.retraining", "retrain.shown", "retrain.cli", "retrain.__main__",
 ]  # fmt: skip
 
 

@@ -6,7 +6,6 @@ It ends with the exit code of its verdict (`exit_codes`), or with 1 for an error
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import sys
 import traceback
@@ -21,7 +20,6 @@ from embexp import cache, cli, exit_codes
 from embexp.arguments import checked_arguments
 from embexp.checks import CONFIG_FOLDER, plain
 from embexp.drift.config import DRIFT
-from embexp.durable import write_whole
 from embexp.errors import UserError, described, explained
 from embexp.starting import uncollected
 
@@ -62,13 +60,11 @@ def _run(run: str, config: Mapping[str, Any]) -> int:
     with uncollected():
         from embexp.drift.drifting import drift  # torch: seconds
     from embexp.drift import shown
-    from embexp.page import document
 
     try:
         with cache.kept_in(cache.folder_of(config["cache"])), contextlib.redirect_stdout(sys.stderr):
             record, out = drift(run, config)
-        write_whole(out / "drift.json", json.dumps(_finite(record), indent=2, allow_nan=False) + "\n")
-        page = document.write(out / "drift.html", "drift", shown.content(record))
+        page = shown.write(record, out)
     except UserError as error:
         print(explained(error), file=sys.stderr)
         return 1
@@ -79,8 +75,3 @@ def _run(run: str, config: Mapping[str, Any]) -> int:
     print(shown.text(record))
     print(f"\npage: {page}")
     return exit_codes.OF_DRIFT[record["verdict"]]
-
-
-def _finite(record: Mapping[str, Any]) -> Any:
-    """The same with null for infinity, the ends of an interval of too few documents."""
-    return json.loads(json.dumps(record), parse_constant=lambda name: None)

@@ -35,8 +35,11 @@ MOST_NAMED = 20  # documents of each kind that drift.json names
 SENTENCES = "embexp.mine.sentences.SentenceMiner"
 
 
-def drift(folder: str, config: Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
-    """The content of drift.json for a run's folder, and where it goes. Raises UserError for what the user can mend."""
+def drift(folder: str, config: Mapping[str, Any], *, now: today.Today | None = None) -> tuple[dict[str, Any], Path]:
+    """The content of drift.json for a run's folder, and where it goes. Raises UserError for what the user can mend.
+
+    now: today's passages, where they are read already.
+    """
     run = opened(folder)
     run = Finished(run.folder, {**run.result, "config": _with_packages(run.config, config["allowed_packages"])})
     if run.config["limit"] is not None:
@@ -47,8 +50,9 @@ def drift(folder: str, config: Mapping[str, Any]) -> tuple[dict[str, Any], Path]
     out.mkdir(parents=True, exist_ok=True)
     known = manifest.read(run.folder)
     asked = questions.of_log(config["queries"]) if config["queries"] else {}
-    log.info("reading today's passages ...")
-    now = today.read(run, known, config["documents"])
+    if now is None:
+        log.info("reading today's passages ...")
+        now = today.read(run, known, config["documents"])
     differences = between(known, now.texts, now.units)
     log.info("%d new or changed of %d passages", len(differences.fresh), len(now.passages))
     _, encoder = run.tuned()

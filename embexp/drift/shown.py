@@ -1,10 +1,16 @@
-"""What drift says: in the terminal as Markdown, and what the page drift.html shows. Called by `drift.cli`."""
+"""What drift says: in the terminal as Markdown, and what the files drift.json and drift.html hold.
+
+Called by `drift.cli` and `retrain`."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from embexp.durable import write_whole
+from embexp.page import document
 from embexp.tables import Block, Listing, Table, markdown, number
 
 SIGNS = {"ok": "＝", "watch": "▲", "retrain": "▼"}
@@ -14,6 +20,13 @@ MEANING = {
     "watch": "look at what is new, and at real questions on it",
     "retrain": "train again with what is new",
 }
+
+
+def write(record: Mapping[str, Any], out: Path) -> Path:
+    """Write drift.json and drift.html, and return the page's place."""
+    finite = json.loads(json.dumps(record), parse_constant=lambda name: None)  # ends of intervals of too few documents
+    write_whole(out / "drift.json", json.dumps(finite, indent=2, allow_nan=False) + "\n")
+    return document.write(out / "drift.html", "drift", content(record))
 
 
 def text(record: Mapping[str, Any]) -> str:

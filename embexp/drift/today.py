@@ -1,6 +1,6 @@
 """Reads today's passages as the run's own were read: by the code and the settings of its mining, or of its data set.
 
-Called by `drifting`, and by whatever mines only what is new.
+Called by `drifting`, and by `retrain`, which mines only what is new of them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from embexp.errors import UserError
 from embexp.finished import Finished
 from embexp.manifest import Manifest
 from embexp.mine import knowledge
+from embexp.mine.knowledge import Knowledge
 from embexp.mine.passages import Passage
 from embexp.mine.sides import Sides
 from embexp.retrieval_set import Splits
@@ -25,12 +26,13 @@ from embexp.retrieval_set import Splits
 class Today:
     """Passages with unique ids. units: passage id -> what was held out whole with it, the run's `document`.
 
-    unreadable: file -> why it was not read.
+    unreadable: file -> why it was not read. knowledge: what mining goes on from, where the data set was mined.
     """
 
     passages: Mapping[str, Passage]
     units: Mapping[str, str]
     unreadable: Mapping[str, str]
+    knowledge: Knowledge | None = None
 
     @cached_property
     def texts(self) -> dict[str, str]:
@@ -57,29 +59,35 @@ def read(run: Finished, manifest: Manifest, places: str | Sequence[str]) -> Toda
 
     Relative places are of the folder that this is called in. Raises UserError where they can't be read so.
     """
-    named = [_absolute(place) for place in ([places] if isinstance(places, str) else places)]
+    named = places_of(places)
     with run.started_from():  # where the run's own relative paths, its model's for one, start
         if manifest.mining is None:
-            node = _replaced(run.config["dataset"], named)
+            node = replaced(run.config["dataset"], named)
             splits: Splits = build(node, allowed=run.config["allowed_packages"])
-            return _today(knowledge.passages_of(splits.test), None, {})
-        mining = manifest.mining
-        if mining["documents"] is None:
-            mining = {**mining, "dataset": _replaced(mining["dataset"], named)}
-        else:
-            mining = {**mining, "documents": named}
+            passages = knowledge.passages_of(splits.test)
+            return Today({each.id: each for each in passages}, {each.id: each.document for each in passages}, {})
+        mining = mining_of(manifest.mining, named)
         found = knowledge.read(mining, Path(run.config["dataset"]["path"]))
         sides: Sides = build(mining["split"], allowed=mining["allowed_packages"])
-        return _today(found.passages, sides, found.unreadable)
+        by_id = {each.id: each for each in found.passages}
+        units = {key: sides.unit_of(each) for key, each in by_id.items()}
+        return Today(by_id, units, found.unreadable, found)
 
 
-def _today(passages: Sequence[Passage], sides: Sides | None, unreadable: Mapping[str, str]) -> Today:
-    units = {each.id: sides.unit_of(each) if sides is not None else each.document for each in passages}
-    return Today({each.id: each for each in passages}, units, unreadable)
+def places_of(named: str | Sequence[str]) -> list[str]:
+    """What `documents` names, wherever it is read from."""
+    return [_absolute(place) for place in ([named] if isinstance(named, str) else named)]
 
 
-def _replaced(node: Mapping[str, Any], places: Sequence[str]) -> dict[str, Any]:
-    """A data set's node that reads these places."""
+def mining_of(mining: Mapping[str, Any], places: Sequence[str]) -> dict[str, Any]:
+    """The config of mining that reads these places."""
+    if mining["documents"] is None:
+        return {**mining, "dataset": replaced(mining["dataset"], places)}
+    return {**mining, "documents": list(places)}
+
+
+def replaced(node: Mapping[str, Any], places: Sequence[str]) -> dict[str, Any]:
+    """A data set's node that reads these places. Raises UserError for one that names no place, or takes one alone."""
     if "packages" in node:
         return {**node, "packages": list(places)}
     if "path" not in node:

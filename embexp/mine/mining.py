@@ -16,9 +16,10 @@ from filelock import FileLock, Timeout
 
 from embexp.components import build
 from embexp.errors import BusyError, UserError
-from embexp.mine import knowledge, real, summary, written
+from embexp.mine import former, knowledge, real, summary, written
 from embexp.mine.budget import Budget
 from embexp.mine.client import Client
+from embexp.mine.former import Former
 from embexp.mine.funnel import Sifted, complete
 from embexp.mine.knowledge import Knowledge
 from embexp.mine.llm import LLMJudge, Paraphraser
@@ -41,30 +42,36 @@ class Outcome:
     larger: Mapping[str, str] = field(default_factory=dict)
 
 
-def mine(config: Mapping[str, Any], folder: Path) -> Outcome:
+def mine(
+    config: Mapping[str, Any], folder: Path, *, known: Knowledge | None = None, before: Path | None = None
+) -> Outcome:
     """Make the data set that the config describes in the folder, or say what it would cost.
 
-    Raises UserError for what the user can mend, and BusyError when another process mines into the folder.
+    known: the knowledge base, where it is read already. before: a data set that was mined earlier, of which all stands
+    that is about passages that are as they were (`former`); only the others are asked about. Raises UserError for what
+    the user can mend, and BusyError when another process mines into the folder.
     """
     with _alone(folder):
         judging = _of_the_round_trip(config)  # had before anything is read or paid for
-        known = knowledge.read(config, folder)
+        known = known or knowledge.read(config, folder)
         if judging is not None and judging["content"] == known.model.origin["content"]:
             raise UserError(
                 f"filter.round_trip.model={judging['path']} is the model that is to be tuned; what it finds already is "
                 "least worth learning. Name another one, or leave it out: keyword search does it then"
             )
         sides: Sides = build(config["split"], allowed=config["allowed_packages"])
-        side_of = sides.assigned(sides.unit_of(passage) for passage in known.passages)
-        asked = config["questions"]
-        wanted = sides.wanted(known.passages, side_of, questions=asked, kinds=asked["kinds"])
-        log.info("%s", summary.of_knowledge(known, side_of, wanted))
         with _client(config, folder) as client:
             miner: Miner = build(config["miner"], allowed=config["allowed_packages"])(client=client)
+            stands = _former(config, known, sides, miner, before)
+            side_of = stands.side_of or sides.assigned(sides.unit_of(passage) for passage in known.passages)
+            asked = config["questions"]
+            wanted = sides.wanted(known.passages, side_of, questions=asked, kinds=asked["kinds"])
+            wanted = stands.unasked(wanted)
+            log.info("%s", summary.of_knowledge(known, side_of, wanted))
             if config["dry_run"]:
                 estimate = client.estimate(miner.requests(wanted), known.count_tokens)
                 return Outcome(None, summary.of_estimate(estimate, config))
-            made = _Making(config, known, sides, side_of, client, miner).data_set(wanted)
+            made = _Making(config, known, sides, side_of, client, miner, stands).data_set(wanted)
             if client.stopped is not None and (not made.record["kinds"] or written.is_whole(folder)):
                 text = "Nothing was written; what was answered is kept."
                 return Outcome(client.stopped, text, client.larger_caps)
@@ -89,6 +96,7 @@ class _Making:
     side_of: Mapping[str, str]
     client: Client
     miner: Miner
+    stands: Former
 
     def data_set(self, wanted: Sequence[Wanted]) -> _Made:
         """Ask, sift, deal out, and add the other slices."""
@@ -103,28 +111,32 @@ class _Making:
         side_of = {key: self.side_of[unit] for key, unit in units.items()}
         held_out = frozenset(key for key, side in side_of.items() if side != "train")
         sifted: Sifted = funnel.sift(mined, by_id, judge=self._judge(needed=self.config["judge"]), held_out=held_out)
-        dealt, copies = self.sides.without_copies(self.sides.deal(sifted.kept, by_id, self.side_of), users.queries)
+        stands, near_real = self.stands.without_copies(self.sides, users)
+        dealt = stands.placed(self.sides.deal(sifted.kept, by_id, self.side_of))
+        dealt, copies = self.sides.without_copies(dealt, {**stands.texts, **users.queries})
+        further = self._further([question for questions in dealt.values() for question in questions], by_id)
+        asked_now, dealt = dealt["train"], stands.joined(dealt)
         if users.queries and not self.miner.asks_llm:  # a pseudo-query says less than a real question
             dealt |= {"unseen": [], "seen": []}
-        asked = [question for questions in dealt.values() for question in questions]
-        further = self._further(asked, by_id)
-        queries = written.queries_of(dealt, by_id, easy=sifted.easy, further=further, side_of=side_of)
+        easy, further = sifted.easy | stands.easy, {**stands.further, **further}
+        queries = written.queries_of(dealt, by_id, easy=easy, further=further, side_of=side_of)
         cloze = written.cloze_texts(queries, by_id)
         queries |= {key: Query(text, "real", users.qrels[key], {}) for key, text in users.queries.items()}
-        paraphrases, problems = self._paraphrases(dealt["train"], queries)
+        paraphrases, problems = self._paraphrases(asked_now, queries)
         queries |= paraphrases
-        data = DataSet(by_id, units, queries, cloze, [*sifted.rejected, *copies])
+        data = DataSet(by_id, units, queries, cloze, [*stands.rejected, *near_real, *sifted.rejected, *copies])
         return _Made(data, summary.record(self.config, data, self.known, sifted, users, problems, self.client))
 
     def _real(self, by_id: Mapping[str, Passage]) -> Real:
         named = self.config["real_questions"]
         if named is None:
-            return real.NONE
+            return self.stands.real
         if named == "dataset":
             assert self.known.splits is not None  # the config is checked
             return real.of_data_set(self.known.splits, by_id)
         asks = self.miner.asks_llm or self.config["judge"]
-        return real.read(named, by_id, judge=self._judge(needed=asks), model=self.known.model)
+        found = real.read(named, by_id, judge=self._judge(needed=asks), model=self.known.model)
+        return self.stands.with_real(found)
 
     def _judge(self, *, needed: bool) -> Judge | None:
         return LLMJudge(client=self.client, prompt=self.config["prompts"]["judge"]) if needed else None
@@ -139,8 +151,13 @@ class _Making:
     def _paraphrases(
         self, trained: Sequence[Question], queries: Mapping[str, Query]
     ) -> tuple[dict[str, Query], Mapping[str, int]]:
+        said_before = {
+            key: Query(query.text, "paraphrase", queries[of].answers, query.about)
+            for of, (key, query) in self.stands.paraphrases.items()
+            if of in queries
+        }
         if not self.miner.asks_llm or not self.config["paraphrases"]:
-            return {}, {}
+            return said_before, {}
         chosen = {question.id: question for question in self.sides.chosen(trained, self.config["paraphrases"])}
         paraphraser = Paraphraser(client=self.client, prompt=self.config["prompts"]["paraphrase"])
         said = sorted(paraphraser.paraphrase({key: question.text for key, question in chosen.items()}))
@@ -150,7 +167,15 @@ class _Making:
             for key, text in other
         }
         same = {"the same words again": len(said) - len(other)} if len(said) > len(other) else {}
-        return found, {f"paraphrase: {name}": count for name, count in (same | paraphraser.problems).items()}
+        problems = {f"paraphrase: {name}": count for name, count in (same | paraphraser.problems).items()}
+        return said_before | found, problems
+
+
+def _former(config: Mapping[str, Any], known: Knowledge, sides: Sides, miner: Miner, before: Path | None) -> Former:
+    if before is None:
+        return Former()
+    keep_real = config["real_questions"] != "dataset"  # today's have them
+    return former.of(before, known.passages, sides, in_sections=not miner.asks_llm, keep_real=keep_real)
 
 
 def _client(config: Mapping[str, Any], folder: Path) -> Client:

@@ -15,6 +15,7 @@ from typing import Any
 
 from embexp.cache import digest
 from embexp.durable import write_whole
+from embexp.errors import UserError, described
 from embexp.mine.passages import Passage, Question, Rejected
 from embexp.mine.sentences import without
 
@@ -163,6 +164,38 @@ def write(data: DataSet, folder: Path, *, record: Mapping[str, Any], page: str) 
     _lines(folder / "rejected.jsonl", rejected)
     write_whole(folder / "mining.md", page)
     write_whole(folder / LAST, json.dumps({**record, "content": data.digest}, indent=2) + "\n")
+
+
+def read(folder: Path) -> DataSet:
+    """What `write` has written; a passage's headings are one. Raises UserError for a folder that is not whole."""
+    try:
+        passages, units = {}, {}
+        for row in _rows(folder / "corpus.jsonl"):
+            headings, place = (row["title"],) if row["title"] else (), row["metadata"]
+            passages[row["_id"]] = Passage(row["text"], place["file"], headings, place["position"], row["_id"])
+            units[row["_id"]] = row["document"]
+        answers: dict[str, dict[str, int]] = defaultdict(dict)
+        for file in sorted((folder / "qrels").glob("*.tsv")):
+            for line in file.read_text(encoding="utf-8").splitlines()[1:]:
+                query, passage, grade = line.split("\t")
+                answers[query][passage] = int(grade)
+        queries = {}
+        for row in _rows(folder / "queries.jsonl"):
+            about = dict(row["metadata"])
+            queries[row["_id"]] = Query(row["text"], about.pop("side"), answers[row["_id"]], about)
+        rejected = [
+            Rejected(Question(row["text"], row["passage"], row["kind"], row["span"]), row["stage"], row["reason"])
+            for row in _rows(folder / "rejected.jsonl")
+        ]
+        cloze = {row["_id"]: row["text"] for row in _rows(folder / "cloze.jsonl")}
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder} can't be read as a mined data set ({described(error)}); mine it again") from error
+    return DataSet(passages, units, queries, cloze, rejected)
+
+
+def _rows(file: Path) -> Iterator[dict[str, Any]]:
+    with file.open(encoding="utf-8") as lines:
+        yield from map(json.loads, lines)
 
 
 def _about(question: Question) -> dict[str, str]:

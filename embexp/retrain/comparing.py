@@ -1,0 +1,75 @@
+"""The current and the new model on today's test set, as a whole, on old documents and on new ones. Called by
+`retraining`; what follows from it is `decision`'s."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from embexp.arms import Dense
+from embexp.components import build
+from embexp.drift.differences import Differences
+from embexp.evaluators import evaluate
+from embexp.experiment import EVALUATION_NEGATIVES, splits_of
+from embexp.finished import Finished
+from embexp.manifest import Manifest
+from embexp.retrieval_set import Splits
+from embexp.significance import Scores, compare
+
+log = logging.getLogger(__name__)
+
+
+def compared(current: Finished, new: Finished, known: Manifest, differences: Differences) -> dict[str, Any]:
+    """Both models on the same questions in the same corpus, by the new run's primary metric.
+
+    | key    | holds                                                                                          |
+    |--------|------------------------------------------------------------------------------------------------|
+    | metric | its name                                                                                       |
+    | parts  | all, old, new and the slices of test -> current, new, queries, documents, delta, verdict; null |
+    |        | where a part has no question. old: on documents as they were; new: on added or changed ones    |
+    | unfair | questions that are left out, since the current model was trained on their documents            |
+
+    delta: new minus current, with its interval over documents.
+    """
+    metric = new.result["metric"]
+    with new.started_from():
+        splits = splits_of(new.config)
+    evaluators = [build(node, allowed=new.config["allowed_packages"]) for node in new.config["evaluator"].values()]
+    log.info("scoring the current and the new model on today's test ...")
+    current_scores, new_scores = (
+        evaluate(evaluators, Dense(run.tuned()[1]), splits.test, **EVALUATION_NEGATIVES).scores[metric]
+        for run in (current, new)
+    )
+    fair = _fair(splits, known)
+    fresh = {*differences.new_documents, *differences.changed_documents}
+    on_new = {query for query in fair if not fresh.isdisjoint(splits.test.documents_of(query))}
+    parts: dict[str, Collection[str]] = {"all": fair, "old": fair - on_new, "new": on_new}
+    parts |= {name: fair & set(queries) for name, queries in splits.slices.items() if name != "paraphrase"}
+    document_of = {query: splits.test.document_of(query) for query in splits.test.queries}
+    measured = {name: part_of(current_scores, new_scores, queries, document_of) for name, queries in parts.items()}
+    return {"metric": metric, "parts": measured, "unfair": len(splits.judged) - len(fair)}
+
+
+def _fair(splits: Splits, known: Manifest) -> set[str]:
+    """Questions that neither model was trained on. A mined data set keeps each question on its side; any other is cut
+    anew, so that the current model may have learnt what is tested now."""
+    if known.mining is not None:
+        return set(splits.judged)
+    return {query for query in splits.judged if known.trained.isdisjoint(splits.test.documents_of(query))}
+
+
+def part_of(
+    current: Scores, new: Scores, queries: Collection[str], document_of: Mapping[str, str]
+) -> dict[str, Any] | None:
+    """What `compared` holds of a part of the questions."""
+    kept = set(queries)
+    before, after = current.of_queries(kept), new.of_queries(kept)
+    if not before.query_ids:
+        return None
+    delta = compare({"": before}, {"": after}, document_of=document_of)[""]
+    return {
+        "current": before.score, "new": after.score, "queries": delta.queries, "documents": delta.documents,
+        "delta": asdict(delta), "verdict": delta.verdict,
+    }  # fmt: skip

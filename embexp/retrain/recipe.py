@@ -1,0 +1,98 @@
+"""How a run was trained, as the words of its command line, and the words that train it again on other data.
+
+Called by `cli`, which checks them before anything heavy loads, and by `retraining`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from embexp import resume, runs
+from embexp.arguments import checked_arguments
+from embexp.errors import UserError
+from embexp.retrain import attempts
+
+WORDS = "words"  # of an attempt's state
+TRAINED_ALIKE = (
+    "max_seq_length",
+    "dropout",
+    "dtype",
+    "attention",
+    "adapter",
+    "peft",
+)  # what a saved model does not say
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """words: overrides, without those of the data set's place and of the model to start from. flags: Hydra's."""
+
+    words: tuple[str, ...]
+    flags: tuple[str, ...]
+
+    def command(self, data: Sequence[str], start: Sequence[str], folder: Path) -> list[str]:
+        """The words of the main command that trains into a folder.
+
+        data: overrides that name the data set. start: those that name the model, where it is not the run's base.
+        """
+        words = joined(joined(self.words, data), start)
+        return [*self.flags, *words, f"hydra.run.dir={resume.quoted(folder)}"]
+
+    def refuse_mistakes(self, start: Sequence[str]) -> None:
+        """Raise UserError with all that the main command would find wrong."""
+        flags = dict(zip(self.flags[::2], self.flags[1::2], strict=True))
+        checked_arguments(
+            joined(self.words, start), config_dir=flags.get("--config-dir"), sweep=False,
+            config_name=flags.get("--config-name"), fresh=False,
+        )  # fmt: skip
+
+
+def of(run: Path, further: Sequence[str]) -> Recipe:
+    """The recipe of a run, with further overrides. Raises UserError for a trial of a sweep, and for a broken folder."""
+    folder = run.resolve()
+    if not folder.is_dir():
+        raise UserError(f"{run} is not a folder; name the run that is to be trained again")
+    config = runs.read(folder).config
+    words, flags = resume.started_with(folder)
+    if config.get("sweep"):
+        raise UserError(
+            f"{run} is a trial of a sweep; train its winner as a run of its own (the sweep says with which command), "
+            "and name that one"
+        )
+    before = attempts.of_run(folder)
+    if before is not None and WORDS in before.state:
+        words = before.state[WORDS]
+    return Recipe(tuple(joined(words, further)), tuple(flags))
+
+
+def start_from(run: Path) -> list[str]:
+    """The overrides that start from the model of a run, trained on as that one was."""
+    node = OmegaConf.load(run / ".hydra" / "config.yaml").model
+    values = {key: "null" if node[key] is None else node[key] for key in TRAINED_ALIKE if key in node}
+    alike = [f"model.{key}={value}" for key, value in values.items()]
+    return ["model=local", f"model.path={resume.quoted(run / 'model')}", *alike]
+
+
+def joined(words: Iterable[str], further: Sequence[str]) -> list[str]:
+    """The words, but for those in whose place a further one comes: of its key, or below it; then the further ones."""
+    replaced = [_key(word) for word in further]
+    kept = [
+        word for word in words if not any(_key(word) == key or _key(word).startswith(f"{key}.") for key in replaced)
+    ]
+    return [*kept, *further]
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+~")
+
+
+def divided(words: Sequence[str], own: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The words of retraining's own config, and those of the experiment; allowed_packages is of both."""
+    roots = {word: _key(word).partition(".")[0] for word in words}
+    mine = [word for word in words if roots[word] in own or roots[word] == "hydra"]
+    return mine, [word for word in words if roots[word] not in own or roots[word] == "allowed_packages"]

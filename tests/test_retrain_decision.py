@@ -1,0 +1,124 @@
+"""When a new model is promoted, and what is said where it is not; and what the two are compared on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from embexp.errors import UserError
+from embexp.retrain import comparing
+from embexp.retrain.comparing import part_of
+from embexp.retrain.decision import decided
+from embexp.retrain.recipe import divided, joined
+from embexp.significance import Delta, Scores
+
+
+def part(low, high, *, documents=40):
+    """A part of the questions whose interval is this; it excludes zero or does not."""
+    middle = (low + high) / 2
+    significant = low > 0 or high < 0
+    delta = Delta(middle, None, low, high, 0.01 if significant else 0.5, 1, 1, 1, 80, documents)
+    return {"current": 0.5, "new": 0.5 + middle, "queries": 80, "documents": documents, "delta": asdict(delta),
+            "verdict": delta.verdict}  # fmt: skip
+
+
+def found(whole, old, new):
+    return {"parts": {"all": whole, "old": old, "new": new}}
+
+
+BETTER, SAME, WORSE = part(0.01, 0.09), part(-0.015, 0.05), part(-0.09, -0.01)
+LOOSE, FEW = part(-0.03, 0.05), part(0.1, 0.3, documents=19)
+
+
+@pytest.mark.parametrize(
+    ("parts", "promoted", "said", "advised"),
+    [
+        (found(BETTER, SAME, SAME), True, "better on today's test", None),
+        (found(BETTER, None, BETTER), True, "better on today's test", None),
+        (found(SAME, SAME, BETTER), True, "better on what is new, and not worse by 0.02", None),
+        (found(SAME, LOOSE, BETTER), False, "a loss of 0.02 on documents as they were is not ruled out", "above 0.030"),
+        (found(SAME, part(0, 0.1, documents=19), BETTER), False, "too few documents as they were", None),
+        (found(SAME, None, BETTER), False, "too few documents as they were", None),
+        (found(SAME, SAME, SAME), False, "not better on what is new", "a difference below about 0.033"),
+        (found(SAME, SAME, FEW), False, "not better on what is new: it has 19, and 20 are needed", "more that is new"),
+        (found(SAME, SAME, None), False, "has no question on what is new", "more that is new"),
+        (found(WORSE, SAME, BETTER), False, "worse on today's test", "another recipe"),
+        (found(None, None, None), False, "no question is left", "real_questions="),
+    ],
+)
+def test_a_model_is_promoted_where_it_is_better_or_not_worse_on_the_old_and_better_on_the_new(
+    parts, promoted, said, advised
+):
+    decision = decided(parts, margin=0.02, forgetting=None)
+    assert decision.promoted is promoted
+    assert said in decision.reasons[0]
+    assert advised is None or any(advised in line for line in decision.advice), decision.advice
+    assert not (promoted and decision.advice)
+
+
+def test_worse_on_all_of_test_is_never_promoted_for_what_is_new():
+    assert not decided(found(WORSE, SAME, BETTER), margin=0.5, forgetting=None).promoted
+
+
+def test_a_gate_that_was_not_passed_forbids_promotion():
+    parts = found(BETTER, BETTER, BETTER)
+    refused = decided(parts, margin=0.02, forgetting={"passed": False})
+    assert (refused.promoted, "forgotten" in refused.reasons[0]) == (False, True)
+    assert all(decided(parts, margin=0.02, forgetting=gate).promoted for gate in (None, {}, {"passed": True}))
+
+
+def test_the_reasons_have_scores_intervals_questions_and_documents():
+    reasons = decided(found(SAME, SAME, BETTER), margin=0.02, forgetting=None).reasons
+    expected = (
+        "on new and changed documents: 0.500 -> 0.550 (+0.050, 95 % interval +0.010 to +0.090; 80 questions on 40"
+    )
+    assert any(reason.startswith(expected) for reason in reasons), reasons
+
+
+def test_a_part_compares_both_models_on_its_questions_alone():
+    ids = [f"q{number}" for number in range(60)]
+    current = Scores(ids, values=np.array([0.0] * 30 + [1.0] * 30))
+    new = Scores(ids, values=np.array([1.0] * 30 + [1.0] * 30))
+    documents = {query: query for query in ids}
+    of_new = part_of(current, new, ids[:30], documents)
+    assert (of_new["current"], of_new["new"], of_new["queries"], of_new["verdict"]) == (0, 1, 30, "better")
+    of_old = part_of(current, new, ids[30:], documents)
+    assert (of_old["delta"]["absolute"], of_old["verdict"]) == (0, "no difference")
+    assert part_of(current, new, [], documents) is None
+
+
+def test_questions_on_documents_that_the_current_model_learnt_count_where_sides_are_kept_alone(toy):
+    from embexp.manifest import Manifest
+    from embexp.retrieval_set import Splits
+
+    splits = Splits(toy.with_queries(["q0.0"]), toy.with_queries(["q1.0"]), toy.with_queries(["q2.0", "q3.0"]), {})
+    learnt = Manifest({}, {}, frozenset({"d2"}), None)
+    assert comparing._fair(splits, learnt) == {"q3.0"}
+    mined = Manifest({}, {}, frozenset({"d2"}), {"miner": {}})
+    assert comparing._fair(splits, mined) == {"q2.0", "q3.0"}
+
+
+def test_a_further_word_takes_the_place_of_those_of_its_key_and_below_it():
+    words = ["loss=triplet", "loss.margin=0.3", "model=static", "++model.dimension=16", "trainer=smoke"]
+    assert joined(words, ["loss=mnrl", "model.dimension=8"]) == [
+        "model=static", "trainer=smoke", "loss=mnrl", "model.dimension=8",
+    ]  # fmt: skip
+    assert joined(words, ["trainer.max_steps=3"]) == [*words, "trainer.max_steps=3"]
+
+
+def test_words_are_of_retraining_or_of_the_experiment_and_one_is_of_both():
+    own = {"documents": 0, "budget": 0, "allowed_packages": 0}
+    words = ["documents=x", "budget.usd=1", "loss=mnrl", "+seed=3", "allowed_packages=[mine]"]
+    assert divided(words, own) == (["documents=x", "budget.usd=1", "allowed_packages=[mine]"],
+                                   ["loss=mnrl", "+seed=3", "allowed_packages=[mine]"])  # fmt: skip
+
+
+def test_a_trial_of_a_sweep_and_a_folder_that_is_no_run_are_refused(tmp_path):
+    from embexp.retrain import recipe
+
+    with pytest.raises(UserError, match="is not a folder"):
+        recipe.of(tmp_path / "nowhere", [])
+    with pytest.raises(UserError, match=r"has no result\.json"):
+        recipe.of(tmp_path, [])
