@@ -25,7 +25,8 @@ from embexp.finished import opened
 from embexp.manifest import Manifest, digest_of
 from embexp.significance import Difference, difference_of_means, interval_of_mean
 from tests.command import QUICK
-from tests.handbook import write_handbook
+from tests.handbook import TOPICS, write_handbook
+from tests.mine_server import Reply, Stub, error, good, items
 from tests.tiny import tiny_transformer
 
 REPOSITORY = Path(__file__).parent.parent
@@ -307,6 +308,79 @@ def test_a_log_is_compared_with_real_questions_alone(drifted, tmp_path):
     _, _, record = drifted("run", "documents=handbook", f"queries={log}")
     assert record["questions"] is None
     assert any("tested on mined questions alone" in remark for remark in record["remarks"])
+
+
+def test_blank_rows_of_a_log_are_counted_and_rows_of_something_else_refused(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"query": "Where?"}\n{"query": " "}\n{"query": null}\n{"query": "??"}\n{"query": "where"}\n')
+    assert questions.of_log(str(log)) == ({"where": "Where?"}, 3)
+    log.write_text('{"query": " "}\n')
+    with pytest.raises(UserError, match=r"no question in its column query \(1 blank rows\)"):
+        questions.of_log(str(log))
+    for row in ('{"question": "Where?"}', '{"query": 7}'):
+        log.write_text('{"query": "Where?"}\n' + row + "\n")
+        with pytest.raises(UserError, match=r"2: needs a column query with a text"):
+            questions.of_log(str(log))
+
+
+def mined_otherwise(place, folder, **changes):
+    """A copy of the run whose data set says that it was mined otherwise."""
+    shutil.copytree(place / "run", folder)
+    before = manifest.read(folder)
+    manifest.write(replace(before, mining={**before.mining, **changes}), folder)
+    return folder
+
+
+def test_a_data_set_does_not_say_what_code_may_be_run(place, drifted, tmp_path):
+    splits = {"_target_": "subprocess.check_call", "args": ["touch", str(tmp_path / "was run")]}
+    run = mined_otherwise(place, tmp_path / "run", allowed_packages=["subprocess"], split=splits)
+    _, err, _ = drifted(str(run), "documents=handbook", code=1)
+    assert "subprocess" in err
+    assert not (tmp_path / "was run").exists()
+
+
+def test_a_data_set_mined_with_a_limit_is_refused(place, drifted, tmp_path):
+    _, err, _ = drifted(str(mined_otherwise(place, tmp_path / "run", limit=5)), "documents=handbook", code=1)
+    assert "mined with limit=5" in err
+
+
+def test_the_llm_of_mining_is_asked_once_about_what_is_new_and_what_was_known(place, drifted, tmp_path):
+    with Stub(on_its_topic) as stub:
+        run = asking(stub, place, tmp_path)
+        call = [str(run), "documents=later", "recall.miner=run", "recall.least_documents=2"]
+        record = drifted(*call, code=3)[2]
+        assert record["recall"]["questions"]["new"] == 6  # a passage each
+        known = record["recall"]["questions"]["known"]
+        assert len(stub.calls) >= 6 + known > 6
+        assert {name for name in ANIMALS if any(f"Wild {name}" in about for about in stub.abouts)} == set(ANIMALS)
+        asked = len(stub.calls)
+        assert drifted(*call, code=3)[2]["recall"] == record["recall"]
+        assert len(stub.calls) == asked  # what was answered is kept
+
+
+def test_an_llm_that_stops_is_told_of_beside_the_verdict(place, drifted, tmp_path):
+    with Stub(lambda call: good(call) if call.number < 4 else error(401, "no such key")) as stub:
+        run = asking(stub, place, tmp_path)
+        _, _, record = drifted(str(run), "documents=later", "recall.miner=run", code=3)
+    (remark,) = (each for each in record["remarks"] if each.startswith("Not all passages were asked about"))
+    assert "does not take a request without a key" in remark
+
+
+def on_its_topic(call):
+    """One question, whose words are those of the passage's topic and section."""
+    topic = next(name for name in [*ANIMALS, *TOPICS] if name in call.about)
+    section = "cost" if "pays" in call.about else "order"
+    span = " ".join(call.about.split()[:3])
+    return Reply(items(("question", f"{topic} {topic[::-1]} {section}?", span)))
+
+
+def asking(stub, place, tmp_path):
+    """The run, as if its data set had been mined with an LLM at the stub."""
+    llm = {"_target_": "embexp.mine.server.Server", "model": "m", "base_url": stub.base_url, "api_key_env": None}
+    llm |= {"concurrency": 1, "retries": 0, "price": {"input": 0, "output": 0}}
+    prompt = {"system": "Write.", "user": "{kinds}\n<passage>\n{passage}\n</passage>"}
+    miner = {"_target_": "embexp.mine.llm.LLMMiner", "_partial_": True, "prompt": prompt}
+    return mined_otherwise(place, tmp_path / "run", llm=llm, miner=miner)
 
 
 def test_every_mistake_is_said_at_once(drifted):

@@ -52,8 +52,12 @@ def measured(
 ) -> Recalled | None:  # fmt: skip
     """Mine, search and compare; None where there are questions on fewer than two documents of a side."""
     asked_of = {
-        side: {name: groups[name][: settings["passages"]] for name in drawn(list(groups), most=most, seed=seed)}
-        for side, groups, most in (("new", new, settings["documents"]), ("known", known, settings["documents"]))
+        side: {
+            # of a document that has changed passages from anywhere are asked about, and so of the known ones too
+            name: drawn(groups[name], most=settings["passages"], seed=seed)
+            for name in drawn(list(groups), most=settings["documents"], seed=seed)
+        }
+        for side, groups in (("new", new), ("known", known))
     }
     side_of = {key: side for side, groups in asked_of.items() for keys in groups.values() for key in keys}
     passages = _corpus(today, [name for groups in asked_of.values() for name in groups], settings["corpus"], seed)

@@ -63,7 +63,13 @@ def read(run: Finished, manifest: Manifest, places: str | Sequence[str]) -> Toda
             node = _replaced(run.config["dataset"], named)
             splits: Splits = build(node, allowed=run.config["allowed_packages"])
             return _today(knowledge.passages_of(splits.test), None, {})
-        mining = manifest.mining
+        # a data set may come from elsewhere: it does not say itself what code may be run
+        mining = {**manifest.mining, "allowed_packages": run.config["allowed_packages"]}
+        if mining["limit"] is not None:
+            raise UserError(
+                f"the run's data set was mined with limit={mining['limit']}, so that the run knew some documents alone, "
+                "and others would look new. Mine without a limit, and run again"
+            )
         if mining["documents"] is None:
             mining = {**mining, "dataset": _replaced(mining["dataset"], named)}
         else:
