@@ -98,12 +98,23 @@ def model_of(
         same_weights(model.model, processes)
     if config["trainer"] is not None:
         refuse_unfit(model, needs=config["loss"].get("needs"))
+    if model.remote is not None:
+        model.remote.announce(_all_texts(splits, model, trains=config["trainer"] is not None))
+        result["counts"]["sent"] = model.remote.sent  # goes on counting while the run goes on
     if model.untrained:
         note(result, UNTRAINED)
     result["counts"]["dimensions"] = model.facts.dimensions
     parts = [model.origin["content"], model.facts.max_seq_length, model.passage_prompt, splits.test.digest]
     result["counts"]["truncated"] = json_kept("truncated", parts, lambda: count_truncated(model, splits.test))
     return replace(model, processes=processes)
+
+
+def _all_texts(splits: Splits, model: EmbeddingModel, *, trains: bool) -> list[str]:
+    """What the model is asked to embed, with its prompts."""
+    sides = (splits.dev, splits.test, *((splits.train,) if trains else ()))
+    passages = dict.fromkeys(text for side in sides for text in side.corpus.values())
+    queries = dict.fromkeys(text for side in sides for text in side.queries.values())
+    return [*(model.passage_prompt + text for text in passages), *(model.query_prompt + text for text in queries)]
 
 
 def rows_of(

@@ -39,7 +39,8 @@ def write(
 
     max_seq_length: in tokens. prompts: `query` and `passage`. run: the name of its run's folder. further: what an
     export adds: `format`; `same_vectors_as`, digests of models whose index it can search; `routed`, true of a model
-    that must be told whether a text is a query.
+    that must be told whether a text is a query; `behind`, the endpoint whose vectors saved layers read, and `adapter`,
+    their kind.
     """
     stamp = {
         **_digests(folder),

@@ -118,9 +118,7 @@ def _record(
 
 
 @contextmanager
-def _miner(
-    run: Finished, known: Manifest, config: Mapping[str, Any], out: Path, remarks: list[str]
-) -> Iterator[Miner]:
+def _miner(run: Finished, known: Manifest, config: Mapping[str, Any], out: Path, remarks: list[str]) -> Iterator[Miner]:
     """The miner of sentences, or the LLM that the run's data set was mined with, which keeps its answers in `out`.
 
     remarks: where it is said that the LLM stopped before all was asked.

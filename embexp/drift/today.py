@@ -67,8 +67,8 @@ def read(run: Finished, manifest: Manifest, places: str | Sequence[str]) -> Toda
         mining = {**manifest.mining, "allowed_packages": run.config["allowed_packages"]}
         if mining["limit"] is not None:
             raise UserError(
-                f"the run's data set was mined with limit={mining['limit']}, so that the run knew some documents alone, "
-                "and others would look new. Mine without a limit, and run again"
+                f"the run's data set was mined with limit={mining['limit']}, so that the run knew some documents "
+                "alone, and others would look new. Mine without a limit, and run again"
             )
         if mining["documents"] is None:
             mining = {**mining, "dataset": _replaced(mining["dataset"], named)}
