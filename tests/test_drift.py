@@ -142,7 +142,7 @@ def test_too_few_documents_are_not_tested_and_at_most_so_many_are_drawn():
     rows = {key: row for keys in groups.values() for key, row in zip(keys, clustered(1, 6, 0, rng), strict=True)}
     settings = {"documents": 8, "passages": 2, "least_documents": 5, "permutations": 99}
     new, old = dict(list(groups.items())[:10]), dict(list(groups.items())[10:])
-    call = {"held_out": True, "seed": 0}
+    call = {"alike": True, "seed": 0}
     texts = {key: key for key in rows}
     found = shift.of_passages(new, old, texts, Ready(rows), settings=settings, **call)
     assert (found.new, found.known, len(found.unlike)) == (8, 8, 8)
@@ -151,14 +151,28 @@ def test_too_few_documents_are_not_tested_and_at_most_so_many_are_drawn():
     assert shift.of_passages({}, old, texts, Ready(rows), settings=settings, **call) is None
 
 
-def test_new_documents_are_compared_with_those_that_training_did_not_see_where_there_are_enough():
-    before = Manifest({key: digest_of(key) for key in "abc"}, {"a": "A", "b": "B", "c": "C"}, frozenset("A"), None)
-    texts, units = {"a": "a", "b": "b", "c": "c", "n": "new"}, {"a": "A", "b": "B", "c": "C", "n": "N"}
-    now = today.Today({}, units, {})
-    differences = between(before, texts, units)
-    assert shift.sides_of(now, differences, before, least=2) == ({"N": ["n"]}, {"B": ["b"], "C": ["c"]}, True)
-    new, same, held_out = shift.sides_of(now, differences, before, least=3)
-    assert (new, set(same), held_out) == ({"N": ["n"]}, {"A", "B", "C"}, False)
+def test_documents_are_compared_with_such_as_training_saw_as_little_or_as_much_of():
+    # d0 to d5 were trained on, d6 to d11 held out; each has a passage that is as it was
+    texts = {f"p{place}": "as it was" for place in range(12)}
+    of = {key: f"d{key[1:]}" for key in texts}
+    digests = {key: digest_of(text) for key, text in texts.items()}
+    before = Manifest(digests, of, frozenset(f"d{place}" for place in range(6)), None)
+
+    def sides(*changed, new=0, least=2):
+        more = {f"n{place}": "new" for place in range(new)}
+        now = texts | dict.fromkeys(changed, "edited") | more
+        units = of | {key: key.upper() for key in more}
+        found = between(before, now, units)
+        fresh, same, alike = shift.sides_of(today.Today({}, units, {}), found, before, least=least)
+        return set(fresh), set(same), alike
+
+    held_out, trained = {f"d{place}" for place in range(6, 12)}, {f"d{place}" for place in range(6)}
+    assert sides(new=2) == ({"N0", "N1"}, held_out, True)
+    assert sides("p0", "p1", "p2", new=2) == ({"d0", "d1", "d2"}, {"d3", "d4", "d5"}, True)
+    assert sides("p0", "p1", "p6", new=1) == ({"N0", "d6"}, held_out - {"d6"}, True)
+    assert sides("p0", "p1", "p6", new=1, least=3) == (
+        {"N0", "d0", "d1", "d6"}, {*held_out, *trained} - {"d0", "d1", "d6"}, False
+    )  # fmt: skip
 
 
 # --- the interval of recall's difference ------------------------------------------------------------------------------
@@ -215,6 +229,11 @@ SAME = recalled(-0.05, 0.05)
         (Found(differences(fresh=10), shifted(0.5), None, recalled(-0.06, -0.01)), "watch", "answered worse"),
         (Found(differences(fresh=10), shifted(0.5), None, recalled(-0.2, -0.01)), "retrain", "answered worse"),
         (Found(differences(fresh=10), shifted(0.5), None, recalled(-0.2, -0.1, enough=False)), "ok", "too few"),
+        # a model answers what it was trained on better: no new document need be harder for that
+        (Found(differences(fresh=10), shifted(0.5), None, replace(recalled(-0.2, -0.01), alike=False)), "watch",
+         "Training had questions on more"),
+        (Found(differences(fresh=90), replace(shifted(0.01), alike=False), None, SAME), "watch",
+         "Training had questions on more"),
         (Found(differences(fresh=10), None, None, None), "ok", None),
         (Found(differences(fresh=40), None, None, None), "watch", "31% of today's passages"),
         (Found(differences(fresh=90), shifted(0.5), None, SAME), "ok", "No shift was found"),
@@ -282,7 +301,7 @@ def test_documents_of_another_kind_are_watched_and_the_page_says_so(drifted, tmp
     assert record["verdict"] == "watch"
     assert record["names"]["new_documents"] == sorted(f"{name}.md" for name in ANIMALS)
     assert record["shift"]["tested"]["p_value"] <= 0.025
-    assert record["shift"]["held_out"]
+    assert record["shift"]["alike"]
     assert record["recall"]["questions"]["new"] > 0
     assert "What is new lies elsewhere: 6 new or changed documents" in out
     page = (tmp_path / "drift.html").read_text()

@@ -67,19 +67,19 @@ def _measured(
     shifted = asked_shift = recalled = None
     if differences.fresh:
         settings = config["shift"]
-        new, same, held_out = shift.sides_of(now, differences, known, least=settings["least_documents"])
-        shifted = shift.of_passages(new, same, now.texts, encoder, held_out=held_out, settings=settings, seed=seed)
+        new, same, alike = shift.sides_of(now, differences, known, least=settings["least_documents"])
+        shifted = shift.of_passages(new, same, now.texts, encoder, alike=alike, settings=settings, seed=seed)
         if shifted is None:
             remarks.append(
                 f"The embeddings were not tested: {len(new)} documents with something new and {len(same)} that are as "
                 f"they were; {settings['least_documents']} of each are needed."
             )
         settings = config["recall"]
-        new, same, held_out = shift.sides_of(now, differences, known, least=settings["least_documents"])
+        new, same, alike = shift.sides_of(now, differences, known, least=settings["least_documents"])
         with _miner(run, known, config, out, remarks) as miner:
             funnel = build(_filter(known), allowed=run.config["allowed_packages"])
             recalled = recall.measured(
-                now, new, same, encoder, miner=miner, funnel=funnel, held_out=held_out, settings=settings, seed=seed
+                now, new, same, encoder, miner=miner, funnel=funnel, alike=alike, settings=settings, seed=seed
             )
         if recalled is None:
             remarks.append("Recall was not measured: too few documents gave questions.")
