@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,18 +74,15 @@ def adapter_of(base: EmbeddingModel, encoder: Encoder, rows: Rows) -> EmbeddingM
     query, *passages = rows.text_columns
     encoder.queries(rows.columns[query])
     encoder.passages(list(dict.fromkeys(chain.from_iterable(rows.columns[name] for name in passages))))
-    head = Head(layers(base.adapter, dimensions=base.facts.dimensions), encoder)
-    # routed: it must be told what is a query, whose prompt the base has put before it
-    facts = replace(base.facts, transformer=False, drops=False, attention=None, routed=True)
-    return replace(
-        base, loaded=lambda: head, facts=facts, bfloat16=False, eager_training=False, processes=None, base=base
-    )
+    return _behind(base, Head(layers(base.adapter, dimensions=base.facts.dimensions), encoder))
 
 
 def whole(model: EmbeddingModel) -> SentenceTransformer:
     """The model as it is saved: an adapter behind its base, any other as it is."""
     if model.base is None or model.adapter is None:
         return model.model
+    if model.base.remote is not None:
+        return _alone(model)
     base = model.base.model
     parts = list(base.children())
     ends_normalized = isinstance(parts[-1], Normalize)
@@ -94,6 +92,27 @@ def whole(model: EmbeddingModel) -> SentenceTransformer:
     return SentenceTransformer(
         modules=[*parts, *last], prompts=dict(base.prompts), default_prompt_name=base.default_prompt_name,
         similarity_fn_name=base.similarity_fn_name, device=str(base.device),
+    )  # fmt: skip
+
+
+def _alone(model: EmbeddingModel) -> SentenceTransformer:
+    """The layers without a base, which is elsewhere: they read its vectors, brought to length 1."""
+    prompts = {"query": model.query_prompt, "document": model.passage_prompt}
+    return SentenceTransformer(modules=list(model.model.children()), prompts=prompts, device=str(model.model.device))
+
+
+def head_of(folder: Path, base: EmbeddingModel, encoder: Encoder) -> EmbeddingModel:
+    """The model that saved layers make of a base that is elsewhere. folder: theirs. encoder: the base's."""
+    loaded = SentenceTransformer(str(folder), device=str(encoder.device), local_files_only=True)
+    return _behind(base, Head(list(loaded.children()), encoder))
+
+
+def _behind(base: EmbeddingModel, head: Head) -> EmbeddingModel:
+    # routed: it must be told what is a query, whose prompt the base has put before it
+    facts = replace(base.facts, transformer=False, drops=False, attention=None, routed=True)
+    return replace(
+        base, loaded=lambda: head, facts=facts, bfloat16=False, eager_training=False, processes=None, base=base,
+        remote=None,
     )  # fmt: skip
 
 

@@ -40,17 +40,17 @@ AT_ONCE = 1000  # values of a longer one that are turned into text together
 ENTRY = re.compile("[0-9a-f]{64}")  # the name of its file
 PATIENCE = 5.0  # seconds of waiting before the log says for what
 LEFT_OVER = 24 * 3600  # seconds after which nobody can still be writing a partial file
-_folder: ContextVar[Path | None] = ContextVar("cache folder", default=None)
+current: ContextVar[Path | None] = ContextVar("cache folder", default=None)
 
 
 @contextmanager
 def kept_in(folder: Path | None) -> Iterator[None]:
     """Within this context results are kept in `folder`; nothing is kept outside it, or where it is None."""
-    token = _folder.set(folder)
+    token = current.set(folder)
     try:
         yield
     finally:
-        _folder.reset(token)
+        current.reset(token)
 
 
 def default_folder() -> Path:
@@ -160,7 +160,7 @@ class Form(NamedTuple):
 
 
 def _kept(kind: str, parts: Any, make: Callable[[], Any], form: Form) -> Any:
-    folder = _folder.get()
+    folder = current.get()
     if folder is None:
         return make()
     path = folder / kind / digest([parts, _source_digest()])

@@ -124,6 +124,13 @@ def _score(
 def _usage(stamped: Mapping[str, Any]) -> str:
     routed = stamped.get("routed", False)
     parts = [_prompts(stamped["prompts"])]
+    if "behind" in stamped:
+        of = "queries; a passage keeps its vector" if routed else "queries and passages"
+        parts.append(
+            f"This folder holds layers alone. They read the vectors of {stamped['behind']}, of {of}:\n\n"
+            f"```python\n{usage.OF_LAYERS[stamped['adapter']]}```"
+        )
+        return "\n\n".join(parts)
     if routed:
         parts.append(
             "Queries take another way through it than passages: use `encode_query` and `encode_document`, or `encode` "

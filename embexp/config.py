@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from embexp import arms_config, checks
 from embexp.checks import CONFIG_FOLDER, Program, Types, nearest
 from embexp.errors import listed
+from embexp.mine.server import problems_of
 
 GROUPS = ["model", "dataset", "guard_dataset", "loss", "negatives", "evaluator", "trainer", "reranker", "logger"]
 PLACED = {"guard_dataset": "dataset@guard_dataset"}
@@ -130,6 +131,7 @@ def _mistakes_of_experiments(config: Mapping[str, Any]) -> list[str]:
         + _adapter_mistakes(config)
         + arms_config.mistakes_in(config)
         + _forgetting_mistakes(config)
+        + _endpoint_mistakes(config)
     )
 
 
@@ -268,6 +270,23 @@ def _forgetting_mistakes(config: Mapping[str, Any]) -> list[str]:
         problems.append(f"max_forgetting={most} is of a guard set, and there is none; add guard_dataset=nanobeir, or "
                         "any other data set")  # fmt: skip
     return problems
+
+
+def _endpoint_mistakes(config: Mapping[str, Any]) -> list[str]:
+    """What is wrong with an endpoint; a key where only its name belongs is said before Hydra writes it down."""
+    model, trainer = config["model"], config["trainer"]
+    if not isinstance(model, Mapping) or model.get("kind") != "endpoint":
+        return []
+    problems = []
+    if trainer is not None and model.get("adapter") is None:
+        problems.append("an endpoint's weights can't be trained: set model.adapter=query_linear (linear, mlp), or "
+                        "trainer=none to measure it")  # fmt: skip
+    if isinstance(trainer, Mapping) and trainer.get("processes") not in (None, 1):
+        problems.append(f"trainer.processes={trainer['processes']}: an endpoint embeds, which one process asks; set 1")
+    if config["cache"] is False:
+        problems.append("cache=false keeps no vectors, and an interrupted run would pay for them again; name a folder")
+    known = {name: model[name] for name in ("base_url", "api_key_env") if isinstance(model.get(name), str)}
+    return problems + problems_of("model", **known)
 
 
 def _losses_by_shape() -> dict[str, list[str]]:

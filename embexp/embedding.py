@@ -29,6 +29,8 @@ def embedded(
     progress: what to call the work where it is shown; None shows nothing. task: `query` or `document` for a model that
     has a way for each.
     """
+    if model.remote is not None:
+        return model.remote.embedded([prompt + text for text in texts], progress)
     if model.processes is None:
         return _encode(model, texts, prompt, task, progress)
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]), reverse=True)

@@ -1,4 +1,4 @@
-"""Exit codes: of jobs that this process has launched, of a gate not passed, of drift's verdicts and retraining's outcomes.
+"""Exit codes: of launched jobs, of a gate that is not passed, of drift's verdicts and of retraining's outcomes.
 
 Hydra keeps no return value of a multirun. Filled by `launcher` and by sweeps, read by `cli`, which need not load them
 for it. The code of a gate or a verdict is none that a shell, Python or argparse ends a program with.

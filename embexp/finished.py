@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,13 @@ from omegaconf import OmegaConf
 
 from embexp import report as reports
 from embexp import result as results
+from embexp import stamp
+from embexp.cache import digest
 from embexp.components import build
 from embexp.encoding import Encoder
 from embexp.errors import UserError
 from embexp.experiment import splits_of
+from embexp.model_folder import STAMP, hashes, refuse_unsafe
 from embexp.models import EmbeddingModel, Transformer
 from embexp.reranker import FOLDER
 from embexp.retrieval_set import Splits
@@ -66,20 +69,26 @@ class Finished:
 
     def base(self, splits: Splits) -> tuple[EmbeddingModel, Encoder]:
         """The model before training. Raises UserError when it is not the one of then."""
+        model = self._loaded(splits.tokenizer_texts)
+        return model, Encoder(model, progress="base model", content=model.origin["content"])
+
+    def _loaded(self, texts: Sequence[str]) -> EmbeddingModel:
         with self.started_from():
             source = build(self.config["model"], allowed=self.config["allowed_packages"], without=["kind"])
-            model = source.load(splits.tokenizer_texts)
+            model: EmbeddingModel = source.load(texts)
         if model.origin["content"] != self.result["fingerprint"]["model"]["content"]:
             raise UserError(
                 f"the base model has changed since the run in {self.folder} (model.path="
                 f"{self.config['model'].get('path', 'made from the data')}). Name the same one, or use the tuned alone"
             )
-        return model, Encoder(model, progress="base model", content=model.origin["content"])
+        return model
 
     def tuned(self) -> tuple[EmbeddingModel, Encoder]:
         """The model after training. Raises UserError when the run has none."""
         if not self.has_model:
             raise UserError(f"the run in {self.folder} has no tuned model: nothing was trained")
+        if self.behind is not None:
+            return self._head()
         chosen = {key: self.config["model"][key] for key in LOADED_LIKE_THE_BASE if key in self.config["model"]}
         model = Transformer(path=str(self.folder / "model"), **chosen).load([])
         return model, Encoder(model, progress="tuned model", content=model.origin["content"])
@@ -92,6 +101,22 @@ class Finished:
         path = str(self.folder / FOLDER) if found["path"] == FOLDER else found["path"]
         with self.started_from():
             return CrossEncoderScores(path, setting="reranker.path"), found["depth"]
+
+    @property
+    def behind(self) -> str | None:
+        """The endpoint whose vectors the tuned model's layers read; None for a model that is whole."""
+        file = self.folder / "model" / STAMP
+        found: str | None = stamp.read(file).get("behind") if file.is_file() else None
+        return found
+
+    def _head(self) -> tuple[EmbeddingModel, Encoder]:
+        from embexp.adapters import head_of
+
+        base, folder = self._loaded([]), self.folder / "model"
+        refuse_unsafe(folder, f"the run in {self.folder}")
+        model = head_of(folder, base, Encoder(base, progress="base model", content=base.origin["content"]))
+        content = digest([base.origin["content"], hashes(folder)["content"]])
+        return model, Encoder(model, progress="tuned model", content=content)
 
     @contextlib.contextmanager
     def started_from(self) -> Any:

@@ -39,8 +39,13 @@ def facts_of(model: Any) -> Facts:
         transformer=model.transformers_model is not None,
         drops=any(getattr(module, name) > 0 for module, name in dropouts(model)),
         prompts=dict(model.prompts),
-        routed=any(type(module).__name__ == "Router" for module in model.modules()),
+        routed=is_routed(model),
     )
+
+
+def is_routed(model: torch.nn.Module) -> bool:
+    """Whether queries and passages take different ways through it."""
+    return any(type(module).__name__ == "Router" for module in model.modules())
 
 
 def missing_weights(model: Any) -> list[str]:

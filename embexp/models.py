@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from embexp.parallel.processes import Processes
+    from embexp.remote import Remote
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +52,8 @@ class EmbeddingModel:
     record, and `content`, the digest of all that decides an embedding, tokenizer and settings too. untrained: whether
     its vectors are random, so that nearness says nothing yet. processes: those of the run, each of which holds a copy;
     None where this one is alone. adapter: what is trained behind it while it stays as it is; None trains the model
-    itself. lora: that only low-rank updates are trained. base: of an adapter in training, the model whose embeddings it
-    reads.
+    itself. lora: that only low-rank updates are trained. base: of an adapter, the model whose embeddings it reads.
+    remote: what asks for the embeddings of a model that is not here, and has no weights or tokenizer to look at.
     """
 
     loaded: Callable[[], SentenceTransformer]
@@ -67,6 +68,7 @@ class EmbeddingModel:
     adapter: Adapter | None = None
     lora: Lora | None = None
     base: EmbeddingModel | None = None
+    remote: Remote | None = None
 
     @property
     def model(self) -> SentenceTransformer:
@@ -80,12 +82,17 @@ class EmbeddingModel:
 
     @property
     def tokenizer(self) -> Any:
-        """What cuts texts into tokens: an adapter's are its base's."""
+        """What cuts texts into tokens, an adapter's its base's; None where nobody here knows."""
+        if self.remote is not None:
+            return None
         return self.model.tokenizer if self.base is None else self.base.tokenizer
 
 
 def refuse_unfit(model: EmbeddingModel, *, needs: str | None) -> None:
-    """Raise UserError when a loss `needs` a transformer and the model has none, as a saved static one."""
+    """Raise UserError when a loss `needs` a transformer and the model has none, as a saved static one, and when there
+    are no weights to train."""
+    if model.remote is not None and model.adapter is None:
+        model.loaded()  # says so
     if needs == "transformer" and not model.facts.transformer:
         raise UserError(
             f"this loss needs a transformer, and the model {model.origin['path']} has none; choose another model "

@@ -121,6 +121,9 @@ def model_of(
     model = base_of(config, source, splits, processes)
     if config["trainer"] is not None:
         refuse_unfit(model, needs=config["loss"].get("needs"))
+    if model.remote is not None:
+        model.remote.announce(_all_texts(splits, model, trains=config["trainer"] is not None))
+        result["counts"]["sent"] = model.remote.sent  # goes on counting while the run goes on
     if model.untrained:
         note(result, UNTRAINED)
     result["counts"]["dimensions"] = model.facts.dimensions
@@ -144,6 +147,14 @@ def base_of(config: Config, source: Any, splits: Splits, processes: Processes | 
         processes.tell("model", node=config["model"], allowed_packages=config["allowed_packages"], texts=read)
         same_weights(model.model, processes)
     return replace(model, processes=processes)
+
+
+def _all_texts(splits: Splits, model: EmbeddingModel, *, trains: bool) -> list[str]:
+    """What the model is asked to embed, with its prompts."""
+    sides = (splits.dev, splits.test, *((splits.train,) if trains else ()))
+    passages = dict.fromkeys(text for side in sides for text in side.corpus.values())
+    queries = dict.fromkeys(text for side in sides for text in side.queries.values())
+    return [*(model.passage_prompt + text for text in passages), *(model.query_prompt + text for text in queries)]
 
 
 def rows_of(

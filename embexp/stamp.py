@@ -39,7 +39,8 @@ def write(
 
     max_seq_length: in tokens. prompts: `query` and `passage`. run: the name of its run's folder. further: what an
     export adds: `format`; `same_vectors_as`, digests of models whose index it can search; `routed`, true of a model
-    that must be told whether a text is a query.
+    that must be told whether a text is a query; `behind`, the endpoint whose vectors saved layers read, and `adapter`,
+    their kind.
     """
     stamp = {
         **_digests(folder),
@@ -100,7 +101,7 @@ def check(model: Path | str, index: Path | str | Mapping[str, Any]) -> dict[str,
     """
     now = of_model(model)
     then = _whole(index, "the index's stamp") if isinstance(index, Mapping) else read(Path(index))
-    if _vectors(now) & _vectors(then):
+    if _same_vectors(now, then):
         return now
     different = [key for key in ("weights", "dimensions", "max_seq_length", "prompts") if then[key] != now[key]]
     shown = [f"{key} {_short(then[key])}, now {_short(now[key])}" for key in different]
@@ -109,6 +110,17 @@ def check(model: Path | str, index: Path | str | Mapping[str, Any]) -> dict[str,
         f"{now['run']} ({'; '.join(shown) or 'the tokenizer or a setting differs'}). Embed all passages again with "
         "this model, or search with the other one"
     )
+
+
+def _same_vectors(now: Mapping[str, Any], then: Mapping[str, Any]) -> bool:
+    """Whether passages have the same vectors: the same files, or a model that is said to give the same, told alike.
+
+    A run may read passages of its base with a prompt or a length that are not the base's own.
+    """
+    if now["content"] == then["content"]:
+        return True
+    told = [(each["prompts"].get("passage") or "", each["max_seq_length"]) for each in (now, then)]
+    return bool(_vectors(now) & _vectors(then)) and told[0] == told[1]
 
 
 def _vectors(stamp: Mapping[str, Any]) -> set[str]:

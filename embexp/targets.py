@@ -19,8 +19,8 @@ from embexp.errors import UserError
 
 # where a target may live without being allowed: nothing here fetches, writes or imports what its arguments name
 PLACES = (
-    "embexp.datasets", "embexp.evaluators", "embexp.lora", "embexp.losses", "embexp.mine", "embexp.models",
-    "embexp.negatives", "embexp.reranking", "embexp.splits", "embexp.tracking",
+    "embexp.datasets", "embexp.endpoint", "embexp.evaluators", "embexp.lora", "embexp.losses", "embexp.mine",
+    "embexp.models", "embexp.negatives", "embexp.reranking", "embexp.splits", "embexp.tracking",
     "sentence_transformers.base.evaluation", "sentence_transformers.base.losses",
     "sentence_transformers.sentence_transformer.evaluation", "sentence_transformers.sentence_transformer.losses",
     "sentence_transformers.sentence_transformer.training_args", "sentence_transformers.util.similarity",

@@ -46,11 +46,11 @@ def _by_words(embedding_model: EmbeddingModel, texts: Sequence[str], prompt: str
     return np.concatenate(counts)
 
 
-def count_truncated(embedding_model: EmbeddingModel, data: RetrievalSet) -> int:
-    """How many passages are longer than what the model reads, and so are cut."""
+def count_truncated(embedding_model: EmbeddingModel, data: RetrievalSet) -> int | None:
+    """How many passages are longer than what the model reads, and so are cut; None where nobody here knows."""
     longest = embedding_model.facts.max_seq_length
     if longest is None:
-        return 0
+        return None if embedding_model.remote is not None else 0
     counts = token_lengths(embedding_model, list(data.corpus.values()), embedding_model.passage_prompt)
     return sum(count > longest for count in counts)
 
@@ -70,6 +70,8 @@ def token_lengths(embedding_model: EmbeddingModel, texts: Sequence[str], prompt:
 
 def _counted(embedding_model: EmbeddingModel, texts: Sequence[str], prompt: str) -> np.ndarray:
     tokenizer, prompted = embedding_model.tokenizer, [prompt + text for text in texts]
+    if tokenizer is None:  # an endpoint's: characters are as good to sort by
+        return np.fromiter(map(len, prompted), np.int32, len(prompted))
     if isinstance(tokenizer, Tokenizer):
         return token_counts(tokenizer, prompted, special=False)
     backend = getattr(tokenizer, "backend_tokenizer", None)

@@ -22,7 +22,7 @@ from embexp.checkpoints import Checkpoint, last_usable
 from embexp.encoding import Encoder
 from embexp.looks import Plan
 from embexp.low_rank import low_rank
-from embexp.model_facts import facts_of
+from embexp.model_facts import is_routed
 from embexp.models import EmbeddingModel
 from embexp.retrieval_set import RetrievalSet
 from embexp.shapes import TAUGHT, Rows
@@ -164,7 +164,7 @@ def save(model: EmbeddingModel, folder: Path, *, run: str) -> None:
 
     saved = whole(model)
     saved.save_pretrained(str(folder), create_model_card=False)
-    routed = {"routed": True} if facts_of(saved).routed else {}
+    routed = {"routed": True} if is_routed(saved) else {}
     longest = model.facts.max_seq_length
     stamp.write(
         folder,
@@ -178,5 +178,8 @@ def save(model: EmbeddingModel, folder: Path, *, run: str) -> None:
 
 
 def _searched_too(model: EmbeddingModel) -> dict[str, Any]:
-    """What the stamp says of an adapter of queries alone: passages have the base's vectors, and its index will do."""
-    return {"same_vectors_as": [model.origin["content"]]} if model.adapter == "query_linear" else {}
+    """What the stamp says of an adapter of queries alone: passages have the base's vectors, and its index will do; and
+    of one whose base is elsewhere: where."""
+    same = {"same_vectors_as": [model.origin["content"]]} if model.adapter == "query_linear" else {}
+    elsewhere = model.base is not None and model.base.remote is not None
+    return same | ({"behind": model.origin["path"], "adapter": model.adapter} if elsewhere else {})

@@ -66,3 +66,37 @@ def lines(prompts: Mapping[str, str], *, routed: bool = False) -> dict[str, str]
     quoted = {name: json.dumps(prompts[name], ensure_ascii=False) for name in ("query", "passage")}
     found = {"sentence-transformers": SENTENCE_TRANSFORMERS, "LangChain": LANGCHAIN.format(**quoted, **tasks)}
     return found if routed else {**found, "LlamaIndex": LLAMA_INDEX.format(**quoted)}
+
+
+_MATRIX = """\
+import numpy as np
+from safetensors.numpy import load_file
+
+W = load_file("path/to/model/{file}")["linear.weight"]  # (dimensions, dimensions)
+
+
+def turned(vector):
+    y = W @ (np.asarray(vector) / np.linalg.norm(vector))
+    return y / np.linalg.norm(y)
+"""
+_TWO_LAYERS = """\
+import math
+import numpy as np
+from safetensors.numpy import load_file
+
+layers = [load_file(f"path/to/model/{place}_Dense/model.safetensors") for place in (0, 1)]
+
+
+def turned(vector):
+    y = np.asarray(vector) / np.linalg.norm(vector)
+    for layer in layers:
+        z = layer["linear.weight"] @ y + layer["linear.bias"]
+        y = y + z * (1 + np.vectorize(math.erf)(z / math.sqrt(2))) / 2
+    return y / np.linalg.norm(y)
+"""
+# an adapter alone, by its kind: from an endpoint's vector of a text, prompt included, to the one to compare
+OF_LAYERS = {
+    "linear": _MATRIX.replace("{file}", "0_Dense/model.safetensors"),
+    "query_linear": _MATRIX.replace("{file}", "query_0_Dense/model.safetensors"),
+    "mlp": _TWO_LAYERS,
+}

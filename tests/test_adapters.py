@@ -172,8 +172,11 @@ def test_an_index_of_the_base_is_searched_with_an_adapter_of_queries_and_not_wit
         save(trained(adapter(tiny, kind), tmp_path / "run"), tmp_path / kind, run="a run")
     base = Transformer(path=str(tiny)).load([])
     index = {"content": base.origin["content"], "weights": base.origin["weights"], "dimensions": 32}
-    index |= {"max_seq_length": 64, "prompts": {}, "run": "the base"}
+    index |= {"max_seq_length": 64, "prompts": {"query": "", "passage": "passage: "}, "run": "the base"}
     assert stamp.check(tmp_path / "query_linear", index)["routed"] is True
+    for otherwise in ({"prompts": {}}, {"max_seq_length": 32}):  # the run read the base's passages with its own
+        with pytest.raises(stamp.ReembedError, match=next(iter(otherwise))):
+            stamp.check(tmp_path / "query_linear", index | otherwise)
     with pytest.raises(stamp.ReembedError, match="re-embed required"):
         stamp.check(tmp_path / "linear", index)
 

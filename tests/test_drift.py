@@ -25,7 +25,8 @@ from embexp.finished import opened
 from embexp.manifest import Manifest, digest_of
 from embexp.significance import Difference, difference_of_means, interval_of_mean
 from tests.command import QUICK
-from tests.handbook import write_handbook
+from tests.handbook import TOPICS, write_handbook
+from tests.mine_server import Reply, Stub, error, good, items
 from tests.tiny import tiny_transformer
 
 REPOSITORY = Path(__file__).parent.parent
@@ -141,7 +142,7 @@ def test_too_few_documents_are_not_tested_and_at_most_so_many_are_drawn():
     rows = {key: row for keys in groups.values() for key, row in zip(keys, clustered(1, 6, 0, rng), strict=True)}
     settings = {"documents": 8, "passages": 2, "least_documents": 5, "permutations": 99}
     new, old = dict(list(groups.items())[:10]), dict(list(groups.items())[10:])
-    call = {"held_out": True, "seed": 0}
+    call = {"alike": True, "seed": 0}
     texts = {key: key for key in rows}
     found = shift.of_passages(new, old, texts, Ready(rows), settings=settings, **call)
     assert (found.new, found.known, len(found.unlike)) == (8, 8, 8)
@@ -150,14 +151,28 @@ def test_too_few_documents_are_not_tested_and_at_most_so_many_are_drawn():
     assert shift.of_passages({}, old, texts, Ready(rows), settings=settings, **call) is None
 
 
-def test_new_documents_are_compared_with_those_that_training_did_not_see_where_there_are_enough():
-    before = Manifest({key: digest_of(key) for key in "abc"}, {"a": "A", "b": "B", "c": "C"}, frozenset("A"), None)
-    texts, units = {"a": "a", "b": "b", "c": "c", "n": "new"}, {"a": "A", "b": "B", "c": "C", "n": "N"}
-    now = today.Today({}, units, {})
-    differences = between(before, texts, units)
-    assert shift.sides_of(now, differences, before, least=2) == ({"N": ["n"]}, {"B": ["b"], "C": ["c"]}, True)
-    new, same, held_out = shift.sides_of(now, differences, before, least=3)
-    assert (new, set(same), held_out) == ({"N": ["n"]}, {"A", "B", "C"}, False)
+def test_documents_are_compared_with_such_as_training_saw_as_little_or_as_much_of():
+    # d0 to d5 were trained on, d6 to d11 held out; each has a passage that is as it was
+    texts = {f"p{place}": "as it was" for place in range(12)}
+    of = {key: f"d{key[1:]}" for key in texts}
+    digests = {key: digest_of(text) for key, text in texts.items()}
+    before = Manifest(digests, of, frozenset(f"d{place}" for place in range(6)), None)
+
+    def sides(*changed, new=0, least=2):
+        more = {f"n{place}": "new" for place in range(new)}
+        now = texts | dict.fromkeys(changed, "edited") | more
+        units = of | {key: key.upper() for key in more}
+        found = between(before, now, units)
+        fresh, same, alike = shift.sides_of(today.Today({}, units, {}), found, before, least=least)
+        return set(fresh), set(same), alike
+
+    held_out, trained = {f"d{place}" for place in range(6, 12)}, {f"d{place}" for place in range(6)}
+    assert sides(new=2) == ({"N0", "N1"}, held_out, True)
+    assert sides("p0", "p1", "p2", new=2) == ({"d0", "d1", "d2"}, {"d3", "d4", "d5"}, True)
+    assert sides("p0", "p1", "p6", new=1) == ({"N0", "d6"}, held_out - {"d6"}, True)
+    assert sides("p0", "p1", "p6", new=1, least=3) == (
+        {"N0", "d0", "d1", "d6"}, {*held_out, *trained} - {"d0", "d1", "d6"}, False
+    )  # fmt: skip
 
 
 # --- the interval of recall's difference ------------------------------------------------------------------------------
@@ -214,6 +229,11 @@ SAME = recalled(-0.05, 0.05)
         (Found(differences(fresh=10), shifted(0.5), None, recalled(-0.06, -0.01)), "watch", "answered worse"),
         (Found(differences(fresh=10), shifted(0.5), None, recalled(-0.2, -0.01)), "retrain", "answered worse"),
         (Found(differences(fresh=10), shifted(0.5), None, recalled(-0.2, -0.1, enough=False)), "ok", "too few"),
+        # a model answers what it was trained on better: no new document need be harder for that
+        (Found(differences(fresh=10), shifted(0.5), None, replace(recalled(-0.2, -0.01), alike=False)), "watch",
+         "Training had questions on more"),
+        (Found(differences(fresh=90), replace(shifted(0.01), alike=False), None, SAME), "watch",
+         "Training had questions on more"),
         (Found(differences(fresh=10), None, None, None), "ok", None),
         (Found(differences(fresh=40), None, None, None), "watch", "31% of today's passages"),
         (Found(differences(fresh=90), shifted(0.5), None, SAME), "ok", "No shift was found"),
@@ -281,7 +301,7 @@ def test_documents_of_another_kind_are_watched_and_the_page_says_so(drifted, tmp
     assert record["verdict"] == "watch"
     assert record["names"]["new_documents"] == sorted(f"{name}.md" for name in ANIMALS)
     assert record["shift"]["tested"]["p_value"] <= 0.025
-    assert record["shift"]["held_out"]
+    assert record["shift"]["alike"]
     assert record["recall"]["questions"]["new"] > 0
     assert "What is new lies elsewhere: 6 new or changed documents" in out
     page = (tmp_path / "drift.html").read_text()
@@ -307,6 +327,79 @@ def test_a_log_is_compared_with_real_questions_alone(drifted, tmp_path):
     _, _, record = drifted("run", "documents=handbook", f"queries={log}")
     assert record["questions"] is None
     assert any("tested on mined questions alone" in remark for remark in record["remarks"])
+
+
+def test_blank_rows_of_a_log_are_counted_and_rows_of_something_else_refused(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"query": "Where?"}\n{"query": " "}\n{"query": null}\n{"query": "??"}\n{"query": "where"}\n')
+    assert questions.of_log(str(log)) == ({"where": "Where?"}, 3)
+    log.write_text('{"query": " "}\n')
+    with pytest.raises(UserError, match=r"no question in its column query \(1 blank rows\)"):
+        questions.of_log(str(log))
+    for row in ('{"question": "Where?"}', '{"query": 7}'):
+        log.write_text('{"query": "Where?"}\n' + row + "\n")
+        with pytest.raises(UserError, match=r"2: needs a column query with a text"):
+            questions.of_log(str(log))
+
+
+def mined_otherwise(place, folder, **changes):
+    """A copy of the run whose data set says that it was mined otherwise."""
+    shutil.copytree(place / "run", folder)
+    before = manifest.read(folder)
+    manifest.write(replace(before, mining={**before.mining, **changes}), folder)
+    return folder
+
+
+def test_a_data_set_does_not_say_what_code_may_be_run(place, drifted, tmp_path):
+    splits = {"_target_": "subprocess.check_call", "args": ["touch", str(tmp_path / "was run")]}
+    run = mined_otherwise(place, tmp_path / "run", allowed_packages=["subprocess"], split=splits)
+    _, err, _ = drifted(str(run), "documents=handbook", code=1)
+    assert "subprocess" in err
+    assert not (tmp_path / "was run").exists()
+
+
+def test_a_data_set_mined_with_a_limit_is_refused(place, drifted, tmp_path):
+    _, err, _ = drifted(str(mined_otherwise(place, tmp_path / "run", limit=5)), "documents=handbook", code=1)
+    assert "mined with limit=5" in err
+
+
+def test_the_llm_of_mining_is_asked_once_about_what_is_new_and_what_was_known(place, drifted, tmp_path):
+    with Stub(on_its_topic) as stub:
+        run = asking(stub, place, tmp_path)
+        call = [str(run), "documents=later", "recall.miner=run", "recall.least_documents=2"]
+        record = drifted(*call, code=3)[2]
+        assert record["recall"]["questions"]["new"] == 6  # a passage each
+        known = record["recall"]["questions"]["known"]
+        assert len(stub.calls) >= 6 + known > 6
+        assert {name for name in ANIMALS if any(f"Wild {name}" in about for about in stub.abouts)} == set(ANIMALS)
+        asked = len(stub.calls)
+        assert drifted(*call, code=3)[2]["recall"] == record["recall"]
+        assert len(stub.calls) == asked  # what was answered is kept
+
+
+def test_an_llm_that_stops_is_told_of_beside_the_verdict(place, drifted, tmp_path):
+    with Stub(lambda call: good(call) if call.number < 4 else error(401, "no such key")) as stub:
+        run = asking(stub, place, tmp_path)
+        _, _, record = drifted(str(run), "documents=later", "recall.miner=run", code=3)
+    (remark,) = (each for each in record["remarks"] if each.startswith("Not all passages were asked about"))
+    assert "does not take a request without a key" in remark
+
+
+def on_its_topic(call):
+    """One question, whose words are those of the passage's topic and section."""
+    topic = next(name for name in [*ANIMALS, *TOPICS] if name in call.about)
+    section = "cost" if "pays" in call.about else "order"
+    span = " ".join(call.about.split()[:3])
+    return Reply(items(("question", f"{topic} {topic[::-1]} {section}?", span)))
+
+
+def asking(stub, place, tmp_path):
+    """The run, as if its data set had been mined with an LLM at the stub."""
+    llm = {"_target_": "embexp.mine.server.Server", "model": "m", "base_url": stub.base_url, "api_key_env": None}
+    llm |= {"concurrency": 1, "retries": 0, "price": {"input": 0, "output": 0}}
+    prompt = {"system": "Write.", "user": "{kinds}\n<passage>\n{passage}\n</passage>"}
+    miner = {"_target_": "embexp.mine.llm.LLMMiner", "_partial_": True, "prompt": prompt}
+    return mined_otherwise(place, tmp_path / "run", llm=llm, miner=miner)
 
 
 def test_every_mistake_is_said_at_once(drifted):

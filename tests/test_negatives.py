@@ -286,9 +286,7 @@ def test_bm25_negatives_share_the_querys_words_and_the_rest_is_random(toy):
 def test_both_draws_in_turn_from_keywords_and_from_the_model_without_a_margin():
     # by words edge and near are found, by the model all but the answer: almost, edge, near and far
     data = replace(FIVE, queries={"q": "answer edge near"})
-    draws = [
-        draw_both(data, per_query=2, rank_range=[1, 10], seed=seed, encoder=Fixed())["q"] for seed in range(40)
-    ]
+    draws = [draw_both(data, per_query=2, rank_range=[1, 10], seed=seed, encoder=Fixed())["q"] for seed in range(40)]
     assert {keyword for keyword, _ in draws} == {"edge", "near"}
     assert {near for _, near in draws} == {"almost", "edge", "near", "far"}
     assert all(len(set(chosen)) == 2 for chosen in draws)

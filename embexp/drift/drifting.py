@@ -22,12 +22,13 @@ from embexp.drift import questions, recall, shift, today
 from embexp.drift.differences import Differences, between
 from embexp.drift.verdict import Found, verdict
 from embexp.encoding import Encoder
-from embexp.errors import UserError, listed
+from embexp.errors import UserError, counted, listed
 from embexp.finished import Finished, opened
 from embexp.manifest import Manifest
 from embexp.mine.budget import Budget
 from embexp.mine.client import Client
 from embexp.mine.passages import Miner
+from embexp.mine.summary import unanswered
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def drift(folder: str, config: Mapping[str, Any], *, now: today.Today | None = N
     out = Path(config["out"]).expanduser() if config["out"] else run.folder
     out.mkdir(parents=True, exist_ok=True)
     known = manifest.read(run.folder)
-    asked = questions.of_log(config["queries"]) if config["queries"] else {}
+    asked, blank = questions.of_log(config["queries"]) if config["queries"] else ({}, 0)
     if now is None:
         log.info("reading today's passages ...")
         now = today.read(run, known, config["documents"])
@@ -57,6 +58,7 @@ def drift(folder: str, config: Mapping[str, Any], *, now: today.Today | None = N
     log.info("%d new or changed of %d passages", len(differences.fresh), len(now.passages))
     _, encoder = run.tuned()
     found, remarks = _measured(run, known, now, differences, asked, encoder, config, out)
+    remarks += [f"{counted(blank, 'row')} of the log had no question."] if blank else []
     level, reasons = verdict(found, config)
     return _record(run, now, found, (level, reasons), remarks, config), out
 
@@ -69,19 +71,19 @@ def _measured(
     shifted = asked_shift = recalled = None
     if differences.fresh:
         settings = config["shift"]
-        new, same, held_out = shift.sides_of(now, differences, known, least=settings["least_documents"])
-        shifted = shift.of_passages(new, same, now.texts, encoder, held_out=held_out, settings=settings, seed=seed)
+        new, same, alike = shift.sides_of(now, differences, known, least=settings["least_documents"])
+        shifted = shift.of_passages(new, same, now.texts, encoder, alike=alike, settings=settings, seed=seed)
         if shifted is None:
             remarks.append(
                 f"The embeddings were not tested: {len(new)} documents with something new and {len(same)} that are as "
                 f"they were; {settings['least_documents']} of each are needed."
             )
         settings = config["recall"]
-        new, same, held_out = shift.sides_of(now, differences, known, least=settings["least_documents"])
-        with _miner(known, config, out) as miner:
-            funnel = build(_filter(known), allowed=config["allowed_packages"])
+        new, same, alike = shift.sides_of(now, differences, known, least=settings["least_documents"])
+        with _miner(run, known, config, out, remarks) as miner:
+            funnel = build(_filter(known), allowed=run.config["allowed_packages"])
             recalled = recall.measured(
-                now, new, same, encoder, miner=miner, funnel=funnel, held_out=held_out, settings=settings, seed=seed
+                now, new, same, encoder, miner=miner, funnel=funnel, alike=alike, settings=settings, seed=seed
             )
         if recalled is None:
             remarks.append("Recall was not measured: too few documents gave questions.")
@@ -120,22 +122,26 @@ def _record(
 
 
 @contextmanager
-def _miner(known: Manifest, config: Mapping[str, Any], out: Path) -> Iterator[Miner]:
-    """The miner of sentences, or the LLM that the run's data set was mined with, which keeps its answers in `out`."""
-    mining = known.mining
+def _miner(run: Finished, known: Manifest, config: Mapping[str, Any], out: Path, remarks: list[str]) -> Iterator[Miner]:
+    """The miner of sentences, or the LLM that the run's data set was mined with, which keeps its answers in `out`.
+
+    remarks: where it is said that the LLM stopped before all was asked.
+    """
+    mining, allowed = known.mining, run.config["allowed_packages"]
     own = None if mining is None else mining["miner"]
     if config["recall"]["miner"] == "sentences":
         node = own if own is not None and own["_target_"] == SENTENCES else _file("miner/sentences")
-        yield build(node, allowed=config["allowed_packages"])(client=None)
+        yield build(node, allowed=allowed)(client=None)
         return
     if mining is None or own is None or own["_target_"] == SENTENCES:
         raise UserError("recall.miner=run: the run's data set was not mined with an LLM; leave it out (sentences)")
-    server = build(mining["llm"], allowed=config["allowed_packages"])
+    server = build(mining["llm"], allowed=allowed)
+    log.info("asking %s at %s", server.model, server.address)
     budget = Budget(**config["budget"])
     with Client(server, journal=out / "answers.jsonl", budget=budget, prices=mining["prices"]["models"]) as client:
-        yield build(own, allowed=config["allowed_packages"])(client=client)
-        if client.stopped is not None:
-            log.warning("not all passages were asked about: %s", client.stopped)
+        yield build(own, allowed=allowed)(client=client)
+        if (why := client.stopped or unanswered(client)) is not None:
+            remarks.append(f"Not all passages were asked about: {why}.")
 
 
 def _filter(known: Manifest) -> Mapping[str, Any]:

@@ -14,18 +14,24 @@ from embexp.splits import asked
 MINED = ("unseen", "seen", "paraphrase")
 
 
-def of_log(path: str) -> dict[str, str]:
-    """The texts of the column `query`, each once, by its words. Raises UserError for a file that has none."""
-    file = Path(path).expanduser()
+def of_log(path: str) -> tuple[dict[str, str], int]:
+    """The texts of the column `query`, each once, by its words; and how many rows were blank there.
+
+    Raises UserError for a file that has no question, and for a row without the column or with something else in it.
+    """
+    file, blank = Path(path).expanduser(), 0
     found: dict[str, str] = {}
     for where, row in READERS[file.suffix.lower()](file):
-        text = row.get("query")
-        if not isinstance(text, str) or not text.strip():
+        text = row.get("query", 0)
+        if text is not None and not isinstance(text, str):
             raise UserError(f"{where}: needs a column query with a text; it has {', '.join(map(str, row))}")
+        if text is None or not asked(text):  # people press Enter, and send a question mark
+            blank += 1
+            continue
         found.setdefault(asked(text), text.strip())
     if not found:
-        raise UserError(f"queries={path} is empty")
-    return found
+        raise UserError(f"queries={path} has no question in its column query ({blank:,} blank rows)")
+    return found, blank
 
 
 def of_run(run: Finished, manifest: Manifest) -> tuple[dict[str, list[str]], dict[str, str], str | None]:
@@ -35,7 +41,10 @@ def of_run(run: Finished, manifest: Manifest) -> tuple[dict[str, list[str]], dic
     """
     import pandas as pd
 
-    frame = pd.read_parquet(run.folder / "retrieval" / "per_query.parquet")
+    file = run.folder / "retrieval" / "per_query.parquet"
+    if not file.is_file():
+        return {}, {}, "the run kept no questions (it had no evaluator that ranks passages)"
+    frame = pd.read_parquet(file)
     kept = frame[~frame["slice"].isin(MINED)] if manifest.mining is not None else frame
     if kept.empty:
         return {}, {}, "the run was tested on mined questions alone, and real ones always differ from these"

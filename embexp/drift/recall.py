@@ -1,7 +1,7 @@
 """Does the tuned model answer questions on what is new as well as on what it knew? Called by `drifting`.
 
-The same miner makes questions of new passages and of known ones that training had no questions on, and all are searched
-in the same corpus: the run's own test has other questions and another corpus, so its recall is not comparable.
+The same miner makes questions of new passages and of known ones (see `shift.sides_of`), and all are searched in the
+same corpus: the run's own test has other questions and another corpus, so its recall is not comparable.
 """
 
 from __future__ import annotations
@@ -42,18 +42,22 @@ class Recalled:
     questions: Mapping[str, int]
     documents: Mapping[str, int]
     corpus: int
-    held_out: bool
+    alike: bool
     enough: bool
 
 
 def measured(
-    today: Today, new: Groups, known: Groups, encoder: Encoder, *, miner: Miner, funnel: Funnel, held_out: bool,
+    today: Today, new: Groups, known: Groups, encoder: Encoder, *, miner: Miner, funnel: Funnel, alike: bool,
     settings: Mapping[str, Any], seed: int,
 ) -> Recalled | None:  # fmt: skip
     """Mine, search and compare; None where there are questions on fewer than two documents of a side."""
     asked_of = {
-        side: {name: groups[name][: settings["passages"]] for name in drawn(list(groups), most=most, seed=seed)}
-        for side, groups, most in (("new", new, settings["documents"]), ("known", known, settings["documents"]))
+        side: {
+            # of a document that has changed passages from anywhere are asked about, and so of the known ones too
+            name: drawn(groups[name], most=settings["passages"], seed=seed)
+            for name in drawn(list(groups), most=settings["documents"], seed=seed)
+        }
+        for side, groups in (("new", new), ("known", known))
     }
     side_of = {key: side for side, groups in asked_of.items() for keys in groups.values() for key in keys}
     passages = _corpus(today, [name for groups in asked_of.values() for name in groups], settings["corpus"], seed)
@@ -79,7 +83,7 @@ def measured(
     return Recalled(
         settings["at"], float(found["new"].mean()), float(found["known"].mean()),
         difference_of_means(found["new"], places["new"], found["known"], places["known"]),
-        {side: len(ids[side]) for side in SIDES}, counts, len(data.corpus), held_out,
+        {side: len(ids[side]) for side in SIDES}, counts, len(data.corpus), alike,
         min(counts.values()) >= settings["least_documents"],
     )  # fmt: skip
 

@@ -32,27 +32,37 @@ class Shift:
     tested: Tested
     new: int
     known: int
-    held_out: bool  # whether the known ones are of documents that training had no question on
+    alike: bool  # whether training saw as much of the new ones as of the known ones
     unlike: Mapping[str, float]
 
 
 def sides_of(today: Today, differences: Differences, manifest: Manifest, *, least: int) -> tuple[Groups, Groups, bool]:
-    """Documents with what is new in each; documents that are as they were, with their passages; whether these were held
-    out of training.
+    """Documents with what is new in each; documents that are as they were, with their passages; whether training saw as
+    much of the ones as of the others.
 
-    Training moves what it saw, so that what it did not see is compared with what it did not see either, where there are
-    `least` such documents; else with all.
+    Training moves the documents that it had questions on, and keeps them apart from others when they change. So those
+    that it had none on are compared with each other, or those that it had some on: where both sides have `least`, the
+    comparison with more new documents. Where neither has so many, all are compared with all.
     """
     fresh = set(differences.fresh)
-    new = {
-        name: [key for key in today.by_document[name] if key in fresh]
-        for name in (*differences.new_documents, *differences.changed_documents)
-    }
+    names = (*differences.new_documents, *differences.changed_documents)
+    new = {name: keys for name in names if (keys := [key for key in today.by_document[name] if key in fresh])}
     same = {name: today.by_document[name] for name in differences.same_documents}
-    trained = {name for name, keys in same.items() if any(manifest.documents[key] in manifest.trained for key in keys)}
-    held_out = {name: keys for name, keys in same.items() if name not in trained}
-    enough = len(held_out) >= least
-    return {name: keys for name, keys in new.items() if keys}, held_out if enough else same, enough
+    sides = [
+        tuple({name: keys for name, keys in side.items() if _was_trained(name, keys, manifest) is trained}
+              for side in (new, same))
+        for trained in (False, True)
+    ]  # fmt: skip
+    fitting = [pair for pair in sides if min(map(len, pair)) >= least]
+    if not fitting:
+        return new, same, not sides[1][1]
+    chosen = max(fitting, key=lambda pair: len(pair[0]))  # of two as large that which training did not see
+    return chosen[0], chosen[1], True
+
+
+def _was_trained(document: str, keys: Sequence[str], manifest: Manifest) -> bool:
+    """Whether training had a question on it, under today's name or another."""
+    return document in manifest.trained or any(manifest.documents.get(key) in manifest.trained for key in keys)
 
 
 def drawn(names: Sequence[str], *, most: int, seed: int) -> list[str]:
@@ -61,7 +71,7 @@ def drawn(names: Sequence[str], *, most: int, seed: int) -> list[str]:
 
 
 def of_passages(
-    new: Groups, known: Groups, texts: Mapping[str, str], encoder: Encoder, *, held_out: bool,
+    new: Groups, known: Groups, texts: Mapping[str, str], encoder: Encoder, *, alike: bool,
     settings: Mapping[str, Any], seed: int,
 ) -> Shift | None:  # fmt: skip
     """Test the passages of both sides; None where either has too few documents."""
@@ -70,7 +80,7 @@ def of_passages(
     sizes = [len(keys) for keys in fresh.values()]
     # as many passages of each as a new one has: a mean of few lies further out than one of many
     before = {name: _some(known[name], int(rng.choice(sizes)), rng) for name in _drawn(known, settings, seed) if sizes}
-    return _of(fresh, before, texts, encoder.passages, held_out=held_out, settings=settings, seed=seed)
+    return _of(fresh, before, texts, encoder.passages, alike=alike, settings=settings, seed=seed)
 
 
 def of_questions(
@@ -81,7 +91,7 @@ def of_questions(
     asked = {key: [key] for key in _drawn(log, settings, seed)}
     rng = np.random.default_rng(seed)
     own = {name: _some(before[name], 1, rng) for name in _drawn(before, settings, seed)}
-    return _of(asked, own, {**texts, **log}, encoder.queries, held_out=True, settings=settings, seed=seed)
+    return _of(asked, own, {**texts, **log}, encoder.queries, alike=True, settings=settings, seed=seed)
 
 
 def _drawn(names: Mapping[str, Any], settings: Mapping[str, Any], seed: int) -> list[str]:
@@ -89,7 +99,7 @@ def _drawn(names: Mapping[str, Any], settings: Mapping[str, Any], seed: int) -> 
 
 
 def _of(
-    new: Groups, known: Groups, texts: Mapping[str, str], embed: Any, *, held_out: bool, settings: Mapping[str, Any],
+    new: Groups, known: Groups, texts: Mapping[str, str], embed: Any, *, alike: bool, settings: Mapping[str, Any],
     seed: int,
 ) -> Shift | None:  # fmt: skip
     if min(len(new), len(known)) < settings["least_documents"]:
@@ -101,7 +111,7 @@ def _of(
     found = tested(kernel, is_new, permutations=settings["permutations"], seed=seed)
     nearness = dict(zip(new, kernel[: len(new), len(new) :].mean(axis=1).tolist(), strict=True))
     furthest = sorted(nearness, key=lambda name: (nearness[name], name))[:MOST_NAMED]
-    return Shift(found, len(new), len(known), held_out, {name: round(nearness[name], 4) for name in furthest})
+    return Shift(found, len(new), len(known), alike, {name: round(nearness[name], 4) for name in furthest})
 
 
 def _some(keys: Sequence[str], most: int, rng: np.random.Generator) -> list[str]:

@@ -66,7 +66,13 @@ def read(run: Finished, manifest: Manifest, places: str | Sequence[str]) -> Toda
             splits: Splits = build(node, allowed=run.config["allowed_packages"])
             passages = knowledge.passages_of(splits.test)
             return Today({each.id: each for each in passages}, {each.id: each.document for each in passages}, {})
-        mining = mining_of(manifest.mining, named)
+        # a data set may come from elsewhere: it does not say itself what code may be run
+        mining = mining_of({**manifest.mining, "allowed_packages": run.config["allowed_packages"]}, named)
+        if mining["limit"] is not None:
+            raise UserError(
+                f"the run's data set was mined with limit={mining['limit']}, so that the run knew some documents "
+                "alone, and others would look new. Mine without a limit, and run again"
+            )
         found = knowledge.read(mining, Path(run.config["dataset"]["path"]))
         sides: Sides = build(mining["split"], allowed=mining["allowed_packages"])
         by_id = {each.id: each for each in found.passages}

@@ -13,6 +13,10 @@ from embexp.errors import counted
 
 Level = Literal["ok", "watch", "retrain"]
 LEVELS: tuple[Level, ...] = ("ok", "watch", "retrain")
+TRAINED = (
+    " Training had questions on more of what was known than of what is new (there are too few documents to choose like "
+    "ones), and that alone can make a difference."
+)
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,9 @@ def _of_shift(found: Found, config: Mapping[str, Any]) -> list[tuple[Level, str]
         if p_value > settings["p_value"]:
             said.append(("ok", f"No shift was found in {on} (p = {p_value:.4f})."))
         else:
-            much = found.differences.share >= config["share"]["retrain"]
-            said.append(("retrain" if much else "watch", f"What is new lies elsewhere: {on}, p = {p_value:.4f}."))
+            much = found.differences.share >= config["share"]["retrain"] and shift.alike
+            words = f"What is new lies elsewhere: {on}, p = {p_value:.4f}.{'' if shift.alike else TRAINED}"
+            said.append(("retrain" if much else "watch", words))
     if questions is not None:
         p_value = min(1.0, questions.tested.p_value * tests)
         on = f"{counted(questions.new, 'question')} of the log against those on {questions.known:,} documents in test"
@@ -68,8 +73,9 @@ def _of_recall(found: Found, config: Mapping[str, Any]) -> list[tuple[Level, str
         return [("ok", f"{words}; too few documents ({recalled.documents['new']:,} new) to judge by.")]
     if gap.ci_high >= 0:
         return [("ok", f"{words}: not worse for sure.")]
-    lost = -gap.value >= config["recall"]["drop"]
-    return [("retrain" if lost else "watch", f"{words}: questions on what is new are answered worse.")]
+    lost = -gap.value >= config["recall"]["drop"] and recalled.alike
+    worse = f"{words}: questions on what is new are answered worse.{'' if recalled.alike else TRAINED}"
+    return [("retrain" if lost else "watch", worse)]
 
 
 def _of_shares(found: Found, config: Mapping[str, Any]) -> list[tuple[Level, str]]:

@@ -56,6 +56,11 @@ def export(run: Finished, *, name: str, out: Path, max_loss: float, changed_data
 
     Raises UserError, and leaves no folder, when more than `max_loss` of the primary metric is lost.
     """
+    if run.behind is not None:
+        raise UserError(
+            f"the run's model is layers behind {run.behind}, and no format holds what is elsewhere; the README.md of "
+            "its folder model/ applies them in a few lines"
+        )
     splits = run.splits(changed_data=changed_data, by="changed_data=true")
     model, encoder = run.tuned()
     log.info("measuring the model ...")
@@ -99,6 +104,7 @@ def _write(run: Finished, model: EmbeddingModel, name: str, folder: Path) -> dic
         "prompts": {"query": model.query_prompt, "passage": model.passage_prompt},
         "run": run.folder.name,
         "format": name,
+        **({"routed": True} if model.facts.routed else {}),
     }
     WRITERS[name](model, folder)
     stamp.write(folder, **settings)

@@ -78,7 +78,7 @@ def passages_of(data: RetrievalSet) -> list[Passage]:
     places: Counter[str] = Counter()
     found = []
     for key, text in data.corpus.items():
-        document = data.documents[key]
+        document = data.documents.get(key, key)  # a user's own source may lack some
         found.append(Passage(text, document, position=places[document], given_id=key))
         places[document] += 1
     return found

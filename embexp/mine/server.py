@@ -1,7 +1,7 @@
 """A server that speaks OpenAI's protocol: its settings, its key, and what its errors mean.
 
-Read by `call` and `client`. The key is read from the environment and is in nothing that leaves this module but the
-request's header.
+Read by `call` and `client`, and by `endpoint` for embeddings. The key is read from the environment and is in nothing
+that leaves this module but the request's header.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from embexp.errors import UserError
 
@@ -29,25 +29,40 @@ Parameter = Literal["response_format", "max_tokens", "temperature"]  # those tha
 NEVER_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "LocalProtocolError"}
 
 
+def problems_of(group: str, *, base_url: str | None = None, api_key_env: str | None = None) -> list[str]:
+    """What is wrong with an address or with the name of a key's variable; neither is repeated, since either may hold a
+    secret. group: of the config, where they stand."""
+    said = []
+    if base_url is not None and not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", base_url):
+        said.append(
+            f"{group}.base_url must be an address such as http://localhost:11434/v1, without a user, a key or a "
+            f"query; keys are read from the environment variable that {group}.api_key_env names"
+        )
+    if api_key_env is not None and not NAME.fullmatch(api_key_env):
+        said.append(
+            f"{group}.api_key_env must be the name of an environment variable, such as OPENAI_API_KEY; a key "
+            "itself never enters a config, which is written to files. If that was a key, replace it with a new one"
+        )
+    return said
+
+
 @dataclass(frozen=True, kw_only=True)
-class Server:
-    """Where questions are answered and how it is asked.
+class Endpoint:
+    """Where something is asked, and how. GROUP: of the config, whose keys errors name.
 
     base_url: null for OpenAI's. api_key_env: the name of the environment variable with the key, null where none is
-    needed. temperature: null for the server's own. max_tokens: of an answer, reasoning included. concurrency: calls in
-    flight. timeout: seconds until a call is given up. retries: how often a call that failed in passing is sent again.
-    price: USD per million tokens as {input, output}, null for the price table's.
+    needed. concurrency: calls in flight. timeout: seconds until a call is given up. retries: how often a call that
+    failed in passing is sent again.
     """
+
+    GROUP: ClassVar[str] = "llm"
 
     model: str
     base_url: str | None = None
     api_key_env: str | None = "OPENAI_API_KEY"
-    temperature: float | None = 0.7
-    max_tokens: int = 1000
     concurrency: int = 32
     timeout: float = 60
     retries: int = 5
-    price: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
         problems = list(self._problems())
@@ -55,44 +70,21 @@ class Server:
             raise UserError(*problems)
 
     def _problems(self) -> list[str]:
-        said = []
+        group = self.GROUP
+        said = problems_of(group, base_url=self.base_url, api_key_env=self.api_key_env)
         if not self.model.strip():
-            said.append("llm.model must be a model's name, as the server has it")
-        if self.base_url is not None and not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", self.base_url):
-            # it is not repeated: a password may stand in it
-            said.append(
-                "llm.base_url must be an address such as http://localhost:11434/v1, without a user, a key or a query; "
-                "keys are read from the environment variable that llm.api_key_env names"
-            )
-        if self.api_key_env is not None and not NAME.fullmatch(self.api_key_env):
-            said.append(
-                "llm.api_key_env must be the name of an environment variable, such as OPENAI_API_KEY; a key itself "
-                "never enters a config, which is written to files. If that was a key, replace it with a new one"
-            )
-        if self.temperature is not None and not 0 <= self.temperature <= 2:
-            said.append(f"llm.temperature={self.temperature} must be from 0 to 2, or null for the server's own")
-        for name, least in (("max_tokens", 1), ("concurrency", 1), ("retries", 0)):
+            said.append(f"{group}.model must be a model's name, as the server has it")
+        for name, least in (("concurrency", 1), ("retries", 0)):
             if getattr(self, name) < least:
-                said.append(f"llm.{name}={getattr(self, name)} must be at least {least}")
+                said.append(f"{group}.{name}={getattr(self, name)} must be at least {least}")
         if not 0 < self.timeout < math.inf:
-            said.append(f"llm.timeout={self.timeout} must be seconds above 0")
-        if self.price is not None and (
-            set(self.price) != {"input", "output"} or not all(0 <= each < math.inf for each in self.price.values())
-        ):
-            said.append(
-                f"llm.price={self.price} must be {{input: ..., output: ...}} in USD per million tokens, 0 or more, or "
-                "null for the price table's"
-            )
+            said.append(f"{group}.timeout={self.timeout} must be seconds above 0")
         return said
 
     @property
     def address(self) -> str:
         """The base URL that is asked."""
         return self.base_url or OPENAI
-
-    def prices(self, table: Mapping[str, Mapping[str, float]]) -> Mapping[str, Mapping[str, float]]:
-        """Its own price, where it is set, else the price table."""
-        return table if self.price is None else {self.model: self.price}
 
     def key(self) -> str:
         """The key, from the environment. Raises UserError, without it, where there is none or it can't be sent."""
@@ -102,14 +94,46 @@ class Server:
         if not found:
             raise UserError(
                 f"{self.api_key_env} is not set in the environment, and {self.address} needs a key. Set it (export "
-                f"{self.api_key_env}=...), name another variable with llm.api_key_env=, or set llm.api_key_env=null "
-                "for a server that needs none, such as a local one"
+                f"{self.api_key_env}=...), name another variable with {self.GROUP}.api_key_env=, or set "
+                f"{self.GROUP}.api_key_env=null for a server that needs none, such as a local one"
             )
         if not (found.isascii() and found.isprintable() and " " not in found):
             raise UserError(
                 f"the key in {self.api_key_env} has spaces, line ends or letters that no key has; copy it once more"
             )
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server(Endpoint):
+    """Where questions are answered.
+
+    temperature: null for the server's own. max_tokens: of an answer, reasoning included. price: USD per million tokens
+    as {input, output}, null for the price table's.
+    """
+
+    temperature: float | None = 0.7
+    max_tokens: int = 1000
+    price: dict[str, float] | None = None
+
+    def _problems(self) -> list[str]:
+        said = super()._problems()
+        if self.temperature is not None and not 0 <= self.temperature <= 2:
+            said.append(f"llm.temperature={self.temperature} must be from 0 to 2, or null for the server's own")
+        if self.max_tokens < 1:
+            said.append(f"llm.max_tokens={self.max_tokens} must be at least 1")
+        if self.price is not None and (
+            set(self.price) != {"input", "output"} or not all(0 <= each < math.inf for each in self.price.values())
+        ):
+            said.append(
+                f"llm.price={self.price} must be {{input: ..., output: ...}} in USD per million tokens, 0 or more, or "
+                "null for the price table's"
+            )
+        return said
+
+    def prices(self, table: Mapping[str, Mapping[str, float]]) -> Mapping[str, Mapping[str, float]]:
+        """Its own price, where it is set, else the price table."""
+        return table if self.price is None else {self.model: self.price}
 
 
 def without_key(text: str, key: str) -> str:
@@ -141,7 +165,7 @@ class NoCompletionError(Exception):
     """A server answered 200 with something else: an error, a page, nothing."""
 
 
-def fault_of(error: Exception, server: Server, key: str) -> Fault:
+def fault_of(error: Exception, server: Endpoint, key: str) -> Fault:
     """What an exception of the openai client means."""
     status = getattr(error, "status_code", None)
     if not isinstance(status, int):
@@ -153,14 +177,16 @@ def fault_of(error: Exception, server: Server, key: str) -> Fault:
         return Fault(f"{server.address} answers no more: the account has no money left ({words}). Add credit", "stop")
     if status == 401:
         where = f"the key in {server.api_key_env}" if server.api_key_env else "a request without a key"
-        hint = "Set the right one" if server.api_key_env else "Set llm.api_key_env="
+        hint = "Set the right one" if server.api_key_env else f"Set {server.GROUP}.api_key_env="
         return Fault(f"{server.address} does not take {where} ({words}). {hint}", "stop")
     if status == 403:
-        return Fault(f"{server.address} does not permit this ({words}). Choose another llm.model, or key", "stop")
+        return Fault(
+            f"{server.address} does not permit this ({words}). Choose another {server.GROUP}.model, or key", "stop"
+        )
     if status == 404:
         return Fault(
-            f"{server.address} has no model {server.model}, or is no such server ({words}). Set llm.model to one that "
-            "it has, or mend llm.base_url, which mostly ends in /v1",
+            f"{server.address} has no model {server.model}, or is no such server ({words}). Set {server.GROUP}.model "
+            f"to one that it has, or mend {server.GROUP}.base_url, which mostly ends in /v1",
             "stop",
         )
     if status in (400, 422):
@@ -195,7 +221,7 @@ def asked_wait(headers: Mapping[str, str]) -> float | None:
     return None
 
 
-def _no_answer(error: Exception, server: Server, key: str) -> Fault:
+def _no_answer(error: Exception, server: Endpoint, key: str) -> Fault:
     cause = error.__cause__ or error
     name = type(cause).__name__
     if name in NEVER_SENT:

@@ -15,7 +15,7 @@ from embexp.metrics import FEWEST_DOCUMENTS
 from embexp.mine.client import Client, Estimate
 from embexp.mine.funnel import Sifted
 from embexp.mine.knowledge import Knowledge
-from embexp.mine.passages import Wanted, hashed
+from embexp.mine.passages import Wanted
 from embexp.mine.real import Real
 from embexp.mine.written import DataSet
 
@@ -108,16 +108,7 @@ def record(
         "usd": None if spent.unpriced else float(spent.usd),
         "usd_cut_off_at_most": None if report.lost.unpriced else float(report.lost.usd),
         "stopped": report.stopped,
-        "hashes": _hashes(data),
     }
-
-
-def _hashes(data: DataSet) -> dict[str, str]:
-    """File -> a hash of its passages, so that drift can be told later."""
-    texts: dict[str, list[str]] = {}
-    for key, passage in data.passages.items():
-        texts.setdefault(passage.document, []).append(key)
-    return {document: hashed(*sorted(keys)) for document, keys in sorted(texts.items())}
 
 
 def page(record: Mapping[str, Any], data: DataSet) -> str:

@@ -125,7 +125,7 @@ def write(data: DataSet, folder: Path, *, record: Mapping[str, Any], page: str) 
     | slices.json        | slice of test -> query ids                                                           |
     | cloze.jsonl        | _id, text: passages as train and dev read them, without the words of pseudo-queries  |
     | rejected.jsonl     | questions that were dropped, with stage and reason                                   |
-    | mining.json, .md   | how it was made, with counts, tokens, cost and hashes; the same to read              |
+    | mining.json, .md   | how it was made, with counts, tokens and cost; the same to read                      |
     """
     (folder / "qrels").mkdir(parents=True, exist_ok=True)
     (folder / LAST).unlink(missing_ok=True)
