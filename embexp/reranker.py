@@ -75,6 +75,8 @@ def rerank(
         found = {side: evaluated(arm, data) for side, data in sides.items()}
         result["reranker"] |= results.metrics_of(found, splits)
         _say_if_worse(result)
+    ready, scoring = (result["seconds"][name] for name in ("reranker", "reranked"))
+    result["reranker"]["seconds"] = {"ready": ready, "scoring": scoring}
     return found, scorer
 
 

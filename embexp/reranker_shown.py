@@ -38,5 +38,5 @@ def line(result: Mapping[str, Any]) -> str:
     what = found["path"] if helper["commit"] else "a local cross-encoder"  # no path of the machine
     if "pairs" in found:
         what = f"a cross-encoder trained on {counted(found['pairs'], 'pair')}"
-    said = {"better": "is better", "worse": "is worse", "no difference": "makes no difference"}[found["verdict"]]
+    said = {"better": "is better", "worse": "is worse", "no difference": "makes no sure difference"}[found["verdict"]]
     return f"The reranker ({what}), on the first {found['depth']} passages of {found['of']}, {said} by {metric}."

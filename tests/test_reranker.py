@@ -18,9 +18,10 @@ from embexp.evaluators import Evaluation
 from embexp.negatives import draw_random
 from embexp.reranker_training import Looks, train
 from embexp.reranking import Trained
-from embexp.shapes import to_rows
+from embexp.shapes import Rows, to_rows
 from embexp.significance import Scores
-from tests.conftest import toy_set
+from embexp.teachers import CrossEncoderScores
+from tests.conftest import TOPICS, toy_set
 from tests.tiny import tiny_cross_encoder, tiny_transformer
 
 NO_LOOKS = Looks(lambda model: 0.0, 0, "")
@@ -75,6 +76,19 @@ def test_training_twice_gives_the_same_weights_and_another_seed_others(tiny, tmp
     one, two, other = (weights(tmp_path / name) for name in ("one", "two", "other"))
     assert differ(one, two) == []
     assert "classifier.weight" in differ(one, other)
+
+
+@pytest.mark.parametrize("right", ["apple", "bread"])  # so that no luck in the first weights is enough
+def test_training_puts_what_is_labelled_1_above_the_rest(tiny, tmp_path, right):
+    passages = [f"{word} {other}" for word in ("apple", "bread") for other in TOPICS[2:]] * 4
+    labels = [int(passage.startswith(right)) for passage in passages]
+    rows = Rows({"text_a": ["question"] * 64, "text_b": passages, "label": labels}, ["q"] * 64, [()] * 64)
+    chosen, made = settings(num_train_epochs=4, learning_rate=0.003, per_device_train_batch_size=16), tmp_path / "made"
+    train(tiny, rows, toy_set(), chosen, looks=NO_LOOKS, seed=0, bfloat16=False, to=made)
+    apples, breads = CrossEncoderScores(str(made), setting="loss.teacher")(["question"] * 16, passages[:16]).reshape(
+        2, 8
+    )
+    assert apples.min() > breads.max() if right == "apple" else breads.min() > apples.max()
 
 
 def test_the_weights_of_the_best_look_at_dev_are_kept_and_the_later_of_equals(tiny, tmp_path):
@@ -155,6 +169,8 @@ def test_a_run_trains_a_reranker_measures_it_and_another_run_learns_from_it(run)
     first = run("trainer=none", "reranker=trained", "reranker.num_train_epochs=3")
     found = first.result["reranker"]
     assert found.keys() >= {"dev", "test", "delta", "path", "depth", "of", "verdict", "pairs", "steps", "negatives"}
+    spent = first.result["seconds"]
+    assert found["seconds"] == {"ready": spent["reranker"], "scoring": spent["reranked"]}
     assert (found["path"], found["of"], found["pairs"]) == ("reranker", "base", 24 + 24 * 4)
     queries = first.result["counts"]["queries"]["test"]
     base = first.result["base"]["test"]
