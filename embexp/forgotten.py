@@ -92,4 +92,4 @@ def _before_and_after(result: Mapping[str, Any]) -> Table:
             scores = [number(guard[arm]["test"][metric]) for arm in ("base", "fully_tuned") if guard[arm]]
             lines.append([metric, *scores, *compared(guard["tuned"]["test"][metric], guard["delta"][metric])])
     all_of_it = ["all of the change"] if guard["fully_tuned"] else []
-    return Table([f"guard set {guard['dataset']}", "base", *all_of_it, *COMPARED], lines)
+    return Table([f"guard set {guard['dataset']}", "base", *all_of_it, "tuned", *COMPARED], lines)

@@ -8,6 +8,7 @@ doubling of the questions has brought is the slope of the score over their logar
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,17 +49,24 @@ class LearningCurve:
     plan: Plan
     untrained: Mapping[str, float]
 
+    def __post_init__(self) -> None:
+        """Raises UserError for fewer than FEWEST questions, before anything is trained."""
+        count = len(self.train_set.queries)
+        if self.run.config["learning_curve"] and count < FEWEST:
+            raise UserError(
+                f"learning_curve=true: train has {count} questions, and its parts need {FEWEST} at least; add "
+                "questions, or set learning_curve=false"
+            )
+
     def measured(
         self, base: Callable[[], EmbeddingModel], score: Callable[[Arm], BySide], whole: BySide
     ) -> dict[str, Any]:
         """The key `learning_curve` of the result.
 
         base: loads it anew. score: measures an arm on dev and test. whole: the scores of the model that was trained on
-        all questions. Raises UserError for fewer than FEWEST questions.
+        all questions.
         """
         config, count = self.run.config, len(self.train_set.queries)
-        if count < FEWEST:
-            raise UserError(f"learning_curve=true: train has {count} questions, and its parts need {FEWEST} at least")
         found = [(share, *self._trained(share, base, score)) for share in SHARES] + [(1.0, count, whole)]
         points = [
             {"share": share, "questions": questions, **results.metrics_of(sides, self.splits)}
@@ -85,16 +93,17 @@ class LearningCurve:
 
 
 def nested(train_set: RetrievalSet, share: float, *, seed: int) -> list[str]:
-    """Questions of whole documents, drawn until they are at least this share; a smaller share's are among them."""
+    """This share of the questions, of documents drawn one by one, the last one's cut; a smaller share's are among them.
+
+    In the set's order.
+    """
     of_document: dict[str, list[str]] = {}
     for query in train_set.queries:
         of_document.setdefault(train_set.document_of(query), []).append(query)
-    taken: list[str] = []
-    for place in np.random.default_rng(seed).permutation(len(of_document)).tolist():
-        if len(taken) >= share * len(train_set.queries):
-            break
-        taken += of_document[sorted(of_document)[place]]
-    kept = set(taken)
+    documents = sorted(of_document)
+    drawn = np.random.default_rng(seed).permutation(len(documents)).tolist()
+    taken = [query for place in drawn for query in of_document[documents[place]]]
+    kept = set(taken[: math.ceil(share * len(taken))])
     return [query for query in train_set.queries if query in kept]
 
 

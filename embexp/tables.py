@@ -23,9 +23,6 @@ class Listing(NamedTuple):
     items: Mapping[str, Any]
 
 
-COMPARED = ["tuned", "delta", "95 % interval", "wins/ties/losses"]  # what `compared` gives the cells of
-FEWEST_FOR_INTERVAL = 5  # documents: fewer resample to themselves too often to say anything
-
 Block = str | Table | Listing  # a paragraph, or one of these
 
 

@@ -23,7 +23,7 @@ def curve(*counts, questions=(25, 50, 100), margin=0.02, of=DOCUMENT_OF):
     return extrapolated(list(questions), scores, document_of=document_of, margin=margin)
 
 
-def test_parts_are_nested_and_hold_whole_documents():
+def test_parts_are_nested_and_go_document_by_document():
     corpus = {f"p{place}": "a text" for place in range(20)}
     queries = {f"q{place}": f"what is {place}" for place in range(40)}
     qrels = {query: {f"p{place // 2}": 1} for place, query in enumerate(queries)}
@@ -34,6 +34,8 @@ def test_parts_are_nested_and_hold_whole_documents():
     assert len({data.document_of(query) for query in quarter}) == 5
     assert quarter == sorted(quarter, key=list(queries).index)
     assert nested(data, 0.25, seed=4) != quarter
+    one = RetrievalSet(queries, corpus, qrels, dict.fromkeys(corpus, "one document"))
+    assert len(nested(one, 0.25, seed=3)) == 10
 
 
 def test_the_slope_is_the_gain_of_a_doubling():
