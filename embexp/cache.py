@@ -40,7 +40,7 @@ AT_ONCE = 1000  # values of a longer one that are turned into text together
 ENTRY = re.compile("[0-9a-f]{64}")  # the name of its file
 PATIENCE = 5.0  # seconds of waiting before the log says for what
 LEFT_OVER = 24 * 3600  # seconds after which nobody can still be writing a partial file
-current: ContextVar[Path | None] = ContextVar("cache folder", default=None)
+current: ContextVar[Path | None] = ContextVar("cache folder", default=None)  # None: nothing is kept
 
 
 @contextmanager

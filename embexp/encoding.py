@@ -60,6 +60,7 @@ class Encoder:
             "dimensions": model.facts.dimensions,
             "attention": model.facts.attention,
             "device": model.facts.device,
+            "vectors": source.store.made if (source := model.source) is not None else None,
         }
 
     @property

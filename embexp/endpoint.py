@@ -100,5 +100,5 @@ class OpenAIEmbeddings(Endpoint):
     def _not_here(self) -> Any:
         raise UserError(
             f"{self.model} is at {self.address}: its vectors can be had, its weights not. Set model.adapter to train "
-            "layers behind it, or trainer=none to measure it"
+            "layers behind it, trainer=none to measure it, or another model where one is needed that is here"
         )

@@ -76,6 +76,11 @@ class EmbeddingModel:
         return self.loaded()
 
     @property
+    def source(self) -> Remote | None:
+        """What asks for its embeddings, or for those that its adapter reads; None where they are made here."""
+        return self.base.remote if self.base is not None else self.remote
+
+    @property
     def partly(self) -> bool:
         """Whether some of its weights are trained and the others stay as they are."""
         return self.base is not None or self.lora is not None
@@ -83,7 +88,7 @@ class EmbeddingModel:
     @property
     def tokenizer(self) -> Any:
         """What cuts texts into tokens, an adapter's its base's; None where nobody here knows."""
-        if self.remote is not None:
+        if self.source is not None:
             return None
         return self.model.tokenizer if self.base is None else self.base.tokenizer
 

@@ -46,7 +46,8 @@ class _RefusedError(Exception):
 
 
 class Remote:
-    """One model at one endpoint. sent: texts, calls and tokens of this process, for the record."""
+    """One model at one endpoint. sent: texts, calls and tokens of this process, for the record. store: where vectors
+    are kept."""
 
     def __init__(
         self, endpoint: Endpoint, store: VectorStore, *, dimensions: int, shorten: bool, batch_size: int,
@@ -54,7 +55,7 @@ class Remote:
     ) -> None:  # fmt: skip
         """budget: made for this, which books what the store has been paid for. shorten: ask for `dimensions`."""
         self.sent = {"texts": 0, "calls": 0, "tokens": 0}
-        self._endpoint, self._store, self._budget, self._price = endpoint, store, budget, price
+        self.store, self._endpoint, self._budget, self._price = store, endpoint, budget, price
         self._dimensions, self._parameters = dimensions, {"dimensions": dimensions} if shorten else {}
         self._size = batch_size
         self._halted = threading.Event()
@@ -64,7 +65,7 @@ class Remote:
 
     def announce(self, texts: Sequence[str]) -> None:
         """Say what these texts will take before any is sent. Raises UserError where the budget does not allow it."""
-        new = self._store.lacking(texts)
+        new = self.store.lacking(texts)
         most = self._cost(new, calls=math.ceil(len(new) / self._size))
         usd = "" if self._price is None else f", {most.usd:.4f} USD"
         words = (
@@ -77,18 +78,18 @@ class Remote:
 
     def embedded(self, texts: Sequence[str], progress: str | None) -> np.ndarray:
         """A row of length 1 for each text, (texts, dimensions). Raises UserError, with what was answered kept."""
-        new = self._store.lacking(texts)
+        new = self.store.lacking(texts)
         if new:
             self._halted.clear()
             with counting(progress, len(new), unit="texts") as add:
                 for asked, sent in self._answers(new):
-                    self._store.add(asked, sent.rows, tokens=sent.tokens, counted=sent.counted)
+                    self.store.add(asked, sent.rows, tokens=sent.tokens, counted=sent.counted)
                     for name, number in (("texts", len(asked)), ("calls", 1), ("tokens", sent.tokens)):
                         self.sent[name] += number
                     add(len(asked))
             log.info("%s embedded by %s; %s tokens so far", counted(len(new), "text"), self._endpoint.model,
                      f"{self.sent['tokens']:,}")  # fmt: skip
-        rows = self._store.of(texts, dimensions=self._dimensions)
+        rows = self.store.of(texts, dimensions=self._dimensions)
         return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
     def _answers(self, texts: Sequence[str]) -> Iterator[tuple[list[str], Sent]]:
@@ -117,7 +118,7 @@ class Remote:
                 for future, batch in flying.items():  # what is paid for anyway is kept
                     if not future.cancel() and future.exception() is None:
                         sent = future.result()
-                        self._store.add(batch, sent.rows, tokens=sent.tokens, counted=sent.counted)
+                        self.store.add(batch, sent.rows, tokens=sent.tokens, counted=sent.counted)
                 raise
 
     def _halve(self, batch: Sequence[str], error: _RefusedError) -> None:
@@ -166,7 +167,7 @@ class Remote:
         except Exception as error:
             if fault_of(error, self._endpoint, self._key).billed:
                 taken = most
-                self._store.lose(most.tokens)
+                self.store.lose(most.tokens)
             raise
         finally:
             self._budget.book(most, taken)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,11 +30,12 @@ TABLES = (
 
 
 class VectorStore:
-    """The vectors of one model at one endpoint.
+    """The vectors of one model at one endpoint. made: told by a file that was made anew, since a user may remove one
+    when the provider has changed the model.
 
     | table   | holds                                                                                  |
     |---------|----------------------------------------------------------------------------------------|
-    | about   | what gives the vectors, as JSON                                                        |
+    | about   | what gives the vectors, as JSON, and when the file was made                            |
     | vectors | a text's digest (16 bytes of BLAKE2) and its vector (float32), no text                 |
     | calls   | the tokens of each call, whether the server counted them, and whether it gave no answer |
     """
@@ -47,7 +49,9 @@ class VectorStore:
                 for table in TABLES:
                     connection.execute(table)
                 if not connection.execute("SELECT 1 FROM about").fetchone():
-                    connection.execute("INSERT INTO about VALUES (?)", [json.dumps(dict(about))])
+                    made = {**about, "made": time.time_ns()}
+                    connection.execute("INSERT INTO about VALUES (?)", [json.dumps(made)])
+                self.made: int = json.loads(connection.execute("SELECT what FROM about").fetchone()[0])["made"]
         except (OSError, sqlite3.Error) as error:
             raise UserError(
                 f"{file}, where paid vectors are kept, can't be used ({error}); set cache= to a folder that can be "

@@ -99,6 +99,18 @@ def test_another_model_or_length_at_the_same_endpoint_is_asked_anew():
     assert stub.calls[2].body["dimensions"] == SIZE
 
 
+def test_vectors_whose_file_was_removed_are_asked_for_again(kept):
+    with Stub(good) as stub:
+        for _ in range(2):
+            model = model_of(stub)
+            Encoder(model, content=model.origin["content"]).passages(["one"])
+        (file,) = (kept / "endpoints").glob("*.sqlite")
+        file.unlink()
+        model = model_of(stub)
+        Encoder(model, content=model.origin["content"]).passages(["one"])
+    assert sent(stub) == ["one", "one"]
+
+
 def test_what_was_answered_before_an_end_is_not_asked_again():
     def until(call):
         return good(call) if call.number < 2 else error(503, "busy")
@@ -123,7 +135,7 @@ def test_answers_in_flight_are_kept_when_another_call_fails():
         with pytest.raises(UserError, match="refuses a text of"):
             Encoder(model_of(stub)).passages(PASSAGES)
         model = model_of(stub)
-        assert model.remote._store.lacking(PASSAGES) == PASSAGES[8:]  # the last call's, with igloo and jelly
+        assert model.remote.store.lacking(PASSAGES) == PASSAGES[8:]  # the last call's, with igloo and jelly
 
 
 def test_a_batch_that_is_too_large_is_halved_and_later_ones_are_no_larger():
@@ -158,7 +170,7 @@ def test_what_goes_wrong_is_said_and_nothing_is_kept(reply, said):
         model = model_of(stub, timeout=0.3)
         with pytest.raises(UserError, match=said):
             Encoder(model).passages(["one"])
-        assert model.remote._store.lacking(["one"]) == ["one"]
+        assert model.remote.store.lacking(["one"]) == ["one"]
 
 
 def test_a_call_that_fails_in_passing_is_sent_again_after_the_wait_that_is_asked_for():
@@ -205,7 +217,7 @@ def test_a_call_without_an_answer_counts_as_if_it_had_been_billed():
     with Stub(lambda call: Reply(hang=True)) as stub:
         with pytest.raises(UserError, match="no answer within"):
             Encoder(model_of(stub, timeout=0.2)).passages(["x" * 30])
-        assert model_of(stub).remote._store.spent().tokens == 10
+        assert model_of(stub).remote.store.spent().tokens == 10
 
 
 def test_a_usd_cap_needs_a_price_and_other_mistakes_are_said_together():
