@@ -42,8 +42,8 @@ def test_every_command_of_every_page_is_run_by_a_test_here_or_marked_with_why_no
     neither = [command.text for command in RUN if command.program not in run and not is_script(command)]
     assert neither == []
     assert all(len(command.block.why_not.split()) >= 3 for command in MARKED), "a mark says why"
-    assert len(RUN) >= 50
-    assert len(MARKED) <= 42
+    assert len(RUN) >= 60
+    assert len(MARKED) <= 53  # of 114
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
