@@ -150,7 +150,13 @@ def _first(scores: np.ndarray, top: int) -> np.ndarray:
 def training_seconds(metrics: Path) -> float:
     """How long a training took, by its metrics.jsonl, whose clock starts anew where a killed run went on.
 
-    From line to line, looks at dev included; what was done again after a checkpoint counts once.
+    From line to line of one attempt, looks at dev included; what was done again after a checkpoint counts once. From
+    that checkpoint to the first line after it nothing counts.
     """
-    clock = [json.loads(line)["seconds"] for line in metrics.read_text(encoding="utf-8").splitlines()]
-    return round(sum(max(0.0, later - earlier) for earlier, later in pairwise(clock)), 2)
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    whole = sum(
+        later["seconds"] - earlier["seconds"]
+        for earlier, later in pairwise(lines)
+        if later.get("attempt") == earlier.get("attempt")
+    )
+    return round(whole, 2)

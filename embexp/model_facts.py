@@ -48,10 +48,11 @@ def is_routed(model: torch.nn.Module) -> bool:
     return any(type(module).__name__ == "Router" for module in model.modules())
 
 
-def missing_weights(model: Any) -> list[str]:
+def missing_weights(model: Any, *, pools_itself: bool = True) -> list[str]:
     """Names of the transformer's weights that its folder lacks, in whose place random ones stand.
 
-    A pooler's are left out, since sentence-transformers pools by itself. The weights are read once more for it.
+    pools_itself: whether a pooler's are left out, as sentence-transformers does that by itself. The weights are read
+    once more for it.
     """
     transformer = model.transformers_model
     if transformer is None:
@@ -59,7 +60,7 @@ def missing_weights(model: Any) -> list[str]:
     _, info = type(transformer).from_pretrained(
         transformer.name_or_path, output_loading_info=True, local_files_only=True, use_safetensors=True
     )
-    return sorted(name for name in info["missing_keys"] if "pooler" not in name)
+    return sorted(name for name in info["missing_keys"] if not (pools_itself and "pooler" in name))
 
 
 def dropouts(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str]]:

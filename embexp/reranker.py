@@ -1,6 +1,6 @@
 """Has the reranker that conf/reranker names, trained first or only loaded, and measures what it does.
 
-Called by `experiment`. The training itself is in `reranker_training`, which is imported, with the libraries that it
+Called by `measured_arms`. The training itself is in `reranker_training`, which is imported, with the libraries that it
 needs, once there is something to train. What re-orders is `reranking.Reranked`.
 """
 
@@ -37,8 +37,6 @@ from embexp.tuning import Run
 
 if TYPE_CHECKING:
     from embexp.reranker_training import Looks
-
-__all__ = ["FOLDER", "Pretrained", "Reranked", "Trained", "reranker_of"]
 
 log = logging.getLogger(__name__)
 

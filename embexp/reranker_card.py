@@ -11,6 +11,8 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from embexp import usage
+from embexp.errors import listed
+from embexp.report import FOUND_BY
 from embexp.reranker_shown import blocks
 from embexp.tables import aligned, markdown
 
@@ -47,8 +49,9 @@ def _training(result: Mapping[str, Any]) -> str:
     start = result["fingerprint"]["helpers"].get("reranker.path") or result["fingerprint"]["model"]
     chosen = "the last weights" if best is None else f"the weights of step {best}, the best on dev"
     said = [
-        f"- it started from the model with the content `{start['content']}`, with a new last layer of one output",
-        f"- {found['pairs']:,} pairs, of which {drawn['drawn']:,} are negatives, found by {drawn['found_by']}; "
+        f"- it started from the model with the content `{start['content']}`"
+        + (f", with new weights of {listed(found['new'])}" if found["new"] else ""),
+        f"- {found['pairs']:,} pairs, of which {drawn['drawn']:,} are negatives, found {FOUND_BY[drawn['found_by']]}; "
         f"{found['steps']:,} steps, {chosen}",
         "- loss: binary cross-entropy",
         f"- seed: {result['seed']}",

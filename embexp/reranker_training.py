@@ -62,7 +62,7 @@ def train(
     hardware is fast at it. Raises UserError when it can't be loaded, or when the loss becomes NaN.
     """
     set_seed(seed)  # of a new last layer, and of dropout
-    model = _loaded(start, settings)
+    model, new = _loaded(start, settings)
     sampler = ConflictFreeBatchSampler(
         rows,
         Conflicts.of(rows, data),  # none: each pair has its own label
@@ -87,11 +87,11 @@ def train(
     if best.state is not None:
         model.load_state_dict(best.state)
     model.save_pretrained(str(to), create_model_card=False)
-    return {"pairs": len(rows), "steps": steps, "best_step": best.step}
+    return {"pairs": len(rows), "steps": steps, "best_step": best.step, "new": new}
 
 
-def _loaded(start: Path, settings: Trained) -> CrossEncoder:
-    """Raises UserError when the folder lacks more than the last layer."""
+def _loaded(start: Path, settings: Trained) -> tuple[CrossEncoder, list[str]]:
+    """The model, and the names of its weights that are new. Raises UserError where it lacks more than a last layer."""
     name = settings.path or str(start)
     try:
         model = CrossEncoder(
@@ -105,13 +105,17 @@ def _loaded(start: Path, settings: Trained) -> CrossEncoder:
     except LOADING_ERRORS as error:
         why = why_not_loaded(start, error)
         raise UserError(f"reranker.path={name} can't be loaded as a cross-encoder ({why})") from error
-    body = f"{getattr(model.transformers_model, 'base_model_prefix', '')}."
-    if missing := [weights for weights in missing_weights(model) if weights.startswith(body)]:
+    new = missing_weights(model, pools_itself=False)
+    inside = [weights for weights in new if weights.startswith(f"{model.transformers_model.base_model_prefix}.")]
+    # of a model of embeddings the last layer is new, and a pooler is where it was saved without its own
+    if missing := [weights for weights in inside if "pooler" not in weights or inside == new]:
         raise UserError(f"reranker.path={name} lacks weights; random ones would stand there: {listed(missing)}")
+    if new:
+        log.info("random at the start: %s", listed(new))
     if settings.dropout is not None:
         for module, attribute in dropouts(model):
             setattr(module, attribute, settings.dropout)
-    return model
+    return model, new
 
 
 def _lengths(model: CrossEncoder, rows: Rows) -> np.ndarray:

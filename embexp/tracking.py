@@ -40,13 +40,15 @@ class Tracker:
 
     def __init__(self, folder: Path, mirror: Mirror | None) -> None:
         self._path = folder / "metrics.jsonl"
+        self._attempt = _attempts(self._path) + 1
         self._file = self._path.open("a", encoding="utf-8")
         self._start = time.time()
         self._mirror = mirror
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
         """Append one line, on disk before this returns; NaN and infinity become null. step: optimiser steps done."""
-        line = {"step": step, "seconds": round(time.time() - self._start, 2), **values}
+        again = {"attempt": self._attempt} if self._attempt > 1 else {}  # whose clock starts anew
+        line = {"step": step, "seconds": round(time.time() - self._start, 2), **again, **values}
         self._file.write(json.dumps({key: _finite(value) for key, value in line.items()}, allow_nan=False) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -77,6 +79,13 @@ class Tracker:
         except Exception as error:  # whatever goes wrong there must not end the run
             log.warning("tracking stopped, the run goes on: %s", first_line(error))
             self._mirror = None
+
+
+def _attempts(metrics: Path) -> int:
+    """How many attempts at the run have written a line."""
+    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.exists() else []
+    whole = [line for line in lines if line.endswith("\n")]
+    return json.loads(whole[-1]).get("attempt", 1) if whole else 0
 
 
 SETTINGS: dict[str, Any] = {  # wandb's own

@@ -37,7 +37,7 @@ class Ending:
         return cls(
             b"".join(path.read_bytes() for path in sorted((folder / "model").rglob("*.safetensors"))),
             {key: value for key, value in result.items() if key not in VARYING},
-            [{key: value for key, value in line.items() if key != "seconds"} for line in lines],
+            [{key: value for key, value in line.items() if key not in ("seconds", "attempt")} for line in lines],
         )
 
 

@@ -107,9 +107,8 @@ def test_a_finder_finds_what_its_arm_ranks(model, vectors, name):
 
 
 def test_seconds_of_training_are_those_between_lines_also_where_a_killed_run_went_on(tmp_path):
-    # 0 to 8 s, killed; the clock starts anew: 3 to 7 s
-    lines = [
-        {"step": step, "seconds": seconds} for step, seconds in ((0, 2.0), (1, 5.0), (2, 10.0), (3, 3.0), (4, 7.0))
-    ]
+    # 8 s, killed; the clock starts anew, and 12 s pass before the first line: 4 s
+    first = [{"step": step, "seconds": seconds} for step, seconds in ((0, 2.0), (1, 5.0), (2, 10.0))]
+    lines = [*first, *({"step": step, "seconds": seconds, "attempt": 2} for step, seconds in ((3, 12.0), (4, 16.0)))]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert training_seconds(tmp_path / "metrics.jsonl") == 8.0 + 4.0

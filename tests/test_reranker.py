@@ -69,7 +69,8 @@ def run(embexp, tiny, pairs):
 
 def test_training_twice_gives_the_same_weights_and_another_seed_others(tiny, tmp_path):
     said = trained(tiny, tmp_path / "one", dropout=None)
-    assert said == {"pairs": 40, "steps": 4, "best_step": None}
+    new = ["classifier.bias", "classifier.weight"]  # a whole BERT, with its pooler, that has only embedded
+    assert said == {"pairs": 40, "steps": 4, "best_step": None, "new": new}
     torch.manual_seed(7)  # what was drawn before must not matter
     trained(tiny, tmp_path / "two", dropout=None)
     trained(tiny, tmp_path / "other", dropout=None, seed=1)
@@ -119,18 +120,26 @@ def test_a_loss_that_is_no_number_ends_the_training_and_says_at_which_step(tiny,
     assert not (tmp_path / "made" / "model.safetensors").exists()
 
 
+def without(folder, part, *, to):
+    """A copy of a model's folder that lacks the weights whose name holds a part."""
+    shutil.copytree(folder, to)
+    kept = {name: value for name, value in weights(folder).items() if part not in name}
+    save_file(kept, to / "model.safetensors", metadata={"format": "pt"})
+    return to
+
+
 def test_a_model_that_lacks_more_than_its_last_layer_is_refused(tiny, tmp_path):
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    for file in tiny.iterdir():
-        if file.is_file() and file.name != "model.safetensors":
-            (broken / file.name).write_bytes(file.read_bytes())
-    kept = weights(tiny)
-    lost = next(name for name in kept if "layer.1.output.dense.weight" in name)
-    del kept[lost]
-    save_file(kept, broken / "model.safetensors", metadata={"format": "pt"})
+    broken = without(tiny, "layer.1.output.dense.weight", to=tmp_path / "broken")
     with pytest.raises(UserError, match=r"lacks weights; random ones .*layer\.1\.output\.dense"):
         trained(broken, tmp_path / "made")
+
+
+def test_a_pooler_may_be_new_where_the_last_layer_is_and_not_in_a_cross_encoder(tiny, tmp_path):
+    said = trained(without(tiny, "pooler", to=tmp_path / "embeds"), tmp_path / "made")
+    assert [name for name in said["new"] if "pooler" in name] == ["bert.pooler.dense.bias", "bert.pooler.dense.weight"]
+    judge = without(tiny_cross_encoder(tmp_path / "judge"), "pooler", to=tmp_path / "broken")
+    with pytest.raises(UserError, match=r"lacks weights; random ones .*pooler\.dense"):
+        trained(judge, tmp_path / "other")
 
 
 class Ranks:

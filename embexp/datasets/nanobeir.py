@@ -67,12 +67,11 @@ def _subset(folder: Path, name: str) -> tuple[RetrievalSet, int]:
         for kind in ("corpus", "queries")
     }
     corpus = {passage: text for passage, text in texts["corpus"].items() if text}
+    empty = texts["corpus"].keys() - corpus.keys()
     qrels: dict[str, dict[str, int]] = {}
     for row in _rows(folder, "qrels", name):
         ids: Sequence[Any] = row["corpus-id"] if isinstance(row["corpus-id"], list) else [row["corpus-id"]]
-        relevant = {f"{name}:{passage}": 1 for passage in ids}
-        left_out = relevant.keys() & texts["corpus"].keys() - corpus.keys()
-        grades = {passage: grade for passage, grade in relevant.items() if passage not in left_out}
+        grades = {passage: 1 for each in ids if (passage := f"{name}:{each}") not in empty}
         qrels.setdefault(f"{name}:{row['query-id']}", {}).update(grades)
     qrels = {query: grades for query, grades in qrels.items() if grades}
     queries = {query: text for query, text in texts["queries"].items() if query in qrels and text}
