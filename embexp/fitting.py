@@ -42,7 +42,7 @@ def _reranker_mistakes(config: Mapping[str, Any]) -> list[str]:
     if "negatives" in reranker and reranker.get("path") is None and model.get("kind") not in (None, "transformer"):
         problems.append(
             f"reranker=trained starts from the run's model, and this one is {model['kind']}; set reranker.path to a "
-            "local folder or a Hub id, or choose another model (model=minilm)"
+            "local folder or a Hub id, choose another model (model=minilm), or leave it out (reranker=none)"
         )
     return problems
 

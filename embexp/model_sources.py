@@ -14,6 +14,13 @@ from embexp.errors import UserError
 from embexp.hub import snapshot
 from embexp.model_folder import LOADED, hashes, refuse_unsafe, sha256
 
+A_RERANKER = ", such as the reranker/ of a run with reranker=trained"
+WITHOUT_HUB = {  # setting -> what needs no Hub
+    "model.path": ", or use model=minilm, which needs no Hub",
+    "loss.teacher": A_RERANKER,
+    "negatives.rescorer": f"{A_RERANKER}, or to null",
+    "reranker.path": A_RERANKER,
+}
 HUB_ID_AT = re.compile(r"(?P<id>\w[\w.-]*(/\w[\w.-]*)?)@(?P<revision>.+)")
 
 
@@ -63,8 +70,7 @@ def _find(path: str, revision: str | None, packaged: Mapping[str, str] | None, s
 
 def instead(setting: str) -> str:
     """What to try where a model can't be had. setting: where the user names it."""
-    no_hub = ", or use model=minilm, which needs no Hub" if setting == "model.path" else ", or to null"
-    return f"Set {setting}= to a local folder that holds the model{no_hub}"
+    return f"Set {setting}= to a local folder that holds the model{WITHOUT_HUB.get(setting, ', or to null')}"
 
 
 def _installed(packaged: Mapping[str, str]) -> Path | None:
