@@ -196,6 +196,14 @@ def test_a_limit_needs_a_guard_set_and_is_a_part_of_the_metric():
     assert mistakes_in({**guarded, "max_forgetting": 0}) == []
 
 
+def test_without_a_training_there_is_no_limit_to_close_and_nothing_to_merge():
+    config = composed("trainer=none", "dataset@guard_dataset=docstrings")
+    for key, value in [("max_forgetting", 0.02), ("max_forgetting", 0), ("merge", True), ("merge", [0.5])]:
+        (problem,) = mistakes_in({**config, key: value})
+        assert problem.startswith(f"{key}={value} is of what a training changes, and trainer=none has none")
+    assert mistakes_in(config) == mistakes_in({**config, "merge": False}) == []
+
+
 def test_a_run_that_failed_ends_with_one_and_one_that_forgot_with_a_code_of_its_own(tmp_path):
     assert [of_all(codes) for codes in ([], [0, 0], [0, FORGOTTEN], [1, FORGOTTEN], [-9])] == [0, 0, 5, 1, 1]
     (tmp_path / "result.json").write_text(json.dumps({"status": "completed", "error": None}))

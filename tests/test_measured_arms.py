@@ -82,6 +82,7 @@ def test_without_a_training_hybrids_of_the_base_show_whether_to_tune_at_all(embe
         (["arms=[adapter]", "trainer=none"], "arms=[adapter] needs a training"),
         (["learning_curve=true", "trainer=none"], "learning_curve=true needs a training"),
         (["arms=[reranked]"], "there is no arm reranked; there are hybrid, adapter, merged"),
+        (["arms=[hybrid]", "model=openai_embeddings", "trainer=none"], "an endpoint would be paid for"),
         (["arms=[merged]", "merge=true"], "merged already"),
         (["arms=[adapter]", "model.adapter=linear"], "an adapter already"),
         (["arms=[adapter]", "loss=gist"], "choose loss=mnrl"),
