@@ -17,7 +17,7 @@ from embexp.embedding import Embeddings
 from embexp.encoding import Encoder
 from embexp.errors import UserError
 from embexp.evaluators import Evaluation
-from embexp.forgetting import Guard
+from embexp.forgetting import Guard, Score
 from embexp.learning_curve import LearningCurve
 from embexp.looks import Plan
 from embexp.model_facts import facts_of
@@ -41,10 +41,14 @@ class MeasuredArms:
     keyword: BM25, with which hybrids fuse. found: what was measured, by arm and side.
     """
 
-    def __init__(self, run: Run, splits: Splits, sides: Mapping[str, RetrievalSet], guard: Guard, stage: Timer) -> None:
-        """sides: dev and test. guard: scores, and has its say in merging. Raises UserError where there is no dev to
-        choose arms by."""
-        self._run, self._splits, self._sides, self._guard, self._stage = run, splits, sides, guard, stage
+    def __init__(
+        self, run: Run, splits: Splits, sides: Mapping[str, RetrievalSet], score: Score, guard: Guard | None,
+        stage: Timer,
+    ) -> None:  # fmt: skip
+        """sides: dev and test. score: measures an arm on a set. guard: has its say in merging. Raises UserError where
+        there is no dev to choose arms by."""
+        self._run, self._splits, self._sides, self._stage = run, splits, sides, stage
+        self._score_on, self._guard = score, guard
         self.keyword = BM25()
         self.found: dict[str, dict[str, Evaluation]] = {}
         self._asked: frozenset[str] = frozenset(run.config["arms"])
@@ -63,11 +67,16 @@ class MeasuredArms:
     def measure(self, name: str, arm: Arm) -> dict[str, dict[str, float] | None]:
         """Score an arm on dev and test, and on the guard set as it asks for; the metrics by side."""
         self.found[name] = self._score(arm)
-        self._guard.measure(name, arm)
+        if self._guard is not None:
+            self._guard.measure(name, arm)
         return results.metrics_of(self.found[name], self._splits)
 
+    def on_dev(self, arm: Arm) -> float:
+        """The primary metric of an arm on dev."""
+        return self._score_on(arm, self._splits.dev).metrics[self._run.config["metric"]]
+
     def _score(self, arm: Arm) -> dict[str, Evaluation]:
-        return {side: self._guard.score(arm, data) for side, data in self._sides.items()}
+        return {side: self._score_on(arm, data) for side, data in self._sides.items()}
 
     def of_base(self, model: EmbeddingModel, encoder: Encoder) -> None:
         """The base has been scored."""
@@ -123,7 +132,7 @@ class MeasuredArms:
         if config["reranker"] is None:
             return
         self.found["reranked"], scorer = rerank(
-            self._run, source, Dense(encoder), train_set, self._splits, self._sides, self._guard.score, self._stage
+            self._run, source, Dense(encoder), train_set, self._splits, self._sides, self._score_on, self._stage
         )
         if self._asked:
             of = "tuned" if "tuned" in self.found else "base"
@@ -160,8 +169,9 @@ class MeasuredArms:
         assert model is not None
         with self._stage("merged"):
             mixture = merging.Mixture(model, self._before)
-            shares, dev = merging.shares_of(True), self._splits.dev
-            mixed, self._mixed = merging.merge(mixture, encoder, dev, shares=shares, guard=self._guard)
+            mixed, self._mixed = merging.merge(
+                mixture, encoder, shares=merging.SHARES, on_dev=self.on_dev, guard=self._guard
+            )
             tuning.save(model, self._run.folder / "arms" / "merged", run=self._run.folder.name)
             self.found["merged"] = self._score(Dense(mixed))
         self._serving["merged"] = self._serving["tuned"]

@@ -99,7 +99,7 @@ def guarded(monkeypatch):
     def made(guard, train, *, tests=True, **config):
         monkeypatch.setattr("embexp.forgetting.build", lambda node, allowed: guard)
         node = {"_target_": "embexp.datasets.pairs.load"}
-        usual = {"limit": None, "merge": None, "max_forgetting": None, "trainer": {}, "allowed_packages": []}
+        usual = {"limit": None, "merge": None, "max_forgetting": None, "allowed_packages": []}
         result = {"notes": []}
         return guard_of(
             {**usual, "metric": METRIC, "guard_dataset": node, **config}, train, result, None, tests=tests
@@ -119,7 +119,6 @@ TRAIN = Splits(*[RetrievalSet({"t": "where is it"}, {"x": "here"}, {"t": {"x": 1
         ({"max_forgetting": 0.1}, 0, 20),
         ({"merge": True, "max_forgetting": 0.1}, 10, 10),
         ({"merge": [0.5], "max_forgetting": 0}, 10, 10),
-        ({"merge": True, "max_forgetting": 0.1, "trainer": None}, 0, 20),
         ({"limit": 6}, 0, 6),
     ],
 )
