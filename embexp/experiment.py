@@ -62,7 +62,6 @@ def measure(run: Run, processes: Processes | None) -> None:
             plan, untrained = _plan(run, model, encoder, evaluators, arms.found["base"]["dev"], splits, train_set, rows)
         with stage("libraries"):
             learner = tuning.learner(model, encoder, rows)
-            before = merging.weights_of(learner) if config["merge"] else {}
         arms.before_training(learner, encoder, train_set, rows, plan, untrained)
         del encoder  # as large as the corpus, and the tuned model's embeddings will be too; an adapter needs it
         with stage("training"):
@@ -70,9 +69,8 @@ def measure(run: Run, processes: Processes | None) -> None:
         if config["merge"]:
             with stage("merging"):
                 result["fully_tuned"] = arms.measure("fully_tuned", Dense(encoder))
-                encoder = merging.merged(
-                    learner, before, encoder, on_dev=arms.on_dev, guard=guard, config=config, result=result
-                )
+                shares = merging.shares_of(config["merge"])
+                encoder, result["merge"] = arms.merge(learner, encoder, shares=shares)
         with stage("tuned"):
             tuning.keep(learner, run)
             result["tuned"] = arms.measure("tuned", Dense(encoder))

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 Config = Mapping[str, Any]
 Score = Callable[[Arm, RetrievalSet], Evaluation]
-MEASURED = ("base", "fully_tuned", "tuned")
+MEASURED = ("base", "fully_tuned", "tuned", "merged")
 ROUNDING = 1e-9  # scores that differ by less are equal
 HALF = "the guard set {name} has no dev, so half of its queries ({dev}) choose the share and the other half is reported"
 SHARED = (
@@ -130,7 +130,7 @@ def guard_of(config: Config, splits: Splits, result: dict[str, Any], score: Scor
         test = [limited(only_test(data), config["limit"]).test for data in test]
         guard = limited(guard, config["limit"])
     dev = [guard.dev] if guard.dev.queries else []
-    chooses = bool(config["merge"]) and config["max_forgetting"] is not None
+    chooses = (bool(config["merge"]) or "merged" in config["arms"]) and config["max_forgetting"] is not None
     if chooses and not dev:
         dev, test = map(list, zip(*map(halved, test), strict=True))
         result["notes"].append(HALF.format(name=name, dev=sum(len(data.queries) for data in dev)))

@@ -5,7 +5,7 @@ Called by `experiment`, which makes BM25, base and tuned; `arm_choice` says whic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -13,7 +13,6 @@ from embexp import arm_choice, merging, tuning
 from embexp import result as results
 from embexp.arms import BM25, Arm, Dense, Hybrid
 from embexp.costs import PASSAGES, QUESTIONS, Serving, costs, training_seconds
-from embexp.embedding import Embeddings
 from embexp.encoding import Encoder
 from embexp.errors import UserError
 from embexp.evaluators import Evaluation
@@ -32,6 +31,8 @@ from embexp.tuning import Run
 NAMES = (
     "bm25", "base", "hybrid_base", "adapter", "tuned", "fully_tuned", "merged", "hybrid_tuned", "reranked",
 )  # fmt: skip
+
+Merge = dict[str, Any]  # shares and the chosen one, as result.json has them
 
 
 class MeasuredArms:
@@ -56,6 +57,7 @@ class MeasuredArms:
         self._training_s: dict[str, float] = {"bm25": 0.0, "base": 0.0}
         self._learner: EmbeddingModel | None = None
         self._before: merging.Weights = {}
+        self._curve: LearningCurve | None = None
         if self._asked and not splits.dev.queries:
             raise UserError("arms are chosen by dev, and the data set has no dev questions; set arms=[]")
 
@@ -92,14 +94,16 @@ class MeasuredArms:
 
         encoder: of the base. train_set, rows, plan, untrained: see `tuning.tune`.
         """
-        self._curve = LearningCurve(self._run, self._splits, train_set, rows, plan, untrained)
-        if "merged" in self._asked:
+        config = self._run.config
+        if config["learning_curve"]:
+            self._curve = LearningCurve(self._run, self._splits, train_set, rows, plan, untrained)
+        if config["merge"] or "merged" in self._asked:
             self._before = merging.weights_of(learner)
         if "adapter" not in self._asked:
             return
-        chosen = dict(self._run.config["adapter_arm"])
+        chosen = dict(config["adapter_arm"])
         base = replace(learner, adapter=chosen.pop("kind"), lora=None)
-        arguments = {**self._run.config["trainer"], **chosen}
+        arguments = {**config["trainer"], **chosen}
         with self._stage("adapter"), tuning.beside(self._run, "adapter", trainer=arguments) as beside:
             head = tuning.learner(base, encoder, rows)
             found = tuning.tune(head, train_set, rows, plan, beside, untrained=untrained)
@@ -107,6 +111,11 @@ class MeasuredArms:
             self.found["adapter"] = self._score(Dense(found))
             self._training_s["adapter"] = training_seconds(beside.folder / "metrics.jsonl")
         self._serving["adapter"] = Serving(_served(head))
+
+    def merge(self, model: EmbeddingModel, encoder: Encoder, *, shares: Sequence[float]) -> tuple[Encoder, Merge]:
+        """Leave the trained model with the best share of its change, once; see `merging.merge`."""
+        mixture, self._before = merging.Mixture(model, self._before), {}
+        return merging.merge(mixture, encoder, shares=shares, on_dev=self.on_dev, guard=self._guard)
 
     def of_tuned(self, model: EmbeddingModel, encoder: Encoder) -> None:
         """The tuned model has been scored and saved."""
@@ -141,20 +150,23 @@ class MeasuredArms:
             self._training_s["reranked"] = round(self._training_s[of] + trained, 2)
 
     def finish(self, encoder: Encoder, *, base: Callable[[], EmbeddingModel]) -> None:
-        """What comes last: the arm `merged`, which changes the weights, the learning curve, costs, the comparison.
+        """What comes last: the arm `merged`, which changes the weights, costs, the learning curve, the comparison.
 
         encoder: of the run's own model. base: loads the base anew. Fills in `arms`, `arms_verdict`, `learning_curve`.
         """
-        if self._asked:
-            vectors = encoder.passages(list(self._splits.test.corpus.values()))
-        if "merged" in self._asked:
-            self._merge(encoder)
-        if self._run.config["learning_curve"]:
+        merged = self._merged(encoder) if "merged" in self._asked else None
+        spent = self._costs(encoder) if self._asked else {}
+        if self._curve is not None:
             with self._stage("learning curve"):
                 whole = self.found.get("fully_tuned", self.found["tuned"])
                 self._run.result["learning_curve"] = self._curve.measured(base, self._score, whole)
         if self._asked:
-            self._compare(vectors)
+            with self._stage("arms"):
+                metric, margin = (self._run.config[key] for key in ("metric", "margin"))
+                found = compared(self.found, spent, self._splits, metric=metric, margin=margin)
+                if merged is not None:
+                    found["arms"]["merged"]["merge"] = merged
+                self._run.result.update(found)
 
     def _hybrid(self, name: str, encoder: Encoder) -> None:
         if "hybrid" not in self._asked:
@@ -164,30 +176,24 @@ class MeasuredArms:
         self._serving[f"hybrid_{name}"] = Serving(self._serving[name].model, keyword=True)
         self._training_s[f"hybrid_{name}"] = self._training_s[name]
 
-    def _merge(self, encoder: Encoder) -> None:
+    def _merged(self, encoder: Encoder) -> Merge:
         model, seconds = self._learner, self._run.result["seconds"]
         assert model is not None
         with self._stage("merged"):
-            mixture = merging.Mixture(model, self._before)
-            mixed, self._mixed = merging.merge(
-                mixture, encoder, shares=merging.SHARES, on_dev=self.on_dev, guard=self._guard
-            )
+            mixed, told = self.merge(model, encoder, shares=merging.SHARES)
             tuning.save(model, self._run.folder / "arms" / "merged", run=self._run.folder.name)
-            self.found["merged"] = self._score(Dense(mixed))
+            self.measure("merged", Dense(mixed))
         self._serving["merged"] = self._serving["tuned"]
         self._training_s["merged"] = round(self._training_s["tuned"] + seconds["merged"], 2)
+        return told
 
-    def _compare(self, vectors: Embeddings) -> None:
-        config, test = self._run.config, self._splits.test
+    def _costs(self, encoder: Encoder) -> dict[str, dict[str, float]]:
+        test = self._splits.test
         with self._stage("costs"):
+            vectors = encoder.passages(list(test.corpus.values()))  # embedded before merging, which changes the weights
             questions = list(test.queries.values())
-            spent = costs(self._serving, test.corpus, questions, vectors, seed=config["seed"])
-        with self._stage("arms"):
-            cost = {name: {"training_s": self._training_s[name], **asdict(spent[name])} for name in spent}
-            found = compared(self.found, cost, self._splits, metric=config["metric"], margin=config["margin"])
-            if "merged" in self._asked:
-                found["arms"]["merged"]["merge"] = self._mixed
-            self._run.result.update(found)
+            spent = costs(self._serving, test.corpus, questions, vectors, seed=self._run.config["seed"])
+        return {name: {"training_s": self._training_s[name], **asdict(cost)} for name, cost in spent.items()}
 
 
 def compared(

@@ -2,7 +2,7 @@
 
 Each weight becomes before + share (after - before): WiSE-FT (Wortsman et al., 2022, arXiv 2109.01903), which
 LM-Cocktail (Xiao et al., 2023, arXiv 2311.13534) does with embedding models. An adapter starts as the identity, so
-that its shares lie between the base and what it has become. Called by `experiment` and `measured_arms`.
+that its shares lie between the base and what it has become. Called by `measured_arms`.
 """
 
 from __future__ import annotations
@@ -85,22 +85,6 @@ def _between(before: torch.Tensor, after: torch.Tensor, share: float) -> torch.T
     if share in (0, 1):
         return after if share else before
     return torch.lerp(before, after, share)
-
-
-def merged(
-    model: EmbeddingModel,
-    before: Weights,
-    tuned: Encoder,
-    *,
-    on_dev: OnDev,
-    guard: Guard | None,
-    config: Mapping[str, Any],
-    result: dict[str, Any],
-) -> Encoder:
-    """What embeds with the share of the change that is chosen as the config's `merge` says; the result says which."""
-    shares = shares_of(config["merge"])
-    encoder, result["merge"] = merge(Mixture(model, before), tuned, shares=shares, on_dev=on_dev, guard=guard)
-    return encoder
 
 
 def merge(

@@ -61,7 +61,13 @@ def measured(*, most):
     def score(arm, data):
         return Evaluation({METRIC: Scores(list(data.queries), np.array(right[arm][len(data.queries)], dtype=float))})
 
-    told = {"max_forgetting": most, "queries": {"dev": 4, "test": 20}, "dataset": "toy", "fully_tuned": None}
+    told = {
+        "max_forgetting": most,
+        "queries": {"dev": 4, "test": 20},
+        "dataset": "toy",
+        "fully_tuned": None,
+        "merged": None,
+    }
     guard = Guard({"dev": [dev], "test": [toy]}, score, METRIC, told)
     for name in ("base", "bm25", "tuned"):
         guard.measure(name, name)
@@ -99,7 +105,7 @@ def guarded(monkeypatch):
     def made(guard, train, *, tests=True, **config):
         monkeypatch.setattr("embexp.forgetting.build", lambda node, allowed: guard)
         node = {"_target_": "embexp.datasets.pairs.load"}
-        usual = {"limit": None, "merge": None, "max_forgetting": None, "allowed_packages": []}
+        usual = {"limit": None, "arms": [], "merge": None, "max_forgetting": None, "allowed_packages": []}
         result = {"notes": []}
         return guard_of(
             {**usual, "metric": METRIC, "guard_dataset": node, **config}, train, result, None, tests=tests
@@ -119,6 +125,8 @@ TRAIN = Splits(*[RetrievalSet({"t": "where is it"}, {"x": "here"}, {"t": {"x": 1
         ({"max_forgetting": 0.1}, 0, 20),
         ({"merge": True, "max_forgetting": 0.1}, 10, 10),
         ({"merge": [0.5], "max_forgetting": 0}, 10, 10),
+        ({"arms": ["hybrid", "merged"], "max_forgetting": 0}, 10, 10),
+        ({"arms": ["hybrid"], "max_forgetting": 0}, 0, 20),
         ({"limit": 6}, 0, 6),
     ],
 )

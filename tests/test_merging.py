@@ -161,12 +161,18 @@ def test_shares_that_are_none_are_refused():
 
 def test_a_merged_run_saves_and_scores_the_share_and_keeps_the_scores_of_all_of_the_change(embexp, sources):
     quick = ["model=static", "model.dimension=16", "trainer=smoke", "logger=none", *sources["pairs"]]
-    run = embexp(*quick, "trainer.learning_rate=0.1", "trainer.max_steps=20", "merge=[0.5]", "keep_checkpoints=true")
+    run = embexp(*quick, "trainer.learning_rate=0.1", "trainer.max_steps=20", "merge=[0.5]", "keep_checkpoints=true",
+                 "arms=[hybrid]")  # fmt: skip
     assert run.code == 0, run.output
     merged = run.result["merge"]
     assert merged["chosen"] == 0.5
     assert merged["shares"] == {"0.5": {"dev": run.result["tuned"]["dev"]["recall@10"], "guard": None}}
     assert run.result["fully_tuned"]["test"] != run.result["tuned"]["test"] != run.result["base"]["test"]
+    arms = run.result["arms"]
+    assert list(arms) == ["bm25", "base", "hybrid_base", "tuned", "fully_tuned", "hybrid_tuned"]
+    assert {side: arms["fully_tuned"][side] for side in ("dev", "test")} == run.result["fully_tuned"]
+    assert arms["fully_tuned"]["cost"]["query_ms"] == arms["tuned"]["cost"]["query_ms"]  # one network
+    assert arms["fully_tuned"]["cost"]["training_s"] <= arms["tuned"]["cost"]["training_s"]
     best = run.folder / "checkpoints" / f"checkpoint-{run.result['counts']['best_step']}"
     (tuned,), (saved,) = (load_file(folder / "model.safetensors").values() for folder in (best, run.folder / "model"))
     base = Static(dimension=16).load(splits_of(run.result["config"]).tokenizer_texts)
