@@ -14,7 +14,8 @@ from tests.tiny import tiny_cross_encoder
 
 ARMS = ["bm25", "base", "hybrid_base", "adapter", "tuned", "merged", "hybrid_tuned", "reranked"]
 ASKED = ["arms=[hybrid,adapter,merged]", "learning_curve=true", "limit=null", "trainer.learning_rate=0.05",
-         "dataset.split.test=0.4", "adapter_arm.num_train_epochs=2", "adapter_arm.learning_rate=0.05"]  # fmt: skip
+         "dataset.split.test=0.4", "adapter_arm.num_train_epochs=2", "adapter_arm.learning_rate=0.05",
+         "guard_dataset=docstrings", "guard_dataset.packages=[json,logging,email]", "max_forgetting=0.5"]  # fmt: skip
 
 
 def test_every_arm_is_on_the_report_also_of_a_run_that_failed_before_they_were_compared(
@@ -41,6 +42,10 @@ def test_every_arm_is_on_the_report_also_of_a_run_that_failed_before_they_were_c
         assert found["arms"]["reranked"][side] == found["reranker"][side]
     assert found["arms"]["tuned"]["delta"] == found["delta"]
     assert found["arms"]["base"]["delta"] is None
+    guard, merge = found["forgetting"], found["arms"]["merged"]["merge"]
+    chosen = merge["shares"][f"{merge['chosen']:g}"]
+    assert chosen == {"dev": found["arms"]["merged"]["dev"]["recall@10"], "guard": guard["merged"]["dev"]["recall@10"]}
+    assert run._summary(found)["guard/merged/recall@10"] == guard["merged"]["test"]["recall@10"]
     verdict = found["arms_verdict"]
     assert found["arms"][verdict["best"]]["against_best"] is None
     assert verdict["cheapest"] in verdict["as_good"]
@@ -59,12 +64,15 @@ def test_every_arm_is_on_the_report_also_of_a_run_that_failed_before_they_were_c
         "Arm to run: ",
         "| BM25 + tuned",
         "| tuned + reranker",
+        "The arm merged: ",
+        "lose at most 0.5 on the guard set's dev",
         "ms a question",
         "| 25%",
         "to train on would",
     ):
         assert words in text
         assert words in whole.output
+    assert "| the arm merged |" in text
     page = (broken.folder / "report.html").read_text()
     assert 'id="arms"' in page
     assert "recall@10 of each arm, minus the base" in page
