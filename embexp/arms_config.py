@@ -8,7 +8,7 @@ from typing import Any
 from embexp.checks import Types, nearest
 from embexp.errors import listed
 
-ARMS = ["hybrid", "reranked", "adapter", "merged"]
+ARMS = ["hybrid", "adapter", "merged"]  # a reranker, where one is chosen, is an arm too
 OF_A_TRAINING = ["adapter", "merged"]
 KINDS = ["linear", "mlp", "query_linear"]  # of adapters
 ROOT_TYPES: dict[str, Types] = {
@@ -40,8 +40,11 @@ def mistakes_in(config: Mapping[str, Any]) -> list[str]:
         )
     if isinstance(metric, str) and ("@" not in metric or "." in metric):
         problems.append(f"{said} compares rankings, and metric={metric} is of none; set metric=recall@10")
-    if "reranked" in arms and config["reranker"] is None:
-        problems.append("arms=[reranked]: no reranker is chosen; set reranker=trained or reranker=pretrained")
+    if arms and isinstance(config["model"], Mapping) and config["model"].get("kind") == "endpoint":
+        problems.append(
+            f"{said}: what arms cost is timed by embedding anew, which an endpoint would be paid for, and it is not of "
+            "this machine; leave arms out, or choose a model that is here (model=minilm)"
+        )
     if config["trainer"] is None:
         trained = [*(f"arms=[{arm}]" for arm in OF_A_TRAINING if arm in arms), *(["learning_curve=true"] * curve)]
         problems += [f"{what} needs a training, and trainer=none has none; leave one of them out" for what in trained]

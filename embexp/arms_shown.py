@@ -5,7 +5,7 @@ Reads a result (the content of result.json) and nothing else; all is empty where
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from embexp.errors import counted
@@ -14,8 +14,15 @@ from embexp.tables import Block, Table, number
 NAMES = {
     "bm25": "BM25", "base": "base", "hybrid_base": "BM25 + base", "adapter": "adapter", "tuned": "tuned",
     "fully_tuned": "tuned, not merged", "hybrid_tuned": "BM25 + tuned", "merged": "merged",
-    "reranked": "tuned + reranker",
+    "reranked": "reranked",
 }  # fmt: skip
+
+
+def names(result: Mapping[str, Any]) -> dict[str, str]:
+    """What each arm of a result is called; of the reranked one it is known there what was re-ordered."""
+    if "reranked" not in result["arms"]:
+        return NAMES
+    return NAMES | {"reranked": f"{result['reranker']['of']} + reranker"}
 
 
 def sentences(result: Mapping[str, Any]) -> list[str]:
@@ -34,35 +41,37 @@ def arms_line(result: Mapping[str, Any]) -> str:
     """The cheapest arm that is as good as the best, with its numbers, and what test can't tell."""
     verdict, arms = result["arms_verdict"], result["arms"]
     metric, best, chosen = verdict["metric"], verdict["best"], verdict["cheapest"]
+    called = names(result)
     at = f"{metric} {arms[best]['test'][metric]:.3f} on test"
     if chosen is None:
-        return f"**Best arm on dev: {NAMES[best]}**, {at}. Test has too few documents to compare arms with it."
+        return f"**Best arm on dev: {called[best]}**, {at}. Test has too few documents to compare arms with it."
     if chosen == best:
-        line = f"**Arm to run: {NAMES[best]}**, the best on dev ({at}); "
+        line = f"**Arm to run: {called[best]}**, the best on dev ({at}); "
         line += f"no cheaper one is sure to be less than {verdict['margin']:g} worse."
     else:
         delta = arms[chosen]["against_best"][metric]
         line = (
-            f"**Arm to run: {NAMES[chosen]}**, the cheapest that is as good as the best on dev, {NAMES[best]}: "
+            f"**Arm to run: {called[chosen]}**, the cheapest that is as good as the best on dev, {called[best]}: "
             f"{metric} {arms[chosen]['test'][metric]:.3f} against {arms[best]['test'][metric]:.3f} on test, "
             f"{delta['absolute']:+.3f}, 95 % interval {delta['ci_low']:+.3f} to {delta['ci_high']:+.3f} (a loss below "
             f"{verdict['margin']:g} is taken as none)."
         )
     if verdict["undecided"]:
+        undecided = ", ".join(called[arm] for arm in verdict["undecided"])
         lowest = min(arms[arm]["against_best"][metric]["ci_low"] for arm in verdict["undecided"])
         queries = counted(arms[verdict["undecided"][0]]["against_best"][metric]["queries"], "query", "queries")
-        line += f" {queries} can't tell of {_named(verdict['undecided'])}: worse by up to {-lowest:.3f}, or not."
+        line += f" {queries} can't tell of {undecided}: worse by up to {-lowest:.3f}, or not."
     return line
 
 
 def arms_table(result: Mapping[str, Any]) -> Table:
     """Each arm's score, and its differences from base and best with their intervals."""
     metric, best = result["arms_verdict"]["metric"], result["arms_verdict"]["best"]
-    lines = []
+    called, lines = names(result), []
     for name, arm in result["arms"].items():
         scores = [number(arm[side][metric]) for side in ("dev", "test")]
-        lines.append([NAMES[name], *scores, change(arm["delta"], metric), change(arm["against_best"], metric)])
-    return Table(["arm", f"{metric} on dev", "test", "minus base", f"minus {NAMES[best]}, the best on dev"], lines)
+        lines.append([called[name], *scores, change(arm["delta"], metric), change(arm["against_best"], metric)])
+    return Table(["arm", f"{metric} on dev", "test", "minus base", f"minus {called[best]}, the best on dev"], lines)
 
 
 def costs_table(result: Mapping[str, Any]) -> Table:
@@ -74,7 +83,8 @@ def costs_table(result: Mapping[str, Any]) -> Table:
         "index_s": "s to index",
         "training_s": "s to train",
     }
-    lines = [[NAMES[name], *(f"{cost[key]:.1f}" for key in keys)] for name, cost in spent.items()]
+    called = names(result)
+    lines = [[called[name], *(f"{cost[key]:.1f}" for key in keys)] for name, cost in spent.items()]
     return Table(["arm", *keys.values()], lines)
 
 
@@ -121,7 +131,3 @@ def change(deltas: Mapping[str, Any] | None, metric: str) -> str:
         return "-"
     delta = deltas[metric]
     return f"{delta['absolute']:+.3f} ({delta['ci_low']:+.3f} to {delta['ci_high']:+.3f})"
-
-
-def _named(arms: Sequence[str]) -> str:
-    return ", ".join(NAMES[arm] for arm in arms)

@@ -15,7 +15,6 @@ from embexp.arms import Arm, Dense
 from embexp.components import build
 from embexp.encoding import Encoder
 from embexp.evaluators import Evaluation, Evaluator, evaluate
-from embexp.forgetting import guard_of
 from embexp.looks import Plan, plan_of
 from embexp.measured_arms import MeasuredArms
 from embexp.models import EmbeddingModel
@@ -27,7 +26,6 @@ from embexp.stages import timer
 from embexp.tuning import Run
 
 if TYPE_CHECKING:
-    from embexp.callbacks import Watch
     from embexp.parallel.processes import Processes
 
 # the pairs that dev and test are measured on do not depend on what is trained with, so that runs compare
@@ -45,11 +43,11 @@ UNMOVED = (
 def measure(run: Run, processes: Processes | None) -> None:
     """Run the experiment that the run's config describes and fill in its result. processes: see EmbeddingModel."""
     config, result, stage = run.config, run.result, timer(run.result["seconds"])
-    source, splits, model = begun(config, result, stage, processes)
+    tests = run.watch is None or run.watch.scores_test  # a trial of a sweep must not see test
     evaluators = [build(node, allowed=config["allowed_packages"]) for node in config["evaluator"].values()]
-    sides = _sides(splits, run.watch)
-    guard = guard_of(config, splits, result, partial(_score, evaluators), tests="test" in sides)
-    arms = MeasuredArms(run, splits, sides, guard, stage)
+    score = partial(_score, evaluators)
+    source, splits, guard, model = begun(config, result, stage, score, tests=tests, processes=processes)
+    arms = MeasuredArms(run, splits, _sides(splits, tests=tests), score, guard, stage)
 
     with stage("bm25"):
         result["bm25"] = arms.measure("bm25", arms.keyword)
@@ -64,7 +62,6 @@ def measure(run: Run, processes: Processes | None) -> None:
             plan, untrained = _plan(run, model, encoder, evaluators, arms.found["base"]["dev"], splits, train_set, rows)
         with stage("libraries"):
             learner = tuning.learner(model, encoder, rows)
-            before = merging.weights_of(learner) if config["merge"] else {}
         arms.before_training(learner, encoder, train_set, rows, plan, untrained)
         del encoder  # as large as the corpus, and the tuned model's embeddings will be too; an adapter needs it
         with stage("training"):
@@ -72,9 +69,8 @@ def measure(run: Run, processes: Processes | None) -> None:
         if config["merge"]:
             with stage("merging"):
                 result["fully_tuned"] = arms.measure("fully_tuned", Dense(encoder))
-                encoder = merging.merged(
-                    learner, before, encoder, splits.dev, guard=guard, config=config, result=result
-                )
+                shares = merging.shares_of(config["merge"])
+                encoder, result["merge"] = arms.merge(learner, encoder, shares=shares)
         with stage("tuned"):
             tuning.keep(learner, run)
             result["tuned"] = arms.measure("tuned", Dense(encoder))
@@ -83,7 +79,7 @@ def measure(run: Run, processes: Processes | None) -> None:
     else:
         with stage("rows"):
             train_set = train_set_of(config, model, splits, encoder, result)
-    if "test" in sides:  # a trial of a sweep has none
+    if tests:
         arms.rerank(encoder, train_set, source)
         arms.finish(encoder, base=partial(base_of, config, source, splits, processes))
         with stage("comparison"):
@@ -116,10 +112,9 @@ def _compare(run: Run, on_test: Mapping[str, Evaluation], splits: Splits) -> Non
         manifest.write(manifest.of(splits), run.folder)
 
 
-def _sides(splits: Splits, watch: Watch | None) -> dict[str, RetrievalSet]:
-    """What is scored: dev, where there is one, and test, but for a trial, which must not see it."""
-    sides = {"dev": splits.dev} if splits.dev.queries else {}
-    return sides if watch is not None and not watch.scores_test else sides | {"test": splits.test}
+def _sides(splits: Splits, *, tests: bool) -> dict[str, RetrievalSet]:
+    """What is scored: dev, where there is one, and test."""
+    return ({"dev": splits.dev} if splits.dev.queries else {}) | ({"test": splits.test} if tests else {})
 
 
 def digests(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def _adapter_mistakes(config: Mapping[str, Any]) -> list[str]:
 
 
 def _forgetting_mistakes(config: Mapping[str, Any]) -> list[str]:
-    """Shares that are none, and a limit to what is lost on a guard set that is not there."""
+    """Shares that are none, a limit to what is lost on a guard set that is not there, and either without a training."""
     problems, merge, most = [], config["merge"], config["max_forgetting"]
     if isinstance(merge, list):
         right = [share for share in merge if isinstance(share, int | float) and not isinstance(share, bool)]
@@ -77,6 +77,10 @@ def _forgetting_mistakes(config: Mapping[str, Any]) -> list[str]:
     if most is not None and config["guard_dataset"] is None:
         problems.append(f"max_forgetting={most} is of a guard set, and there is none; add guard_dataset=nanobeir, or "
                         "any other data set")  # fmt: skip
+    if config["trainer"] is None:
+        untrained = {"merge": merge if merge else None, "max_forgetting": most}
+        problems += [f"{key}={value} is of what a training changes, and trainer=none has none; leave one of them out"
+                     for key, value in untrained.items() if value is not None]  # fmt: skip
     return problems
 
 

@@ -1,6 +1,6 @@
 """What training costs elsewhere: a guard set, scored before and after it. Fills in `forgetting` in result.json.
 
-Called by `experiment`. Any data set will do: its test is scored and its dev, where it has one, by which `merging` may
+Read by `preparing`. Any data set will do: its test is scored and its dev, where it has one, by which `merging` may
 choose. Nothing of it is trained on.
 """
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 Config = Mapping[str, Any]
 Score = Callable[[Arm, RetrievalSet], Evaluation]
-MEASURED = ("base", "fully_tuned", "tuned")
+MEASURED = ("base", "fully_tuned", "tuned", "merged")
 ROUNDING = 1e-9  # scores that differ by less are equal
 HALF = "the guard set {name} has no dev, so half of its queries ({dev}) choose the share and the other half is reported"
 SHARED = (
@@ -40,23 +40,27 @@ SHARED = (
 class Guard:
     """A guard set and what was measured on it.
 
-    sides: dev and test, as there are, each as sets with a corpus of their own, whose scores are averaged; empty without
-    a guard set, and then nothing is measured. score: an arm on a set. metric: the primary one. told: where it is
-    written, `forgetting` of the result.
+    sides: dev and test, as there are, each as sets with a corpus of their own, whose scores are averaged. score: an arm
+    on a set. metric: the primary one. told: where it is written, `forgetting` of the result.
     """
 
     sides: Mapping[str, Sequence[RetrievalSet]]
     score: Score
     metric: str
-    told: dict[str, Any] = field(default_factory=dict)
+    told: dict[str, Any]
     _found: dict[str, dict[str, Evaluation]] = field(default_factory=dict)
+
+    @property
+    def sets(self) -> list[RetrievalSet]:
+        """All that is scored."""
+        return [data for sets in self.sides.values() for data in sets]
 
     def measure(self, name: str, arm: Arm) -> None:
         """Score one of MEASURED, and compare base and tuned once both are there; of other arms nothing is measured.
 
         Raises UserError where the primary metric can't be averaged over the sets.
         """
-        if not self.sides or name not in MEASURED:
+        if name not in MEASURED:
             return
         self._found[name] = {side: self._scored(arm, sets) for side, sets in self.sides.items()}
         self.told[name] = {side: evaluation.metrics for side, evaluation in self._found[name].items()}
@@ -110,15 +114,15 @@ def averaged(parts: Sequence[Evaluation]) -> Evaluation:
     return Evaluation(scores)
 
 
-def guard_of(config: Config, splits: Splits, result: dict[str, Any], score: Score, *, tests: bool) -> Guard:
-    """The guard set that the config names, read, with `forgetting` of the result begun.
+def guard_of(config: Config, splits: Splits, result: dict[str, Any], score: Score, *, tests: bool) -> Guard | None:
+    """The guard set that the config names, read, with `forgetting` of the result begun; None where it names none.
 
     splits: what is trained on; what the guard set shares with it is noted in the result. tests: whether test may be
     scored, which a trial's may not. Raises UserError where it can't be had.
     """
     node = config["guard_dataset"]
     if node is None:
-        return Guard({}, score, config["metric"])
+        return None
     guard = _read(node, config["allowed_packages"])
     name = str(node["_target_"]).rpartition(".")[0].rpartition(".")[2]
     test = list(guard.apart or [guard.test])
@@ -126,7 +130,7 @@ def guard_of(config: Config, splits: Splits, result: dict[str, Any], score: Scor
         test = [limited(only_test(data), config["limit"]).test for data in test]
         guard = limited(guard, config["limit"])
     dev = [guard.dev] if guard.dev.queries else []
-    chooses = bool(config["merge"]) and config["max_forgetting"] is not None and config["trainer"] is not None
+    chooses = (bool(config["merge"]) or "merged" in config["arms"]) and config["max_forgetting"] is not None
     if chooses and not dev:
         dev, test = map(list, zip(*map(halved, test), strict=True))
         result["notes"].append(HALF.format(name=name, dev=sum(len(data.queries) for data in dev)))
@@ -137,11 +141,12 @@ def guard_of(config: Config, splits: Splits, result: dict[str, Any], score: Scor
         "queries": {side: sum(len(data.queries) for data in sets) for side, sets in sides.items()},
         "max_forgetting": config["max_forgetting"],
         "origin": dict(guard.origin),
-        "content": digest([data.digest for sets in sides.values() for data in sets]),
     }
+    found = Guard(sides, score, config["metric"], result["forgetting"])
+    result["forgetting"]["content"] = digest([data.digest for data in found.sets])
     log.info("guard set %s: %s", name, result["forgetting"]["queries"])
     _note_shared(name, [*dev, *test], trainable(splits), result)
-    return Guard(sides, score, config["metric"], result["forgetting"])
+    return found
 
 
 def _read(node: Config, allowed: Sequence[str]) -> Splits:

@@ -34,27 +34,35 @@ def findings(result: Mapping[str, Any]) -> str:
     """A sentence on the guard set, where `warning` has not said it, and one on the share that merging chose."""
     measured = bool(result.get("forgetting")) and result["forgetting"]["delta"] is not None
     said = [_change(result)] if measured and not failed(result) else []
-    return " ".join([*said, *([kept(result)] if result.get("merge") else [])])
+    return " ".join([*said, *(kept(result, what) for what in _merges(result))])
 
 
-def kept(result: Mapping[str, Any]) -> str:
-    """Which share of the change was kept, and why."""
-    share, limit = result["merge"]["chosen"], (result.get("forgetting") or {}).get("max_forgetting")
+def _merges(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The shares and the chosen one, by what was merged: the tuned model itself or the arm, never both."""
+    arm = (result.get("arms") or {}).get("merged")
+    found = {"Merged": result.get("merge"), "The arm merged": arm and arm["merge"]}
+    return {what: merge for what, merge in found.items() if merge}
+
+
+def kept(result: Mapping[str, Any], what: str = "Merged") -> str:
+    """Which share of the change was kept, and why. what: was merged, `Merged` for the tuned model itself."""
+    merge, limit = _merges(result)[what], (result.get("forgetting") or {}).get("max_forgetting")
+    share = merge["chosen"]
     within = f" of those that lose at most {limit:g} on the guard set's dev" if limit is not None else ""
-    if _loses_too_much(result):
+    if _loses_too_much(merge, result):
         least = f"no share loses at most {limit:g} on the guard set's dev, and it loses the least"
-        return f"Merged: {share:g} of the weights' change is kept: {least}."
+        return f"{what}: {share:g} of the weights' change is kept: {least}."
     if share == 0:
-        return f"Merged: nothing of the weights' change is kept: no share{within} is better on dev than the base."
-    return f"Merged: {share:g} of the weights' change is kept, the best share on dev{within}."
+        return f"{what}: nothing of the weights' change is kept: no share{within} is better on dev than the base."
+    return f"{what}: {share:g} of the weights' change is kept, the best share on dev{within}."
 
 
-def _loses_too_much(result: Mapping[str, Any]) -> bool:
+def _loses_too_much(merge: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
     """Whether even the chosen share loses more on the guard's dev than it may."""
     forgetting = result.get("forgetting")
     if not forgetting or forgetting["max_forgetting"] is None:
         return False
-    found = result["merge"]["shares"][f"{result['merge']['chosen']:g}"]["guard"]
+    found = merge["shares"][f"{merge['chosen']:g}"]["guard"]
     least = forgetting["base"]["dev"][result["metric"]] - forgetting["max_forgetting"]
     return bool(found < least - 1e-9)
 
@@ -75,10 +83,10 @@ def _change(result: Mapping[str, Any]) -> str:
 def tables(result: Mapping[str, Any]) -> list[Block]:
     """The guard set's scores before and after, and what each share of the change scores on dev."""
     found: list[Block] = []
-    forgetting, merge = result.get("forgetting"), result.get("merge")
+    forgetting = result.get("forgetting")
     if forgetting and forgetting["delta"]:
         found.append(_before_and_after(result))
-    if merge:
+    for merge in _merges(result).values():
         scores = merge["shares"].items()
         lines = [[share, number(each["dev"]), number(each["guard"])] for share, each in scores]
         found.append(Table(["share of the change", f"{result['metric']} on dev", "on the guard's dev"], lines))
@@ -87,9 +95,10 @@ def tables(result: Mapping[str, Any]) -> list[Block]:
 
 def _before_and_after(result: Mapping[str, Any]) -> Table:
     guard, lines = result["forgetting"], []
+    before = {"base": "base", "fully_tuned": "all of the change", "merged": "the arm merged"}
     for metric in dict.fromkeys([result["metric"], *FEW]):
         if metric in guard["delta"]:
-            scores = [number(guard[arm]["test"][metric]) for arm in ("base", "fully_tuned") if guard[arm]]
+            scores = [number(guard[arm]["test"][metric]) for arm in before if guard[arm]]
             lines.append([metric, *scores, *compared(guard["tuned"]["test"][metric], guard["delta"][metric])])
-    all_of_it = ["all of the change"] if guard["fully_tuned"] else []
-    return Table([f"guard set {guard['dataset']}", "base", *all_of_it, "tuned", *COMPARED], lines)
+    heads = [head for arm, head in before.items() if guard[arm]]
+    return Table([f"guard set {guard['dataset']}", *heads, "tuned", *COMPARED], lines)

@@ -52,7 +52,7 @@ class LearningCurve:
     def __post_init__(self) -> None:
         """Raises UserError for fewer than FEWEST questions, before anything is trained."""
         count = len(self.train_set.queries)
-        if self.run.config["learning_curve"] and count < FEWEST:
+        if count < FEWEST:
             raise UserError(
                 f"learning_curve=true: train has {count} questions, and its parts need {FEWEST} at least; add "
                 "questions, or set learning_curve=false"

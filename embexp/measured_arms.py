@@ -5,7 +5,7 @@ Called by `experiment`, which makes BM25, base and tuned; `arm_choice` says whic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -13,11 +13,10 @@ from embexp import arm_choice, merging, tuning
 from embexp import result as results
 from embexp.arms import BM25, Arm, Dense, Hybrid
 from embexp.costs import PASSAGES, QUESTIONS, Serving, costs, training_seconds
-from embexp.embedding import Embeddings
 from embexp.encoding import Encoder
 from embexp.errors import UserError
 from embexp.evaluators import Evaluation
-from embexp.forgetting import Guard
+from embexp.forgetting import Guard, Score
 from embexp.learning_curve import LearningCurve
 from embexp.looks import Plan
 from embexp.model_facts import facts_of
@@ -33,6 +32,8 @@ NAMES = (
     "bm25", "base", "hybrid_base", "adapter", "tuned", "fully_tuned", "merged", "hybrid_tuned", "reranked",
 )  # fmt: skip
 
+Merge = dict[str, Any]  # shares and the chosen one, as result.json has them
+
 
 class MeasuredArms:
     """Scores arms; makes those that the config asks for under `arms` and `reranker`, and the learning curve.
@@ -41,10 +42,14 @@ class MeasuredArms:
     keyword: BM25, with which hybrids fuse. found: what was measured, by arm and side.
     """
 
-    def __init__(self, run: Run, splits: Splits, sides: Mapping[str, RetrievalSet], guard: Guard, stage: Timer) -> None:
-        """sides: dev and test. guard: scores, and has its say in merging. Raises UserError where there is no dev to
-        choose arms by."""
-        self._run, self._splits, self._sides, self._guard, self._stage = run, splits, sides, guard, stage
+    def __init__(
+        self, run: Run, splits: Splits, sides: Mapping[str, RetrievalSet], score: Score, guard: Guard | None,
+        stage: Timer,
+    ) -> None:  # fmt: skip
+        """sides: dev and test. score: measures an arm on a set. guard: has its say in merging. Raises UserError where
+        there is no dev to choose arms by."""
+        self._run, self._splits, self._sides, self._stage = run, splits, sides, stage
+        self._score_on, self._guard = score, guard
         self.keyword = BM25()
         self.found: dict[str, dict[str, Evaluation]] = {}
         self._asked: frozenset[str] = frozenset(run.config["arms"])
@@ -52,6 +57,7 @@ class MeasuredArms:
         self._training_s: dict[str, float] = {"bm25": 0.0, "base": 0.0}
         self._learner: EmbeddingModel | None = None
         self._before: merging.Weights = {}
+        self._curve: LearningCurve | None = None
         if self._asked and not splits.dev.queries:
             raise UserError("arms are chosen by dev, and the data set has no dev questions; set arms=[]")
 
@@ -63,11 +69,16 @@ class MeasuredArms:
     def measure(self, name: str, arm: Arm) -> dict[str, dict[str, float] | None]:
         """Score an arm on dev and test, and on the guard set as it asks for; the metrics by side."""
         self.found[name] = self._score(arm)
-        self._guard.measure(name, arm)
+        if self._guard is not None:
+            self._guard.measure(name, arm)
         return results.metrics_of(self.found[name], self._splits)
 
+    def on_dev(self, arm: Arm) -> float:
+        """The primary metric of an arm on dev."""
+        return self._score_on(arm, self._splits.dev).metrics[self._run.config["metric"]]
+
     def _score(self, arm: Arm) -> dict[str, Evaluation]:
-        return {side: self._guard.score(arm, data) for side, data in self._sides.items()}
+        return {side: self._score_on(arm, data) for side, data in self._sides.items()}
 
     def of_base(self, model: EmbeddingModel, encoder: Encoder) -> None:
         """The base has been scored."""
@@ -83,14 +94,16 @@ class MeasuredArms:
 
         encoder: of the base. train_set, rows, plan, untrained: see `tuning.tune`.
         """
-        self._curve = LearningCurve(self._run, self._splits, train_set, rows, plan, untrained)
-        if "merged" in self._asked:
+        config = self._run.config
+        if config["learning_curve"]:
+            self._curve = LearningCurve(self._run, self._splits, train_set, rows, plan, untrained)
+        if config["merge"] or "merged" in self._asked:
             self._before = merging.weights_of(learner)
         if "adapter" not in self._asked:
             return
-        chosen = dict(self._run.config["adapter_arm"])
+        chosen = dict(config["adapter_arm"])
         base = replace(learner, adapter=chosen.pop("kind"), lora=None)
-        arguments = {**self._run.config["trainer"], **chosen}
+        arguments = {**config["trainer"], **chosen}
         with self._stage("adapter"), tuning.beside(self._run, "adapter", trainer=arguments) as beside:
             head = tuning.learner(base, encoder, rows)
             found = tuning.tune(head, train_set, rows, plan, beside, untrained=untrained)
@@ -98,6 +111,11 @@ class MeasuredArms:
             self.found["adapter"] = self._score(Dense(found))
             self._training_s["adapter"] = training_seconds(beside.folder / "metrics.jsonl")
         self._serving["adapter"] = Serving(_served(head))
+
+    def merge(self, model: EmbeddingModel, encoder: Encoder, *, shares: Sequence[float]) -> tuple[Encoder, Merge]:
+        """Leave the trained model with the best share of its change, once; see `merging.merge`."""
+        mixture, self._before = merging.Mixture(model, self._before), {}
+        return merging.merge(mixture, encoder, shares=shares, on_dev=self.on_dev, guard=self._guard)
 
     def of_tuned(self, model: EmbeddingModel, encoder: Encoder) -> None:
         """The tuned model has been scored and saved."""
@@ -123,7 +141,7 @@ class MeasuredArms:
         if config["reranker"] is None:
             return
         self.found["reranked"], scorer = rerank(
-            self._run, source, Dense(encoder), train_set, self._splits, self._sides, self._guard.score, self._stage
+            self._run, source, Dense(encoder), train_set, self._splits, self._sides, self._score_on, self._stage
         )
         if self._asked:
             of = "tuned" if "tuned" in self.found else "base"
@@ -132,20 +150,23 @@ class MeasuredArms:
             self._training_s["reranked"] = round(self._training_s[of] + trained, 2)
 
     def finish(self, encoder: Encoder, *, base: Callable[[], EmbeddingModel]) -> None:
-        """What comes last: the arm `merged`, which changes the weights, the learning curve, costs, the comparison.
+        """What comes last: the arm `merged`, which changes the weights, costs, the learning curve, the comparison.
 
         encoder: of the run's own model. base: loads the base anew. Fills in `arms`, `arms_verdict`, `learning_curve`.
         """
-        if self._asked:
-            vectors = encoder.passages(list(self._splits.test.corpus.values()))
-        if "merged" in self._asked:
-            self._merge(encoder)
-        if self._run.config["learning_curve"]:
+        merged = self._merged(encoder) if "merged" in self._asked else None
+        spent = self._costs(encoder) if self._asked else {}
+        if self._curve is not None:
             with self._stage("learning curve"):
                 whole = self.found.get("fully_tuned", self.found["tuned"])
                 self._run.result["learning_curve"] = self._curve.measured(base, self._score, whole)
         if self._asked:
-            self._compare(vectors)
+            with self._stage("arms"):
+                metric, margin = (self._run.config[key] for key in ("metric", "margin"))
+                found = compared(self.found, spent, self._splits, metric=metric, margin=margin)
+                if merged is not None:
+                    found["arms"]["merged"]["merge"] = merged
+                self._run.result.update(found)
 
     def _hybrid(self, name: str, encoder: Encoder) -> None:
         if "hybrid" not in self._asked:
@@ -155,29 +176,24 @@ class MeasuredArms:
         self._serving[f"hybrid_{name}"] = Serving(self._serving[name].model, keyword=True)
         self._training_s[f"hybrid_{name}"] = self._training_s[name]
 
-    def _merge(self, encoder: Encoder) -> None:
+    def _merged(self, encoder: Encoder) -> Merge:
         model, seconds = self._learner, self._run.result["seconds"]
         assert model is not None
         with self._stage("merged"):
-            mixture = merging.Mixture(model, self._before)
-            shares, dev = merging.shares_of(True), self._splits.dev
-            mixed, self._mixed = merging.merge(mixture, encoder, dev, shares=shares, guard=self._guard)
+            mixed, told = self.merge(model, encoder, shares=merging.SHARES)
             tuning.save(model, self._run.folder / "arms" / "merged", run=self._run.folder.name)
-            self.found["merged"] = self._score(Dense(mixed))
+            self.measure("merged", Dense(mixed))
         self._serving["merged"] = self._serving["tuned"]
         self._training_s["merged"] = round(self._training_s["tuned"] + seconds["merged"], 2)
+        return told
 
-    def _compare(self, vectors: Embeddings) -> None:
-        config, test = self._run.config, self._splits.test
+    def _costs(self, encoder: Encoder) -> dict[str, dict[str, float]]:
+        test = self._splits.test
         with self._stage("costs"):
+            vectors = encoder.passages(list(test.corpus.values()))  # embedded before merging, which changes the weights
             questions = list(test.queries.values())
-            spent = costs(self._serving, test.corpus, questions, vectors, seed=config["seed"])
-        with self._stage("arms"):
-            cost = {name: {"training_s": self._training_s[name], **asdict(spent[name])} for name in spent}
-            found = compared(self.found, cost, self._splits, metric=config["metric"], margin=config["margin"])
-            if "merged" in self._asked:
-                found["arms"]["merged"]["merge"] = self._mixed
-            self._run.result.update(found)
+            spent = costs(self._serving, test.corpus, questions, vectors, seed=self._run.config["seed"])
+        return {name: {"training_s": self._training_s[name], **asdict(cost)} for name, cost in spent.items()}
 
 
 def compared(

@@ -2,28 +2,28 @@
 
 Each weight becomes before + share (after - before): WiSE-FT (Wortsman et al., 2022, arXiv 2109.01903), which
 LM-Cocktail (Xiao et al., 2023, arXiv 2311.13534) does with embedding models. An adapter starts as the identity, so
-that its shares lie between the base and what it has become. Called by `experiment` and `measured_arms`.
+that its shares lie between the base and what it has become. Called by `measured_arms`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from embexp.arms import Dense
+from embexp.arms import Arm, Dense
 from embexp.encoding import Encoder
 from embexp.forgetting import ROUNDING, Guard
 from embexp.models import EmbeddingModel
-from embexp.retrieval_set import RetrievalSet
 
 log = logging.getLogger(__name__)
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # merge=true
 Weights = Mapping[str, torch.Tensor]
+OnDev = Callable[[Arm], float]
 
 
 @dataclass(frozen=True)
@@ -87,44 +87,26 @@ def _between(before: torch.Tensor, after: torch.Tensor, share: float) -> torch.T
     return torch.lerp(before, after, share)
 
 
-def merged(
-    model: EmbeddingModel,
-    before: Weights,
-    tuned: Encoder,
-    dev: RetrievalSet,
-    *,
-    guard: Guard,
-    config: Mapping[str, Any],
-    result: dict[str, Any],
-) -> Encoder:
-    """What embeds with the share of the change that is chosen as the config's `merge` says; the result says which."""
-    shares = shares_of(config["merge"])
-    encoder, result["merge"] = merge(Mixture(model, before), tuned, dev, shares=shares, guard=guard)
-    return encoder
-
-
 def merge(
-    mixture: Mixture,
-    tuned: Encoder,
-    dev: RetrievalSet,
-    *,
-    shares: Sequence[float],
-    guard: Guard,
+    mixture: Mixture, tuned: Encoder, *, shares: Sequence[float], on_dev: OnDev, guard: Guard | None
 ) -> tuple[Encoder, dict[str, Any]]:
     """Leave the model with the share of the change that is best on dev; see `better`.
 
     tuned: embeds with all of the change; what it has embedded is used. Each further share embeds what it is scored on.
-    Two encoders are held at a time, beside three copies of the weights. guard: scores dev too. Returns the encoder of
-    the chosen share, and for result.json the `shares`, each with its scores on dev and guard, and the share `chosen`.
+    Three encoders are held at a time (tuned, the best so far and the one being scored), each as large as what it has
+    embedded, beside three copies of the weights. on_dev: the primary metric of an arm there. guard: where there is one,
+    has its say. Returns the encoder of the chosen share, and for result.json the `shares`, each with its scores on dev
+    and guard, and the share `chosen`.
     """
     scores: dict[float, Scored] = {}
+    at_least = guard.at_least if guard else None
     best, encoder, last = 1.0, tuned, 1.0
     for share in sorted(set(shares), reverse=True):
         candidate, last = tuned if share == 1 else mixture.encoder(share), share
         arm = Dense(candidate)
-        scores[share] = Scored(guard.score(arm, dev).metrics[guard.metric], guard.on_dev(arm))
+        scores[share] = Scored(on_dev(arm), guard.on_dev(arm) if guard else None)
         log.info("%g of the change: %s", share, _in_words(scores[share]))
-        if best not in scores or not better(best, share, scores, guard_at_least=guard.at_least):
+        if best not in scores or not better(best, share, scores, guard_at_least=at_least):
             best, encoder = share, candidate
     if last != best:
         mixture.take(best)

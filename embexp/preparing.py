@@ -1,4 +1,4 @@
-"""What an experiment starts from: its data, checked, its base model, and the rows that the loss reads.
+"""What an experiment starts from: its data and guard set, checked, its base model, and the rows that the loss reads.
 
 Called by `experiment`; what a reader of the result must know goes into its counts and notes on the way.
 """
@@ -6,7 +6,7 @@ Called by `experiment`; what a reader of the result must know goes into its coun
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from embexp.cache import json_kept
 from embexp.components import build
 from embexp.encoding import Encoder
 from embexp.errors import UserError, counted
+from embexp.forgetting import Guard, Score, guard_of
 from embexp.leaks import refuse_leaks
 from embexp.model_sources import identified
 from embexp.models import EmbeddingModel, refuse_unfit
@@ -97,9 +98,13 @@ def data_of(config: Config, result: dict[str, Any]) -> Splits:
 
 
 def begun(
-    config: Config, result: dict[str, Any], stage: Timer, processes: Processes | None
-) -> tuple[Any, Splits, EmbeddingModel]:
-    """What the config's model is built as, the data, and the base model; all that a run can't be had without."""
+    config: Config, result: dict[str, Any], stage: Timer, score: Score, *, tests: bool, processes: Processes | None
+) -> tuple[Any, Splits, Guard | None, EmbeddingModel]:
+    """What the config's model is built as, the data, the guard set and the base model; all that a run can't be had
+    without.
+
+    score, tests: see `guard_of`.
+    """
     with stage("model"):
         source, helpers = (
             build(config["model"], allowed=config["allowed_packages"], without=["kind"]),
@@ -108,21 +113,24 @@ def begun(
     with stage("data"):
         splits = data_of(config, result)
         result["counts"] = results.counts(splits)
+        guard = guard_of(config, splits, result, score, tests=tests)
     with stage("loading"):
-        model = model_of(config, source, splits, result, processes)
+        model = model_of(config, source, splits, guard, result, processes)
         result["fingerprint"] = results.fingerprint(splits, model.origin, helpers)
-    return source, splits, model
+    return source, splits, guard, model
 
 
 def model_of(
-    config: Config, source: Any, splits: Splits, result: dict[str, Any], processes: Processes | None
-) -> EmbeddingModel:
+    config: Config, source: Any, splits: Splits, guard: Guard | None, result: dict[str, Any],
+    processes: Processes | None,
+) -> EmbeddingModel:  # fmt: skip
     """The base model, in all processes of the run. Raises UserError when the loss can't train it."""
     model = base_of(config, source, splits, processes)
     if config["trainer"] is not None:
         refuse_unfit(model, needs=config["loss"].get("needs"))
     if model.remote is not None:
-        model.remote.announce(_all_texts(splits, model, trains=config["trainer"] is not None))
+        sets = [splits.dev, splits.test, *([splits.train] if trains(config) else []), *(guard.sets if guard else [])]
+        model.remote.announce(_all_texts(sets, model))
         result["counts"]["sent"] = model.remote.sent  # goes on counting while the run goes on
     if model.untrained:
         note(result, UNTRAINED)
@@ -149,11 +157,10 @@ def base_of(config: Config, source: Any, splits: Splits, processes: Processes | 
     return replace(model, processes=processes)
 
 
-def _all_texts(splits: Splits, model: EmbeddingModel, *, trains: bool) -> list[str]:
+def _all_texts(sets: Sequence[RetrievalSet], model: EmbeddingModel) -> list[str]:
     """What the model is asked to embed, with its prompts."""
-    sides = (splits.dev, splits.test, *((splits.train,) if trains else ()))
-    passages = dict.fromkeys(text for side in sides for text in side.corpus.values())
-    queries = dict.fromkeys(text for side in sides for text in side.queries.values())
+    passages = dict.fromkeys(text for data in sets for text in data.corpus.values())
+    queries = dict.fromkeys(text for data in sets for text in data.queries.values())
     return [*(model.passage_prompt + text for text in passages), *(model.query_prompt + text for text in queries)]
 
 

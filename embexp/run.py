@@ -178,7 +178,7 @@ def _summary(result: Mapping[str, Any]) -> dict[str, Any]:
             flat |= {f"{split}/{arm}/{name}": score for name, score in (metrics or {}).items()}
     flat |= _of_deltas(result["delta"], "test")
     if guard := result["forgetting"]:
-        for arm in ("base", "fully_tuned", "tuned"):
+        for arm in ("base", "fully_tuned", "tuned", "merged"):
             flat |= {f"guard/{arm}/{name}": score for name, score in ((guard[arm] or {}).get("test") or {}).items()}
         flat |= _of_deltas(guard["delta"], "guard") | {"guard/passed": guard["passed"]}
     if result["merge"]:

@@ -28,6 +28,7 @@ from tests.conftest import toy_set
 from tests.mine_server import Reply, Stub, error
 from tests.test_adapters import KINDS, PASSAGES, QUERIES, rows, trained
 from tests.test_config import composed
+from tests.tiny import tiny_transformer
 
 SIZE = 16
 KEY = "sk-canary-8d1f6a"
@@ -300,6 +301,21 @@ def arguments(stub, pairs, folder):
     data = ["dataset=pairs", f"dataset.path={pairs}", "dataset.columns.group=group", "paraphrase=null"]
     return ["model=openai_embeddings", *model, "model.retries=0", "model.batch_size=40", "model.concurrency=1", *data,
             "trainer=adapter", "trainer.max_steps=12", "logger=none", f"cache={folder}"]  # fmt: skip
+
+
+def test_a_dry_run_counts_the_guard_set_and_what_a_reranker_is_trained_on_too(embexp, pairs, kept, sources, tmp_path):
+    with Stub(good) as stub:
+        call = [*arguments(stub, pairs, kept), "model.api_key_env=null", "model.budget.calls=0"]
+        guard = [word.replace("dataset", "guard_dataset", 1) for word in sources["beir"]]
+        guarded = embexp(*call, *guard)
+        start = f"reranker.path={tiny_transformer(tmp_path / 'tiny')}"
+        untuned = [word for word in call if not word.startswith("trainer.")]
+        reranked = embexp(*untuned, "trainer=none", "reranker=trained", start)
+        assert [guarded.code, reranked.code, stub.calls] == [1, 1, []]
+    asked = sum(guarded.result["forgetting"]["queries"].values())
+    assert asked > 10
+    assert f"{180 + 30 + asked} of {210 + asked} texts go to" in guarded.output  # its corpus has 30 passages
+    assert "180 of 180 texts go to" in reranked.output
 
 
 def test_a_run_that_was_interrupted_pays_only_once_and_is_searched_held_against_today_and_not_exported(

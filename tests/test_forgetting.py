@@ -61,7 +61,13 @@ def measured(*, most):
     def score(arm, data):
         return Evaluation({METRIC: Scores(list(data.queries), np.array(right[arm][len(data.queries)], dtype=float))})
 
-    told = {"max_forgetting": most, "queries": {"dev": 4, "test": 20}, "dataset": "toy", "fully_tuned": None}
+    told = {
+        "max_forgetting": most,
+        "queries": {"dev": 4, "test": 20},
+        "dataset": "toy",
+        "fully_tuned": None,
+        "merged": None,
+    }
     guard = Guard({"dev": [dev], "test": [toy]}, score, METRIC, told)
     for name in ("base", "bm25", "tuned"):
         guard.measure(name, name)
@@ -99,7 +105,7 @@ def guarded(monkeypatch):
     def made(guard, train, *, tests=True, **config):
         monkeypatch.setattr("embexp.forgetting.build", lambda node, allowed: guard)
         node = {"_target_": "embexp.datasets.pairs.load"}
-        usual = {"limit": None, "merge": None, "max_forgetting": None, "trainer": {}, "allowed_packages": []}
+        usual = {"limit": None, "arms": [], "merge": None, "max_forgetting": None, "allowed_packages": []}
         result = {"notes": []}
         return guard_of(
             {**usual, "metric": METRIC, "guard_dataset": node, **config}, train, result, None, tests=tests
@@ -119,7 +125,8 @@ TRAIN = Splits(*[RetrievalSet({"t": "where is it"}, {"x": "here"}, {"t": {"x": 1
         ({"max_forgetting": 0.1}, 0, 20),
         ({"merge": True, "max_forgetting": 0.1}, 10, 10),
         ({"merge": [0.5], "max_forgetting": 0}, 10, 10),
-        ({"merge": True, "max_forgetting": 0.1, "trainer": None}, 0, 20),
+        ({"arms": ["hybrid", "merged"], "max_forgetting": 0}, 10, 10),
+        ({"arms": ["hybrid"], "max_forgetting": 0}, 0, 20),
         ({"limit": 6}, 0, 6),
     ],
 )
@@ -194,6 +201,14 @@ def test_a_limit_needs_a_guard_set_and_is_a_part_of_the_metric():
     (problem,) = mistakes_in({**guarded, "max_forgetting": 2})
     assert problem == "max_forgetting=2 must be from 0 to 1: 0.02 lets the metric fall by two points"
     assert mistakes_in({**guarded, "max_forgetting": 0}) == []
+
+
+def test_without_a_training_there_is_no_limit_to_close_and_nothing_to_merge():
+    config = composed("trainer=none", "dataset@guard_dataset=docstrings")
+    for key, value in [("max_forgetting", 0.02), ("max_forgetting", 0), ("merge", True), ("merge", [0.5])]:
+        (problem,) = mistakes_in({**config, key: value})
+        assert problem.startswith(f"{key}={value} is of what a training changes, and trainer=none has none")
+    assert mistakes_in(config) == mistakes_in({**config, "merge": False}) == []
 
 
 def test_a_run_that_failed_ends_with_one_and_one_that_forgot_with_a_code_of_its_own(tmp_path):

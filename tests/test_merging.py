@@ -12,15 +12,12 @@ from safetensors.torch import load_file
 from embexp.adapters import adapter_of
 from embexp.config import mistakes_in
 from embexp.encoding import Encoder
-from embexp.evaluators import Evaluation
 from embexp.experiment import splits_of
-from embexp.forgetting import Guard
 from embexp.low_rank import low_rank
 from embexp.merging import SHARES, Mixture, Scored, better, merge, shares_of, weights_of
 from embexp.models import Static, Transformer
 from embexp.negatives import draw_random
 from embexp.shapes import to_rows
-from embexp.significance import Scores
 from tests.conftest import TOPICS, toy_set
 from tests.test_config import composed
 from tests.tiny import tiny_transformer
@@ -96,13 +93,12 @@ def test_the_model_is_left_with_the_chosen_share_and_its_encoder_embeds_so(dev, 
     mixture = Mixture(model, {name: torch.ones_like(value) for name, value in weights_of(model).items()})
     tuned, seen = Encoder(model), []
 
-    def score(arm, data):
-        assert data is TOY
+    def on_dev(arm):
         arm.encoder.passages(TOPICS[:1])
         seen.append(weights[0, 0].item())
-        return Evaluation({"recall@10": Scores(["q"], np.array([dev[(seen[-1] - 1) / 2]]))})
+        return dev[(seen[-1] - 1) / 2]
 
-    encoder, told = merge(mixture, tuned, TOY, shares=list(dev), guard=Guard({}, score, "recall@10"))
+    encoder, told = merge(mixture, tuned, shares=list(dev), on_dev=on_dev, guard=None)
     assert seen == sorted(seen, reverse=True)
     assert weights[0, 0].item() == 1 + 2 * chosen
     assert told["chosen"] == chosen
@@ -165,12 +161,18 @@ def test_shares_that_are_none_are_refused():
 
 def test_a_merged_run_saves_and_scores_the_share_and_keeps_the_scores_of_all_of_the_change(embexp, sources):
     quick = ["model=static", "model.dimension=16", "trainer=smoke", "logger=none", *sources["pairs"]]
-    run = embexp(*quick, "trainer.learning_rate=0.1", "trainer.max_steps=20", "merge=[0.5]", "keep_checkpoints=true")
+    run = embexp(*quick, "trainer.learning_rate=0.1", "trainer.max_steps=20", "merge=[0.5]", "keep_checkpoints=true",
+                 "arms=[hybrid]")  # fmt: skip
     assert run.code == 0, run.output
     merged = run.result["merge"]
     assert merged["chosen"] == 0.5
     assert merged["shares"] == {"0.5": {"dev": run.result["tuned"]["dev"]["recall@10"], "guard": None}}
     assert run.result["fully_tuned"]["test"] != run.result["tuned"]["test"] != run.result["base"]["test"]
+    arms = run.result["arms"]
+    assert list(arms) == ["bm25", "base", "hybrid_base", "tuned", "fully_tuned", "hybrid_tuned"]
+    assert {side: arms["fully_tuned"][side] for side in ("dev", "test")} == run.result["fully_tuned"]
+    assert arms["fully_tuned"]["cost"]["query_ms"] == arms["tuned"]["cost"]["query_ms"]  # one network
+    assert arms["fully_tuned"]["cost"]["training_s"] <= arms["tuned"]["cost"]["training_s"]
     best = run.folder / "checkpoints" / f"checkpoint-{run.result['counts']['best_step']}"
     (tuned,), (saved,) = (load_file(folder / "model.safetensors").values() for folder in (best, run.folder / "model"))
     base = Static(dimension=16).load(splits_of(run.result["config"]).tokenizer_texts)

@@ -171,7 +171,7 @@ def _arms(run: Run) -> dict[str, Any]:
     if result["arms"]:
         metric = result["arms_verdict"]["metric"]
         points = {
-            arms_shown.NAMES[name]: _change(arm["delta"][metric])
+            arms_shown.names(result)[name]: _change(arm["delta"][metric])
             for name, arm in result["arms"].items()
             if arm["delta"]
         }
