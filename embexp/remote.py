@@ -10,6 +10,7 @@ import logging
 import math
 import random
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -20,14 +21,20 @@ import numpy as np
 from embexp.errors import UserError, counted
 from embexp.mine.budget import Budget, Cost, Price
 from embexp.mine.request import estimated_tokens
-from embexp.mine.server import Endpoint, NoCompletionError, fault_of
+from embexp.mine.server import (
+    FIRST_WAIT,
+    LONGEST_BACKOFF,
+    LOOK_AGAIN,
+    SPREAD,
+    Endpoint,
+    NoCompletionError,
+    fault_of,
+)  # fmt: skip
 from embexp.progress import counting
 from embexp.vector_store import VectorStore
 
 log = logging.getLogger(__name__)
 
-FIRST_WAIT, LONGEST_BACKOFF = 1.0, 60.0  # seconds; each further wait is twice as long
-LOOK_AGAIN = 0.05  # seconds between looks at a budget that calls in flight may free
 TOO_LARGE = (400, 413, 422)  # what servers say to more texts, or longer ones, than they take
 GO_ON = "What was embedded is kept: run the same command again to go on"
 
@@ -59,6 +66,8 @@ class Remote:
         self._dimensions, self._parameters = dimensions, {"dimensions": dimensions} if shorten else {}
         self._size = batch_size
         self._halted = threading.Event()
+        self._not_before, self._answered = 0.0, 0  # when the server takes calls again; calls that it answered
+        self._retried = False
         self._key = ""
         self._client: Any = None
         budget.book_earlier(store.spent(), price)
@@ -134,7 +143,7 @@ class Remote:
 
     def _answer(self, texts: Sequence[str]) -> Sent:
         """One batch, sent until it is answered. Raises UserError, or _RefusedError for fault with the batch."""
-        retries, backoff = 0, FIRST_WAIT
+        retries, backoff, answered = 0, FIRST_WAIT, self._answered
         while True:
             try:
                 return self._call(texts)
@@ -144,15 +153,25 @@ class Remote:
                 fault = fault_of(error, self._endpoint, self._key)
                 if getattr(error, "status_code", None) in TOO_LARGE:
                     raise _RefusedError(fault.words) from error
-                if fault.then != "again" or retries == self._endpoint.retries:
+                # as when mining: a limit on the rate that lets others through is no failure, however often it is met
+                passing = fault.limited and self._answered > answered
+                answered = self._answered
+                if fault.then != "again" or (retries == self._endpoint.retries and not passing):
                     raise UserError(f"{fault.words}. {GO_ON}") from error
-            retries += 1
-            log.warning("%s; trying again (%d of %d)", fault.words, retries, self._endpoint.retries)
-            self._pause(fault.wait or backoff * random.uniform(0.5, 1))
-            backoff = min(2 * backoff, LONGEST_BACKOFF)
+            retries += not passing
+            level = logging.DEBUG if self._retried else logging.WARNING  # once: a limit on the rate is met all the time
+            self._retried = True
+            log.log(level, "%s; trying again, up to %d times", fault.words, self._endpoint.retries)
+            if not fault.wait:
+                self._pause(backoff * random.uniform(0.5, 1))
+                backoff = min(2 * backoff, LONGEST_BACKOFF)
+            else:  # for the others too
+                self._not_before = max(self._not_before, time.monotonic() + fault.wait)
 
     def _call(self, texts: Sequence[str]) -> Sent:
-        """One call: reserve, send, check, book."""
+        """One call: wait where the server asked for it, reserve, send, check, book."""
+        while (early := self._not_before - time.monotonic()) > 0:
+            self._pause(early + random.uniform(0, SPREAD))
         most = self._cost(texts, calls=1)
         self._reserve(most)
         taken = Cost(0, calls=0)
@@ -163,6 +182,7 @@ class Remote:
             tokens = _tokens_in(said)
             sent = Sent(rows, most.tokens if tokens is None else tokens, tokens is not None)
             taken = Cost(sent.tokens, self._usd(sent.tokens), 1)
+            self._answered += 1
             return sent
         except Exception as error:
             if fault_of(error, self._endpoint, self._key).billed:

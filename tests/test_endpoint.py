@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
+import time
 from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from embexp import cache, stamp
+from embexp import cache, remote, stamp
 from embexp.adapters import adapter_of, head_of
 from embexp.config import CONFIG_FOLDER, mistakes_in
 from embexp.drift.drifting import drift
@@ -180,6 +182,37 @@ def test_a_call_that_fails_in_passing_is_sent_again_after_the_wait_that_is_asked
     with Stub(plan) as stub:
         assert Encoder(model_of(stub, retries=2)).passages(["one"]) == pytest.approx(unit(["one"]), abs=1e-6)
     assert len(stub.calls) == 3
+
+
+def test_a_limit_on_the_rate_that_lets_others_through_is_no_failure_however_often_it_is_met(monkeypatch):
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.01)
+    texts = [f"text {number}" for number in range(20)]
+
+    def plan(call):
+        if call.body["input"] == [texts[1]] and sent(stub).count(texts[1]) <= 3:
+            return replace(error(429, "slow down"), latency=0.3)  # by then others are answered
+        return replace(good(call), latency=0.1)
+
+    with Stub(plan) as stub:
+        assert Encoder(model_of(stub, retries=1, batch_size=1)).passages(texts) == pytest.approx(unit(texts), abs=1e-6)
+    assert sent(stub).count(texts[1]) == 4
+
+
+def test_a_wait_that_one_call_is_asked_for_holds_for_the_others_too(monkeypatch):
+    monkeypatch.setattr(remote, "SPREAD", 0.01)
+    start, times, lock = time.monotonic(), [], threading.Lock()
+
+    def plan(call):
+        with lock:
+            times.append(time.monotonic() - start)
+            if len(times) == 2:
+                return error(429, "slow down", retry_after="1")
+        return replace(good(call), latency=0.1)
+
+    with Stub(plan) as stub:
+        Encoder(model_of(stub, retries=1, batch_size=1, concurrency=2)).passages(PASSAGES[:8])
+    # the second is refused; the third is in flight by then, and all others wait
+    assert len([each for each in times if times[1] + 0.15 < each < times[1] + 1]) == 0
 
 
 # --- what it costs ----------------------------------------------------------------------------------------------------
