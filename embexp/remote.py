@@ -29,7 +29,7 @@ from embexp.mine.server import (
     Endpoint,
     NoCompletionError,
     fault_of,
-)  # fmt: skip
+)
 from embexp.progress import counting
 from embexp.vector_store import VectorStore
 
@@ -67,7 +67,7 @@ class Remote:
         self._size = batch_size
         self._halted = threading.Event()
         self._not_before, self._answered = 0.0, 0  # when the server takes calls again; calls that it answered
-        self._retried = False
+        self._retried, self._announced = False, set[int]()  # the texts' hashes: a million texts are not held for this
         self._key = ""
         self._client: Any = None
         budget.book_earlier(store.spent(), price)
@@ -81,14 +81,20 @@ class Remote:
             f"{len(new):,} of {len(set(texts)):,} texts go to {self._endpoint.address} ({self._endpoint.model}): about "
             f"{most.tokens:,} tokens{usd}, in {counted(most.calls, 'call')}; its tokenizer is not known here"
         )
-        if new and (refusal := self._budget.refusal(most)):
-            raise UserError(f"{words}. {refusal.partition(':')[0]}: raise the cap. Nothing was sent")
+        if new and (refusal := self._refusal(most)):
+            raise UserError(f"{words}. {refusal}. Raise the cap. Nothing was sent")
         log.info("%s", words if new else f"all {len(set(texts)):,} texts are kept: nothing is sent")
+        self._announced.update(map(hash, new))
 
     def embedded(self, texts: Sequence[str], progress: str | None) -> np.ndarray:
-        """A row of length 1 for each text, (texts, dimensions). Raises UserError, with what was answered kept."""
+        """A row of length 1 for each text, (texts, dimensions). Raises UserError, with what was answered kept.
+
+        Texts that were not announced are now.
+        """
         new = self.store.lacking(texts)
         if new:
+            if not self._announced.issuperset(map(hash, new)):
+                self.announce(texts)
             self._halted.clear()
             with counting(progress, len(new), unit="texts") as add:
                 for asked, sent in self._answers(new):
@@ -194,9 +200,12 @@ class Remote:
 
     def _reserve(self, most: Cost) -> None:
         while not self._budget.reserve(most):
-            if refusal := self._budget.refusal(most):
-                raise UserError(f"{refusal}. {GO_ON}, with a higher cap")
+            if refusal := self._refusal(most):
+                raise UserError(f"{refusal}. Raise the cap. {GO_ON}")
             self._pause(LOOK_AGAIN)
+
+    def _refusal(self, most: Cost) -> str | None:
+        return self._budget.refusal(most, key="model.budget", on=f"the vectors of {self._endpoint.model}")
 
     def _pause(self, seconds: float) -> None:
         if self._halted.wait(seconds):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 import time
 from dataclasses import fields, replace
@@ -227,20 +228,41 @@ def test_what_is_about_to_be_sent_is_said_first_and_a_cap_below_it_sends_nothing
         assert "about 30 tokens, 0.0001 USD, in 1 call" in caplog.text
         for name, cap in (("calls", 0), ("tokens", 29), ("usd", 0.00005)):
             model = model_of(stub, price=2.0, budget=Budget(**{name: cap}))
-            with pytest.raises(UserError, match=rf"about 30 tokens.*budget\.{name}=.* would be exceeded.*Nothing was"):
+            with pytest.raises(
+                UserError, match=rf"about 30 tokens.*model\.budget\.{name}=.* would be exceeded.*Nothing was"
+            ):
                 model.remote.announce(texts)
+            with pytest.raises(
+                UserError, match=rf"about 30 tokens.*model\.budget\.{name}=.*Raise the cap\. Nothing was"
+            ):
+                Encoder(model).passages(texts)  # a text that nobody has announced
         assert stub.calls == []
         Encoder(model_of(stub)).passages(texts)
         model_of(stub, budget=Budget(calls=0)).remote.announce(texts)  # all kept: nothing to pay
         assert "all 2 texts are kept: nothing is sent" in caplog.text
 
 
+def test_what_was_announced_is_not_told_again_and_what_was_not_is_told_before_it_is_sent(caplog):
+    caplog.set_level("INFO", logger="embexp")
+    with Stub(good) as stub:
+        model = model_of(stub)
+        model.remote.announce(["one", "two"])
+        caplog.clear()
+        Encoder(model).passages(["one"])
+        Encoder(model).passages(["two"])
+        assert "texts go to" not in caplog.text
+        caplog.clear()
+        Encoder(model).passages(["two", "three"])
+    assert "1 of 2 texts go to" in caplog.text
+    assert caplog.text.index("go to") < caplog.text.index("1 text embedded by m")
+
+
 def test_a_cap_counts_what_earlier_runs_sent():
     with Stub(good) as stub:
         Encoder(model_of(stub)).passages(["one", "two", "three"])  # 9 tokens by the server's count, in a call
-        with pytest.raises(UserError, match=r"budget\.calls=1 would be exceeded: 1 spent"):
+        with pytest.raises(UserError, match=r"model\.budget\.calls=1 would be exceeded: 1 spent on the vectors of m"):
             Encoder(model_of(stub, budget=Budget(calls=1))).passages(["four"])
-        with pytest.raises(UserError, match=r"budget\.tokens=10 would be exceeded: 9 spent"):
+        with pytest.raises(UserError, match=r"model\.budget\.tokens=10 would be exceeded: 9 spent"):
             Encoder(model_of(stub, budget=Budget(tokens=10))).passages(["seven"])  # 2 tokens
         Encoder(model_of(stub, budget=Budget(tokens=11))).passages(["seven"])
     assert len(stub.calls) == 2
@@ -362,6 +384,15 @@ def test_a_run_that_was_interrupted_pays_only_once_and_is_searched_held_against_
         main(["--model", "tuned", "--json", str(run.folder), "what is waa"])
         assert json.loads(capfd.readouterr().out)["tuned"]["hits"][0]["known"] is not None
         assert len(stub.calls) <= before + 1  # the question, unless it was one of the data's
+        before = len(stub.calls)
+        with pytest.raises(SystemExit):  # a cap of today's, where the run had none
+            main(["--model.budget.calls", "0", str(run.folder), "something that nobody has asked"])
+        assert "model.budget.calls=0 would be exceeded" in capfd.readouterr().err
+        later = tmp_path / f"later{pairs.suffix}"
+        later.write_text(re.sub("stands in (w[a-f])", r"is now in \1", pairs.read_text()))
+        capped = drift_config(later, kept) | {"model": {"budget": {"usd": None, "tokens": None, "calls": 0}}}
+        with pytest.raises(UserError, match=r"model\.budget\.calls=0 would be exceeded.*Nothing was sent"):
+            drift(str(run.folder), capped)
         record, _ = drift(str(run.folder), drift_config(pairs, kept))
         assert (record["verdict"], len(stub.calls)) == ("ok", before)
     everything = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())

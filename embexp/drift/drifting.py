@@ -43,7 +43,9 @@ def drift(folder: str, config: Mapping[str, Any], *, now: today.Today | None = N
     now: today's passages, where they are read already.
     """
     run = opened(folder)
-    run = Finished(run.folder, {**run.result, "config": _with_packages(run.config, config["allowed_packages"])})
+    own = {**run.result, "config": _with_packages(run.config, config["allowed_packages"])}
+    caps = {name: cap for name, cap in config["model"]["budget"].items() if cap is not None}
+    run = Finished(run.folder, own, caps)
     if run.config["limit"] is not None:
         raise UserError(
             f"{folder} was a try with limit={run.config['limit']}: it has not seen all passages. Name a whole run"

@@ -63,16 +63,21 @@ def sides_of(today: Today, differences: Differences, manifest: Manifest, *, leas
     names = (*differences.new_documents, *differences.changed_documents)
     new = {name: keys for name in names if (keys := [key for key in today.by_document[name] if key in fresh])}
     same = {name: today.by_document[name] for name in differences.same_documents}
-    untrained, learnt = (
-        tuple({name: keys for name, keys in side.items() if _was_trained(name, keys, manifest) is was}
-              for side in (new, same))
-        for was in (False, True)
-    )  # fmt: skip
+    untrained, learnt = (_with_training(new, same, manifest, trained=was) for was in (False, True))
     if min(map(len, untrained)) >= least:
         return Sides(*untrained, alike=True, left_out=list(learnt[0]))
     if trained and min(map(len, learnt)) >= least:
         return Sides(*learnt, alike=True, left_out=list(untrained[0]))
     return Sides(new, same, alike=not any(learnt))
+
+
+def _with_training(new: Groups, same: Groups, manifest: Manifest, *, trained: bool) -> tuple[Groups, Groups]:
+    """Of both, the documents that training had questions on, or those that it had none on."""
+    kept = [
+        {name: keys for name, keys in side.items() if _was_trained(name, keys, manifest) is trained}
+        for side in (new, same)
+    ]
+    return kept[0], kept[1]
 
 
 def _was_trained(document: str, keys: Sequence[str], manifest: Manifest) -> bool:

@@ -29,7 +29,7 @@ from embexp.mine.server import (
     Parameter,
     Server,
     fault_of,
-)  # fmt: skip
+)
 
 log = logging.getLogger(__name__)
 
