@@ -23,7 +23,7 @@ from embexp.components import build
 from embexp.encoding import Encoder
 from embexp.errors import UserError
 from embexp.experiment import splits_of
-from embexp.model_folder import STAMP, hashes, refuse_unsafe
+from embexp.model_folder import hashes, refuse_unsafe
 from embexp.models import EmbeddingModel, Transformer
 from embexp.reranker import FOLDER
 from embexp.retrieval_set import Splits
@@ -119,9 +119,7 @@ class Finished:
     @property
     def behind(self) -> str | None:
         """The endpoint whose vectors the tuned model's layers read; None for a model that is whole."""
-        file = self.folder / "model" / STAMP
-        found: str | None = stamp.read(file).get("behind") if file.is_file() else None
-        return found
+        return stamp.behind(self.folder / "model")
 
     def _head(self) -> tuple[EmbeddingModel, Encoder]:
         from embexp.adapters import head_of

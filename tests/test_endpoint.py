@@ -23,6 +23,7 @@ from embexp.errors import UserError
 from embexp.export.exported import export
 from embexp.finished import opened
 from embexp.mine.budget import Budget
+from embexp.models import Transformer
 from embexp.search.cli import main
 from embexp.tokens import count_truncated, lengths
 from embexp.tuning import save
@@ -335,6 +336,8 @@ def test_saved_layers_give_the_same_vectors_here_and_by_the_lines_of_their_card(
         assert abs(right.queries(QUERIES) - unit(QUERIES)).max() > 0.01
         for texts, of in ((QUERIES, "queries"), (PASSAGES, "passages")):
             assert getattr(again, of)(texts) == pytest.approx(getattr(right, of)(texts), abs=1e-6)
+        with pytest.raises(UserError, match=r"model\.path=.* holds layers alone, which read the vectors of m at http"):
+            Transformer(path=str(tmp_path / "model"))
         lines = {}
         exec(OF_LAYERS[kind].replace("path/to/model", str(tmp_path / "model")), lines)
         assert [lines["turned"](vector(text)) for text in QUERIES] == pytest.approx(right.queries(QUERIES), abs=1e-5)
