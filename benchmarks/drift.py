@@ -209,7 +209,8 @@ def alarms(
 
     texts = {key: key for groups in (new, known) for keys in groups.values() for key in keys}
     level = settings["p_value"]
-    own = shift.of_passages(new, known, texts, Ready, alike=True, settings=settings, seed=seed)  # type: ignore[arg-type]
+    sides = shift.Sides(new, known, alike=True)
+    own = shift.of_passages(sides, texts, Ready, settings=settings, seed=seed)  # type: ignore[arg-type]
     found = {"embeddings": own is not None and own.tested.p_value <= level}
     fresh, before = ([world.recalls[name] for name in side if name in world.recalls] for side in (new, known))
     if min(len(fresh), len(before)) >= 20:  # as the verdict: recall.least_documents

@@ -33,6 +33,7 @@ class OpenAIEmbeddings(Endpoint):
     | prompts    | `query` and `passage`, put before every text; null for none                               |
     | price      | USD per million tokens; null where it is not known                                        |
     | budget     | caps on all that was ever sent for these vectors; `calls: 0` tells what a run would take  |
+    |            | (what others send from its start on is not counted: two runs may each spend what is left) |
     | adapter    | what is trained behind it                                                                 |
     """
 

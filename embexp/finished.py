@@ -1,7 +1,7 @@
 """A completed run, opened again: its data, held against what they were then, and its base and tuned models.
 
-Called by `search` and `export`. The run's own config says what to load, so a run's folder is trusted as its config
-was.
+Called by `search`, `export`, `drift` and `retrain`. The run's own config says what to load, so a run's folder is
+trusted as its config was.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from embexp.components import build
 from embexp.encoding import Encoder
 from embexp.errors import UserError
 from embexp.experiment import splits_of
-from embexp.model_folder import STAMP, hashes, refuse_unsafe
+from embexp.model_folder import hashes, refuse_unsafe
 from embexp.models import EmbeddingModel, Transformer
 from embexp.reranker import FOLDER
 from embexp.retrieval_set import Splits
@@ -36,10 +36,11 @@ LOADED_LIKE_THE_BASE = ("dtype", "attention")  # what a saved model does not kno
 
 @dataclass(frozen=True)
 class Finished:
-    """A run's folder, and the content of its result.json."""
+    """A run's folder, and the content of its result.json. caps: of an endpoint's budget, instead of the run's."""
 
     folder: Path
     result: Mapping[str, Any]
+    caps: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -74,7 +75,7 @@ class Finished:
 
     def _loaded(self, texts: Sequence[str]) -> EmbeddingModel:
         with self.started_from():
-            source = build(self.config["model"], allowed=self.config["allowed_packages"], without=["kind"])
+            source = build(self._node, allowed=self.config["allowed_packages"], without=["kind"])
             model: EmbeddingModel = source.load(texts)
         if model.origin["content"] != self.result["fingerprint"]["model"]["content"]:
             raise UserError(
@@ -82,6 +83,19 @@ class Finished:
                 f"{self.config['model'].get('path', 'made from the data')}). Name the same one, or use the tuned alone"
             )
         return model
+
+    @property
+    def _node(self) -> Mapping[str, Any]:
+        """The config's model, an endpoint's with today's caps."""
+        node: Mapping[str, Any] = self.config["model"]
+        if not self.caps:
+            return node
+        if node.get("kind") != "endpoint":
+            keys = ", ".join(f"model.budget.{name}" for name in self.caps)
+            raise UserError(
+                f"{keys} caps what an endpoint is sent, and the base of {self.folder} is none; leave it out"
+            )
+        return {**node, "budget": {**node["budget"], **self.caps}}
 
     def tuned(self) -> tuple[EmbeddingModel, Encoder]:
         """The model after training. Raises UserError when the run has none."""
@@ -105,9 +119,7 @@ class Finished:
     @property
     def behind(self) -> str | None:
         """The endpoint whose vectors the tuned model's layers read; None for a model that is whole."""
-        file = self.folder / "model" / STAMP
-        found: str | None = stamp.read(file).get("behind") if file.is_file() else None
-        return found
+        return stamp.behind(self.folder / "model")
 
     def _head(self) -> tuple[EmbeddingModel, Encoder]:
         from embexp.adapters import head_of

@@ -1,6 +1,6 @@
 """What a run knew: each passage's id, document and a digest of its text, in the run's passages.parquet; no texts.
 
-Written by `experiment` at the end of a run; read by `drift`, which holds today's documents against it.
+Written by `experiment` at the end of a run; read by `drift` and `retrain`, which hold today's documents against it.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from embexp import libraries
+from embexp import libraries, stamp
 from embexp.cache import json_kept
 from embexp.errors import UserError, listed
 from embexp.lora import Lora, refuse_without_peft
@@ -153,6 +153,11 @@ class Transformer:
         if dropout is not None and not 0 <= dropout < 1:
             raise UserError(f"model.dropout={dropout}; it must be from 0 up to, not including, 1")
         self._folder, self._commit = model_folder(path, revision, packaged, setting=self.SETTING)
+        if (endpoint := stamp.behind(self._folder)) is not None:
+            raise UserError(
+                f"{self.SETTING}={path}: {self._folder} holds layers alone, which read the vectors of {endpoint}, and "
+                "no model that reads texts. Name the endpoint (model=openai_embeddings), or a model that is whole"
+            )
 
     @property
     def folder(self) -> Path:

@@ -10,6 +10,7 @@ import logging
 import math
 import random
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -20,14 +21,20 @@ import numpy as np
 from embexp.errors import UserError, counted
 from embexp.mine.budget import Budget, Cost, Price
 from embexp.mine.request import estimated_tokens
-from embexp.mine.server import Endpoint, NoCompletionError, fault_of
+from embexp.mine.server import (
+    FIRST_WAIT,
+    LONGEST_BACKOFF,
+    LOOK_AGAIN,
+    SPREAD,
+    Endpoint,
+    NoCompletionError,
+    fault_of,
+)
 from embexp.progress import counting
 from embexp.vector_store import VectorStore
 
 log = logging.getLogger(__name__)
 
-FIRST_WAIT, LONGEST_BACKOFF = 1.0, 60.0  # seconds; each further wait is twice as long
-LOOK_AGAIN = 0.05  # seconds between looks at a budget that calls in flight may free
 TOO_LARGE = (400, 413, 422)  # what servers say to more texts, or longer ones, than they take
 GO_ON = "What was embedded is kept: run the same command again to go on"
 
@@ -59,6 +66,8 @@ class Remote:
         self._dimensions, self._parameters = dimensions, {"dimensions": dimensions} if shorten else {}
         self._size = batch_size
         self._halted = threading.Event()
+        self._not_before, self._answered = 0.0, 0  # when the server takes calls again; calls that it answered
+        self._retried, self._announced = False, set[int]()  # the texts' hashes: a million texts are not held for this
         self._key = ""
         self._client: Any = None
         budget.book_earlier(store.spent(), price)
@@ -72,14 +81,20 @@ class Remote:
             f"{len(new):,} of {len(set(texts)):,} texts go to {self._endpoint.address} ({self._endpoint.model}): about "
             f"{most.tokens:,} tokens{usd}, in {counted(most.calls, 'call')}; its tokenizer is not known here"
         )
-        if new and (refusal := self._budget.refusal(most)):
-            raise UserError(f"{words}. {refusal.partition(':')[0]}: raise the cap. Nothing was sent")
+        if new and (refusal := self._refusal(most)):
+            raise UserError(f"{words}. {refusal}. Raise the cap. Nothing was sent")
         log.info("%s", words if new else f"all {len(set(texts)):,} texts are kept: nothing is sent")
+        self._announced.update(map(hash, new))
 
     def embedded(self, texts: Sequence[str], progress: str | None) -> np.ndarray:
-        """A row of length 1 for each text, (texts, dimensions). Raises UserError, with what was answered kept."""
+        """A row of length 1 for each text, (texts, dimensions). Raises UserError, with what was answered kept.
+
+        Texts that were not announced are now.
+        """
         new = self.store.lacking(texts)
         if new:
+            if not self._announced.issuperset(map(hash, new)):
+                self.announce(texts)
             self._halted.clear()
             with counting(progress, len(new), unit="texts") as add:
                 for asked, sent in self._answers(new):
@@ -134,7 +149,7 @@ class Remote:
 
     def _answer(self, texts: Sequence[str]) -> Sent:
         """One batch, sent until it is answered. Raises UserError, or _RefusedError for fault with the batch."""
-        retries, backoff = 0, FIRST_WAIT
+        retries, backoff, answered = 0, FIRST_WAIT, self._answered
         while True:
             try:
                 return self._call(texts)
@@ -144,15 +159,25 @@ class Remote:
                 fault = fault_of(error, self._endpoint, self._key)
                 if getattr(error, "status_code", None) in TOO_LARGE:
                     raise _RefusedError(fault.words) from error
-                if fault.then != "again" or retries == self._endpoint.retries:
+                # as when mining: a limit on the rate that lets others through is no failure, however often it is met
+                passing = fault.limited and self._answered > answered
+                answered = self._answered
+                if fault.then != "again" or (retries == self._endpoint.retries and not passing):
                     raise UserError(f"{fault.words}. {GO_ON}") from error
-            retries += 1
-            log.warning("%s; trying again (%d of %d)", fault.words, retries, self._endpoint.retries)
-            self._pause(fault.wait or backoff * random.uniform(0.5, 1))
-            backoff = min(2 * backoff, LONGEST_BACKOFF)
+            retries += not passing
+            level = logging.DEBUG if self._retried else logging.WARNING  # once: a limit on the rate is met all the time
+            self._retried = True
+            log.log(level, "%s; trying again, up to %d times", fault.words, self._endpoint.retries)
+            if not fault.wait:
+                self._pause(backoff * random.uniform(0.5, 1))
+                backoff = min(2 * backoff, LONGEST_BACKOFF)
+            else:  # for the others too
+                self._not_before = max(self._not_before, time.monotonic() + fault.wait)
 
     def _call(self, texts: Sequence[str]) -> Sent:
-        """One call: reserve, send, check, book."""
+        """One call: wait where the server asked for it, reserve, send, check, book."""
+        while (early := self._not_before - time.monotonic()) > 0:
+            self._pause(early + random.uniform(0, SPREAD))
         most = self._cost(texts, calls=1)
         self._reserve(most)
         taken = Cost(0, calls=0)
@@ -163,6 +188,7 @@ class Remote:
             tokens = _tokens_in(said)
             sent = Sent(rows, most.tokens if tokens is None else tokens, tokens is not None)
             taken = Cost(sent.tokens, self._usd(sent.tokens), 1)
+            self._answered += 1
             return sent
         except Exception as error:
             if fault_of(error, self._endpoint, self._key).billed:
@@ -174,9 +200,12 @@ class Remote:
 
     def _reserve(self, most: Cost) -> None:
         while not self._budget.reserve(most):
-            if refusal := self._budget.refusal(most):
-                raise UserError(f"{refusal}. {GO_ON}, with a higher cap")
+            if refusal := self._refusal(most):
+                raise UserError(f"{refusal}. Raise the cap. {GO_ON}")
             self._pause(LOOK_AGAIN)
+
+    def _refusal(self, most: Cost) -> str | None:
+        return self._budget.refusal(most, key="model.budget", on=f"the vectors of {self._endpoint.model}")
 
     def _pause(self, seconds: float) -> None:
         if self._halted.wait(seconds):

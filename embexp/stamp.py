@@ -76,6 +76,13 @@ def _whole(stamp: Any, where: str) -> dict[str, Any]:
     return dict(stamp)
 
 
+def behind(model: Path) -> str | None:
+    """The endpoint whose vectors the saved layers in a model's folder read; None for a model that is whole."""
+    file = model / STAMP
+    found: str | None = read(file).get("behind") if file.is_file() else None
+    return found
+
+
 def of_model(model: Path | str) -> dict[str, Any]:
     """The stamp of a model's folder, once its files are seen to be those that were stamped (0.1 s for 90 MB).
 

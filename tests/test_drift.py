@@ -142,13 +142,15 @@ def test_too_few_documents_are_not_tested_and_at_most_so_many_are_drawn():
     rows = {key: row for keys in groups.values() for key, row in zip(keys, clustered(1, 6, 0, rng), strict=True)}
     settings = {"documents": 8, "passages": 2, "least_documents": 5, "permutations": 99}
     new, old = dict(list(groups.items())[:10]), dict(list(groups.items())[10:])
-    call = {"alike": True, "seed": 0}
     texts = {key: key for key in rows}
-    found = shift.of_passages(new, old, texts, Ready(rows), settings=settings, **call)
+
+    def of(new):
+        return shift.of_passages(shift.Sides(new, old, True), texts, Ready(rows), settings=settings, seed=0)
+
+    found = of(new)
     assert (found.new, found.known, len(found.unlike)) == (8, 8, 8)
-    few = dict(list(new.items())[:4])
-    assert shift.of_passages(few, old, texts, Ready(rows), settings=settings, **call) is None
-    assert shift.of_passages({}, old, texts, Ready(rows), settings=settings, **call) is None
+    assert of(dict(list(new.items())[:4])) is None
+    assert of({}) is None
 
 
 def test_documents_are_compared_with_such_as_training_saw_as_little_or_as_much_of():
@@ -158,21 +160,28 @@ def test_documents_are_compared_with_such_as_training_saw_as_little_or_as_much_o
     digests = {key: digest_of(text) for key, text in texts.items()}
     before = Manifest(digests, of, frozenset(f"d{place}" for place in range(6)), None)
 
-    def sides(*changed, new=0, least=2):
+    def sides(*changed, new=0, least=2, trained=True):
         more = {f"n{place}": "new" for place in range(new)}
         now = texts | dict.fromkeys(changed, "edited") | more
         units = of | {key: key.upper() for key in more}
         found = between(before, now, units)
-        fresh, same, alike = shift.sides_of(today.Today({}, units, {}), found, before, least=least)
-        return set(fresh), set(same), alike
+        got = shift.sides_of(today.Today({}, units, {}), found, before, least=least, trained=trained)
+        return set(got.new), set(got.known), got.alike, set(got.left_out)
 
-    held_out, trained = {f"d{place}" for place in range(6, 12)}, {f"d{place}" for place in range(6)}
-    assert sides(new=2) == ({"N0", "N1"}, held_out, True)
-    assert sides("p0", "p1", "p2", new=2) == ({"d0", "d1", "d2"}, {"d3", "d4", "d5"}, True)
-    assert sides("p0", "p1", "p6", new=1) == ({"N0", "d6"}, held_out - {"d6"}, True)
-    assert sides("p0", "p1", "p6", new=1, least=3) == (
-        {"N0", "d0", "d1", "d6"}, {*held_out, *trained} - {"d0", "d1", "d6"}, False
+    held_out, learnt = {f"d{place}" for place in range(6, 12)}, {f"d{place}" for place in range(6)}
+    assert sides(new=2) == ({"N0", "N1"}, held_out, True, set())
+    # three edited documents do not hide two new ones
+    assert sides("p0", "p1", "p2", new=2) == ({"N0", "N1"}, held_out, True, {"d0", "d1", "d2"})
+    assert sides("p0", "p1", "p6", new=1) == ({"N0", "d6"}, held_out - {"d6"}, True, {"d0", "d1"})
+    few = ({"N0", "d0", "d1", "d6"}, {*held_out, *learnt} - {"d0", "d1", "d6"}, False, set())
+    assert sides("p0", "p1", "p6", new=1, least=3) == few
+    assert sides("p0", "p1", "p2", new=1) == ({"d0", "d1", "d2"}, {"d3", "d4", "d5"}, True, {"N0"})
+    # recall: the questions on d3 to d5 are those that were learnt, so that these are no measure for the edited ones
+    assert sides("p0", "p1", "p2", new=1, trained=False) == (
+        {"N0", "d0", "d1", "d2"}, {*held_out, "d3", "d4", "d5"}, False, set()
     )  # fmt: skip
+    # and where all that was learnt is edited, it is not like what was not
+    assert sides(*(f"p{place}" for place in range(6)), new=1) == ({"N0", *learnt}, held_out, False, set())
 
 
 # --- the interval of recall's difference ------------------------------------------------------------------------------
@@ -231,9 +240,9 @@ SAME = recalled(-0.05, 0.05)
         (Found(differences(fresh=10), shifted(0.5), None, recalled(-0.2, -0.1, enough=False)), "ok", "too few"),
         # a model answers what it was trained on better: no new document need be harder for that
         (Found(differences(fresh=10), shifted(0.5), None, replace(recalled(-0.2, -0.01), alike=False)), "watch",
-         "Training had questions on more"),
+         "Training had questions on some"),
         (Found(differences(fresh=90), replace(shifted(0.01), alike=False), None, SAME), "watch",
-         "Training had questions on more"),
+         "Training had questions on some"),
         (Found(differences(fresh=10), None, None, None), "ok", None),
         (Found(differences(fresh=40), None, None, None), "watch", "31% of today's passages"),
         (Found(differences(fresh=90), shifted(0.5), None, SAME), "ok", "No shift was found"),
@@ -309,6 +318,24 @@ def test_documents_of_another_kind_are_watched_and_the_page_says_so(drifted, tmp
     assert "zebras.md" in page
     assert "Wild zebras" not in page + json.dumps(record)  # no text of a document
     assert str(tmp_path) not in page
+
+
+def test_recall_on_what_training_had_questions_on_is_no_measure_and_what_no_test_looks_at_is_told(
+    place, drifted, tmp_path
+):
+    shutil.copytree(place / "handbook", tmp_path / "today")
+    for name in sorted(manifest.read(place / "run").trained)[::2]:
+        with (tmp_path / "today" / name).open("a") as file:
+            file.write("\nThe owner of this page is asked before anything else of it is changed by anybody.\n")
+    (tmp_path / "today" / "zebras.md").write_text("# zebras\n\n" + "Wild zebras are not allowed in the building. " * 5)
+    _, _, record = drifted(
+        "run", f"documents={tmp_path / 'today'}", "shift.least_documents=2", "recall.least_documents=2"
+    )
+    changed = record["documents"]["changed"]
+    assert (record["shift"]["alike"], record["shift"]["new"]) == (True, changed)  # edited against as they were
+    assert record["recall"]["alike"] is False
+    (told,) = (remark for remark in record["remarks"] if remark.startswith("Left out of"))
+    assert told.startswith(f"Left out of the test of embeddings: 1 of {changed + 1} documents with something new.")
 
 
 def test_thresholds_are_settings_and_a_shift_in_most_of_the_documents_asks_for_a_new_training(drifted):

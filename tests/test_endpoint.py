@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import threading
+import time
 from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from embexp import cache, stamp
+from embexp import cache, remote, stamp
 from embexp.adapters import adapter_of, head_of
 from embexp.config import CONFIG_FOLDER, mistakes_in
 from embexp.drift.drifting import drift
@@ -20,6 +23,7 @@ from embexp.errors import UserError
 from embexp.export.exported import export
 from embexp.finished import opened
 from embexp.mine.budget import Budget
+from embexp.models import Transformer
 from embexp.search.cli import main
 from embexp.tokens import count_truncated, lengths
 from embexp.tuning import save
@@ -183,6 +187,37 @@ def test_a_call_that_fails_in_passing_is_sent_again_after_the_wait_that_is_asked
     assert len(stub.calls) == 3
 
 
+def test_a_limit_on_the_rate_that_lets_others_through_is_no_failure_however_often_it_is_met(monkeypatch):
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.01)
+    texts = [f"text {number}" for number in range(20)]
+
+    def plan(call):
+        if call.body["input"] == [texts[1]] and sent(stub).count(texts[1]) <= 3:
+            return replace(error(429, "slow down"), latency=0.3)  # by then others are answered
+        return replace(good(call), latency=0.1)
+
+    with Stub(plan) as stub:
+        assert Encoder(model_of(stub, retries=1, batch_size=1)).passages(texts) == pytest.approx(unit(texts), abs=1e-6)
+    assert sent(stub).count(texts[1]) == 4
+
+
+def test_a_wait_that_one_call_is_asked_for_holds_for_the_others_too(monkeypatch):
+    monkeypatch.setattr(remote, "SPREAD", 0.01)
+    start, times, lock = time.monotonic(), [], threading.Lock()
+
+    def plan(call):
+        with lock:
+            times.append(time.monotonic() - start)
+            if len(times) == 2:
+                return error(429, "slow down", retry_after="1")
+        return replace(good(call), latency=0.1)
+
+    with Stub(plan) as stub:
+        Encoder(model_of(stub, retries=1, batch_size=1, concurrency=2)).passages(PASSAGES[:8])
+    # the second is refused; the third is in flight by then, and all others wait
+    assert len([each for each in times if times[1] + 0.15 < each < times[1] + 1]) == 0
+
+
 # --- what it costs ----------------------------------------------------------------------------------------------------
 
 
@@ -195,20 +230,41 @@ def test_what_is_about_to_be_sent_is_said_first_and_a_cap_below_it_sends_nothing
         assert "about 30 tokens, 0.0001 USD, in 1 call" in caplog.text
         for name, cap in (("calls", 0), ("tokens", 29), ("usd", 0.00005)):
             model = model_of(stub, price=2.0, budget=Budget(**{name: cap}))
-            with pytest.raises(UserError, match=rf"about 30 tokens.*budget\.{name}=.* would be exceeded.*Nothing was"):
+            with pytest.raises(
+                UserError, match=rf"about 30 tokens.*model\.budget\.{name}=.* would be exceeded.*Nothing was"
+            ):
                 model.remote.announce(texts)
+            with pytest.raises(
+                UserError, match=rf"about 30 tokens.*model\.budget\.{name}=.*Raise the cap\. Nothing was"
+            ):
+                Encoder(model).passages(texts)  # a text that nobody has announced
         assert stub.calls == []
         Encoder(model_of(stub)).passages(texts)
         model_of(stub, budget=Budget(calls=0)).remote.announce(texts)  # all kept: nothing to pay
         assert "all 2 texts are kept: nothing is sent" in caplog.text
 
 
+def test_what_was_announced_is_not_told_again_and_what_was_not_is_told_before_it_is_sent(caplog):
+    caplog.set_level("INFO", logger="embexp")
+    with Stub(good) as stub:
+        model = model_of(stub)
+        model.remote.announce(["one", "two"])
+        caplog.clear()
+        Encoder(model).passages(["one"])
+        Encoder(model).passages(["two"])
+        assert "texts go to" not in caplog.text
+        caplog.clear()
+        Encoder(model).passages(["two", "three"])
+    assert "1 of 2 texts go to" in caplog.text
+    assert caplog.text.index("go to") < caplog.text.index("1 text embedded by m")
+
+
 def test_a_cap_counts_what_earlier_runs_sent():
     with Stub(good) as stub:
         Encoder(model_of(stub)).passages(["one", "two", "three"])  # 9 tokens by the server's count, in a call
-        with pytest.raises(UserError, match=r"budget\.calls=1 would be exceeded: 1 spent"):
+        with pytest.raises(UserError, match=r"model\.budget\.calls=1 would be exceeded: 1 spent on the vectors of m"):
             Encoder(model_of(stub, budget=Budget(calls=1))).passages(["four"])
-        with pytest.raises(UserError, match=r"budget\.tokens=10 would be exceeded: 9 spent"):
+        with pytest.raises(UserError, match=r"model\.budget\.tokens=10 would be exceeded: 9 spent"):
             Encoder(model_of(stub, budget=Budget(tokens=10))).passages(["seven"])  # 2 tokens
         Encoder(model_of(stub, budget=Budget(tokens=11))).passages(["seven"])
     assert len(stub.calls) == 2
@@ -281,6 +337,8 @@ def test_saved_layers_give_the_same_vectors_here_and_by_the_lines_of_their_card(
         assert abs(right.queries(QUERIES) - unit(QUERIES)).max() > 0.01
         for texts, of in ((QUERIES, "queries"), (PASSAGES, "passages")):
             assert getattr(again, of)(texts) == pytest.approx(getattr(right, of)(texts), abs=1e-6)
+        with pytest.raises(UserError, match=r"model\.path=.* holds layers alone, which read the vectors of m at http"):
+            Transformer(path=str(tmp_path / "model"))
         lines = {}
         exec(OF_LAYERS[kind].replace("path/to/model", str(tmp_path / "model")), lines)
         assert [lines["turned"](vector(text)) for text in QUERIES] == pytest.approx(right.queries(QUERIES), abs=1e-5)
@@ -345,6 +403,15 @@ def test_a_run_that_was_interrupted_pays_only_once_and_is_searched_held_against_
         main(["--model", "tuned", "--json", str(run.folder), "what is waa"])
         assert json.loads(capfd.readouterr().out)["tuned"]["hits"][0]["known"] is not None
         assert len(stub.calls) <= before + 1  # the question, unless it was one of the data's
+        before = len(stub.calls)
+        with pytest.raises(SystemExit):  # a cap of today's, where the run had none
+            main(["--model.budget.calls", "0", str(run.folder), "something that nobody has asked"])
+        assert "model.budget.calls=0 would be exceeded" in capfd.readouterr().err
+        later = tmp_path / f"later{pairs.suffix}"
+        later.write_text(re.sub("stands in (w[a-f])", r"is now in \1", pairs.read_text()))
+        capped = drift_config(later, kept) | {"model": {"budget": {"usd": None, "tokens": None, "calls": 0}}}
+        with pytest.raises(UserError, match=r"model\.budget\.calls=0 would be exceeded.*Nothing was sent"):
+            drift(str(run.folder), capped)
         record, _ = drift(str(run.folder), drift_config(pairs, kept))
         assert (record["verdict"], len(stub.calls)) == ("ok", before)
     everything = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())

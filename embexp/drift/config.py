@@ -11,6 +11,7 @@ from embexp.datasets.pairs import READERS
 
 NUMBER, COUNT = (int, float), (int,)
 SHARE = "a number from 0 to 1"
+CAPS = ("usd", "tokens", "calls")
 CAP = ((int, float, type(None)), "a number, or null", 0, 10**12)
 # key -> what it takes, in words, and its bounds
 NESTED: dict[str, tuple[tuple[type, ...], str, float, float]] = {
@@ -27,14 +28,14 @@ NESTED: dict[str, tuple[tuple[type, ...], str, float, float]] = {
     "recall.least_documents": (COUNT, "a whole number from 2 up", 2, 10**6),
     "share.watch": (NUMBER, SHARE, 0, 1),
     "share.retrain": (NUMBER, SHARE, 0, 1),
-    **dict.fromkeys(("budget.usd", "budget.tokens", "budget.calls"), CAP),
+    **dict.fromkeys((f"{group}.{name}" for group in ("budget", "model.budget") for name in CAPS), CAP),
 }  # fmt: skip
 ROOT: dict[str, Types] = {
     "documents": ((str, list), "a folder, a file, a glob, or a list of these"),
     "queries": ((str, type(None)), "a file of questions, or null"),
     "out": ((str, type(None)), "a folder, or null"),
     "seed": ((int,), "a whole number"),
-    **dict.fromkeys(("shift", "recall", "share", "budget"), ((dict,), "a mapping")),
+    **dict.fromkeys(("shift", "recall", "share", "budget", "model"), ((dict,), "a mapping")),
     "cache": ((bool, str), "true, false or a folder"),
     "allowed_packages": ((list,), "a list of package names"),
 }
@@ -43,11 +44,14 @@ ROOT: dict[str, Types] = {
 def _mistakes(config: Mapping[str, Any]) -> list[str]:
     problems = []
     for key, (types, words, least, most) in NESTED.items():
-        group, name = key.split(".")
-        if not isinstance(config[group], Mapping) or name not in config[group]:
+        *groups, name = key.split(".")
+        found: Any = config
+        for group in groups:
+            found = found.get(group) if isinstance(found, Mapping) else None
+        if not isinstance(found, Mapping) or name not in found:
             problems.append(f"{key} must be set")
             continue
-        value = config[group][name]
+        value = found[name]
         typed = isinstance(value, types) and not isinstance(value, bool)
         if not typed or (value is not None and not least <= value <= most):
             problems.append(f"{key}={value!r} must be {words}")

@@ -20,6 +20,7 @@ from embexp.checks import CONFIG_FOLDER
 from embexp.components import build
 from embexp.drift import questions, recall, shift, today
 from embexp.drift.differences import Differences, between
+from embexp.drift.shift import Sides
 from embexp.drift.verdict import Found, verdict
 from embexp.encoding import Encoder
 from embexp.errors import UserError, counted, listed
@@ -42,7 +43,9 @@ def drift(folder: str, config: Mapping[str, Any], *, now: today.Today | None = N
     now: today's passages, where they are read already.
     """
     run = opened(folder)
-    run = Finished(run.folder, {**run.result, "config": _with_packages(run.config, config["allowed_packages"])})
+    own = {**run.result, "config": _with_packages(run.config, config["allowed_packages"])}
+    caps = {name: cap for name, cap in config["model"]["budget"].items() if cap is not None}
+    run = Finished(run.folder, own, caps)
     if run.config["limit"] is not None:
         raise UserError(
             f"{folder} was a try with limit={run.config['limit']}: it has not seen all passages. Name a whole run"
@@ -71,22 +74,22 @@ def _measured(
     shifted = asked_shift = recalled = None
     if differences.fresh:
         settings = config["shift"]
-        new, same, alike = shift.sides_of(now, differences, known, least=settings["least_documents"])
-        shifted = shift.of_passages(new, same, now.texts, encoder, alike=alike, settings=settings, seed=seed)
+        sides = shift.sides_of(now, differences, known, least=settings["least_documents"], trained=True)
+        shifted = shift.of_passages(sides, now.texts, encoder, settings=settings, seed=seed)
         if shifted is None:
             remarks.append(
-                f"The embeddings were not tested: {len(new)} documents with something new and {len(same)} that are as "
-                f"they were; {settings['least_documents']} of each are needed."
+                f"The embeddings were not tested: {len(sides.new)} documents with something new and {len(sides.known)} "
+                f"that are as they were; {settings['least_documents']} of each are needed."
             )
+        remarks += _left_out("the test of embeddings", sides)
         settings = config["recall"]
-        new, same, alike = shift.sides_of(now, differences, known, least=settings["least_documents"])
+        sides = shift.sides_of(now, differences, known, least=settings["least_documents"], trained=False)
         with _miner(run, known, config, out, remarks) as miner:
             funnel = build(_filter(known), allowed=run.config["allowed_packages"])
-            recalled = recall.measured(
-                now, new, same, encoder, miner=miner, funnel=funnel, alike=alike, settings=settings, seed=seed
-            )
+            recalled = recall.measured(now, sides, encoder, miner=miner, funnel=funnel, settings=settings, seed=seed)
         if recalled is None:
             remarks.append("Recall was not measured: too few documents gave questions.")
+        remarks += _left_out("recall", sides)
     if asked:
         groups, texts, why_not = questions.of_run(run, known)
         if why_not is None:
@@ -95,6 +98,16 @@ def _measured(
         if why_not is not None:
             remarks.append(f"The log's questions were not tested: {why_not}.")
     return Found(differences, shifted, asked_shift, recalled), remarks
+
+
+def _left_out(what: str, sides: Sides) -> list[str]:
+    """What a reader would take for looked at."""
+    if not sides.left_out:
+        return []
+    return [
+        f"Left out of {what}: {len(sides.left_out):,} of {len(sides.left_out) + len(sides.new):,} documents with "
+        "something new. Training had questions either on these or on those compared, and that alone makes a difference."
+    ]
 
 
 def _record(

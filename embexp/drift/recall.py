@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from embexp.arms import Dense
-from embexp.drift.shift import Groups, drawn
+from embexp.drift.shift import Sides, drawn
 from embexp.drift.today import Today
 from embexp.encoding import Encoder
 from embexp.evaluators import graded
@@ -47,8 +47,8 @@ class Recalled:
 
 
 def measured(
-    today: Today, new: Groups, known: Groups, encoder: Encoder, *, miner: Miner, funnel: Funnel, alike: bool,
-    settings: Mapping[str, Any], seed: int,
+    today: Today, sides: Sides, encoder: Encoder, *, miner: Miner, funnel: Funnel, settings: Mapping[str, Any],
+    seed: int,
 ) -> Recalled | None:  # fmt: skip
     """Mine, search and compare; None where there are questions on fewer than two documents of a side."""
     asked_of = {
@@ -57,7 +57,7 @@ def measured(
             name: drawn(groups[name], most=settings["passages"], seed=seed)
             for name in drawn(list(groups), most=settings["documents"], seed=seed)
         }
-        for side, groups in (("new", new), ("known", known))
+        for side, groups in (("new", sides.new), ("known", sides.known))
     }
     side_of = {key: side for side, groups in asked_of.items() for keys in groups.values() for key in keys}
     passages = _corpus(today, [name for groups in asked_of.values() for name in groups], settings["corpus"], seed)
@@ -83,7 +83,7 @@ def measured(
     return Recalled(
         settings["at"], float(found["new"].mean()), float(found["known"].mean()),
         difference_of_means(found["new"], places["new"], found["known"], places["known"]),
-        {side: len(ids[side]) for side in SIDES}, counts, len(data.corpus), alike,
+        {side: len(ids[side]) for side in SIDES}, counts, len(data.corpus), sides.alike,
         min(counts.values()) >= settings["least_documents"],
     )  # fmt: skip
 

@@ -36,28 +36,48 @@ class Shift:
     unlike: Mapping[str, float]
 
 
-def sides_of(today: Today, differences: Differences, manifest: Manifest, *, least: int) -> tuple[Groups, Groups, bool]:
-    """Documents with what is new in each; documents that are as they were, with their passages; whether training saw as
-    much of the ones as of the others.
+@dataclass(frozen=True)
+class Sides:
+    """Documents that are compared: with what is new in each, and with all passages of those that are as they were.
+
+    alike: whether training saw as much of the ones as of the others. left_out: documents with something new that the
+    comparison is without.
+    """
+
+    new: Groups
+    known: Groups
+    alike: bool
+    left_out: Sequence[str] = ()
+
+
+def sides_of(today: Today, differences: Differences, manifest: Manifest, *, least: int, trained: bool) -> Sides:
+    """What to compare, so that training alone makes no difference.
 
     Training moves the documents that it had questions on, and keeps them apart from others when they change. So those
-    that it had none on are compared with each other, or those that it had some on: where both sides have `least`, the
-    comparison with more new documents. Where neither has so many, all are compared with all.
+    that it had none on are compared with each other, where both sides have `least`: brand-new documents are such. If
+    not, those that it had some on are, where `trained` allows that; else all with all, which are not alike.
+
+    trained: false for recall, since questions on what training knew may be those that it learnt from.
     """
     fresh = set(differences.fresh)
     names = (*differences.new_documents, *differences.changed_documents)
     new = {name: keys for name in names if (keys := [key for key in today.by_document[name] if key in fresh])}
     same = {name: today.by_document[name] for name in differences.same_documents}
-    sides = [
-        tuple({name: keys for name, keys in side.items() if _was_trained(name, keys, manifest) is trained}
-              for side in (new, same))
-        for trained in (False, True)
-    ]  # fmt: skip
-    fitting = [pair for pair in sides if min(map(len, pair)) >= least]
-    if not fitting:
-        return new, same, not sides[1][1]
-    chosen = max(fitting, key=lambda pair: len(pair[0]))  # of two as large that which training did not see
-    return chosen[0], chosen[1], True
+    untrained, learnt = (_with_training(new, same, manifest, trained=was) for was in (False, True))
+    if min(map(len, untrained)) >= least:
+        return Sides(*untrained, alike=True, left_out=list(learnt[0]))
+    if trained and min(map(len, learnt)) >= least:
+        return Sides(*learnt, alike=True, left_out=list(untrained[0]))
+    return Sides(new, same, alike=not any(learnt))
+
+
+def _with_training(new: Groups, same: Groups, manifest: Manifest, *, trained: bool) -> tuple[Groups, Groups]:
+    """Of both, the documents that training had questions on, or those that it had none on."""
+    kept = [
+        {name: keys for name, keys in side.items() if _was_trained(name, keys, manifest) is trained}
+        for side in (new, same)
+    ]
+    return kept[0], kept[1]
 
 
 def _was_trained(document: str, keys: Sequence[str], manifest: Manifest) -> bool:
@@ -71,16 +91,16 @@ def drawn(names: Sequence[str], *, most: int, seed: int) -> list[str]:
 
 
 def of_passages(
-    new: Groups, known: Groups, texts: Mapping[str, str], encoder: Encoder, *, alike: bool,
-    settings: Mapping[str, Any], seed: int,
-) -> Shift | None:  # fmt: skip
+    sides: Sides, texts: Mapping[str, str], encoder: Encoder, *, settings: Mapping[str, Any], seed: int
+) -> Shift | None:
     """Test the passages of both sides; None where either has too few documents."""
+    new, known = sides.new, sides.known
     rng = np.random.default_rng(seed)
     fresh = {name: _some(new[name], settings["passages"], rng) for name in _drawn(new, settings, seed)}
     sizes = [len(keys) for keys in fresh.values()]
     # as many passages of each as a new one has: a mean of few lies further out than one of many
     before = {name: _some(known[name], int(rng.choice(sizes)), rng) for name in _drawn(known, settings, seed) if sizes}
-    return _of(fresh, before, texts, encoder.passages, alike=alike, settings=settings, seed=seed)
+    return _of(fresh, before, texts, encoder.passages, alike=sides.alike, settings=settings, seed=seed)
 
 
 def of_questions(

@@ -14,8 +14,8 @@ from embexp.errors import counted
 Level = Literal["ok", "watch", "retrain"]
 LEVELS: tuple[Level, ...] = ("ok", "watch", "retrain")
 TRAINED = (
-    " Training had questions on more of what was known than of what is new (there are too few documents to choose like "
-    "ones), and that alone can make a difference."
+    " Training had questions on some of these documents (there are too few without to compare them alone), and that by "
+    "itself can make a difference."
 )
 
 

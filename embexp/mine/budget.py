@@ -1,7 +1,7 @@
-"""Hard caps on what a data set may cost, and what a call costs by the price table.
+"""Hard caps on what a data set, or an endpoint's vectors, may cost, and what a call costs by the price table.
 
-Called by `client`: before a call its worst case is reserved, after it what it really took is booked, so that a cap
-holds however many calls are in flight. Knows nothing of servers.
+Called by `client` and `remote`: before a call its worst case is reserved, after it what it really took is booked, so
+that a cap holds however many calls are in flight. Knows nothing of servers.
 """
 
 from __future__ import annotations
@@ -118,8 +118,11 @@ class Budget:
             self._reserved = _plus(self._reserved, most, sign=-1)
             self._spent = _plus(self._spent, taken)
 
-    def refusal(self, most: Cost) -> str | None:
-        """Why a call will not fit, whatever the calls in flight come to; None where it may yet fit."""
+    def refusal(self, most: Cost, *, key: str = "budget", on: str = "this data set") -> str | None:
+        """Why a call will not fit, whatever the calls in flight come to; None where it may yet fit.
+
+        key: where the user sets the caps. on: what they are for.
+        """
         with self._lock:
             exceeded = self._exceeded(_plus(self._spent, most))
         if not exceeded:
@@ -127,8 +130,8 @@ class Budget:
         name, spent, needed = exceeded
         self.larger = {name: _larger(self._caps[name], spent + needed)}
         return (
-            f"budget.{name}={_plain(self._caps[name])} would be exceeded: {_plain(spent)} spent on this data set so "
-            f"far, and the next call may take {_plain(needed)}"
+            f"{key}.{name}={_plain(self._caps[name])} would be exceeded: {_plain(spent)} spent on {on} so far, and the "
+            f"next call may take {_plain(needed)}"
         )
 
     def _exceeded(self, total: Cost) -> tuple[str, Decimal | int, Decimal | int] | None:

@@ -19,14 +19,21 @@ from embexp.mine.budget import Budget, Cost, Price
 from embexp.mine.journal import Answer, Journal
 from embexp.mine.protocol import Takes, answer_in, body_of
 from embexp.mine.request import Request
-from embexp.mine.server import OPENAI, Fault, Parameter, Server, fault_of
+from embexp.mine.server import (
+    FIRST_WAIT,
+    LONGEST_BACKOFF,
+    LOOK_AGAIN,
+    OPENAI,
+    SPREAD,
+    Fault,
+    Parameter,
+    Server,
+    fault_of,
+)
 
 log = logging.getLogger(__name__)
 
-FIRST_WAIT, LONGEST_BACKOFF = 1.0, 60.0  # seconds; each further wait is twice as long
 IN_A_ROW = 20  # requests that may fail one after another
-LOOK_AGAIN = 0.05  # seconds between looks at a budget that calls in flight may free
-SPREAD = 0.2  # seconds over which waiting calls go out again
 GO_ON = "What was answered is kept: run the same command again to go on"
 
 

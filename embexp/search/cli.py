@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # torch and transformers take seconds, which --help need not 
     from embexp.finished import Finished
     from embexp.search.lookup import Finder, Found, Known
 
+CAPS = {"usd": float, "tokens": int, "calls": int}
 ARMS = ("base", "tuned")
 RERANKED = "reranked"
 WIDE = 100  # columns from which on two lists fit beside each other
@@ -50,6 +51,9 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--model", choices=[*ARMS, "both"], default="both", help="which model searches (both)")
     parser.add_argument("--rerank", action="store_true", help="show too what the run's reranker makes of the last list")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each question")
+    for cap, kind in CAPS.items():
+        told = f"cap on the {cap} of an endpoint's vectors in all, in the place of the run's"
+        parser.add_argument(f"--model.budget.{cap}", type=kind, dest=cap, metavar="CAP", help=told)
     parser.add_argument("--changed-data", action="store_true", help="go on although the data are not those of the run")
     arguments = parser.parse_intermixed_args(list(words))
     with ends_with_one():
@@ -61,8 +65,11 @@ def main(words: Sequence[str]) -> None:
 def _answer_all(arguments: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s", force=True)
     print("loading ...", file=sys.stderr)
+    paid = logging.getLogger("embexp.remote")
+    paid.setLevel(logging.INFO)  # what an endpoint is about to be sent is said first
     with contextlib.redirect_stdout(sys.stderr):  # what libraries print is no answer
         finders, known = _loaded(arguments)
+    paid.setLevel(logging.NOTSET)  # a question is sent as it is typed
     for question in [arguments.question] if arguments.question else _questions():
         _answer(question, finders, known, top=arguments.top, as_json=arguments.json)
 
@@ -72,7 +79,8 @@ def _loaded(arguments: argparse.Namespace) -> tuple[dict[str, Finder], dict[str,
     from embexp.finished import opened
     from embexp.search.lookup import known_questions
 
-    run = opened(arguments.run)
+    caps = {cap: value for cap in CAPS if (value := getattr(arguments, cap)) is not None}
+    run = replace(opened(arguments.run), caps=caps)
     with cache.kept_in(cache.folder_of(run.config["cache"])):
         splits = run.splits(changed_data=arguments.changed_data, by="--changed-data")
         finders = _finders(run, splits, arguments.model, rerank=arguments.rerank)
