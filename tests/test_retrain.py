@@ -17,6 +17,8 @@ from embexp import cli as main_command
 from embexp import exit_codes
 from embexp.arguments import checked_arguments
 from embexp.checks import CONFIG_FOLDER, plain
+from embexp.errors import UserError
+from embexp.finished import opened
 from embexp.mine.mining import mine
 from embexp.retrain import attempts, cli, pointer, recipe, renewed, retraining
 from tests.handbook import record, rows
@@ -223,6 +225,25 @@ def test_a_data_set_that_was_not_mined_is_read_again_and_compared_on_what_nobody
     assert config["dataset"]["path"] == str(place / "today.jsonl")
     assert config["model"]["path"] == str(place / "of_pairs" / "model")
     assert "model=static" in state(place, "0001")["words"]  # the next one starts from the base again
+
+
+@pytest.mark.parametrize(("code", "completed"), [(0, True), (exit_codes.FORGOTTEN, True), (1, False)])
+def test_a_completed_run_that_has_forgotten_too_much_goes_on_to_the_decision(place, monkeypatch, code, completed):
+    """The gate's own code is no failure; a run that failed is one."""
+
+    def run(_):
+        shutil.copytree(place / "run", place / "models" / "0001")
+        return [code]
+
+    monkeypatch.setattr(sys, "argv", ["retrain"])
+    monkeypatch.setattr(main_command, "_run", run)
+    old, attempt = opened("run"), attempts.Attempt(place / "models" / "attempts" / "0001", {})
+    if not completed:
+        with pytest.raises(UserError, match="failed, as said above"):
+            retraining._trained(old, attempt, recipe.Recipe((), ()), [], start="base")
+    else:
+        new = retraining._trained(old, attempt, recipe.Recipe((), ()), [], start="base")
+        assert new.folder == place / "models" / "0001"
 
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
