@@ -219,7 +219,9 @@ def test_a_data_set_that_was_not_mined_is_read_again_and_compared_on_what_nobody
     (place / "today.jsonl").write_text("".join(json.dumps(row) + "\n" for row in today))
     out = call("of_pairs", "documents=today.jsonl", "start=tuned", "trainer.max_steps=1", "paraphrase=null", code=5)
     assert "was not mined" in out
-    assert "questions on documents that the current model was trained on are left out" in out
+    assert "questions are left out: the current model was trained on them, or on their documents" in out
+    assert "no longer at hand" not in out
+    assert len(json.loads((place / "models" / "attempts" / "0001" / "trained.json").read_text())) > 3
     assert "attempt 0001: not promoted: " in call("status", "models=models")
     config = json.loads((place / "models" / "0001" / "result.json").read_text())["config"]
     assert config["dataset"]["path"] == str(place / "today.jsonl")

@@ -89,15 +89,21 @@ def test_a_part_compares_both_models_on_its_questions_alone():
     assert part_of(current, new, [], documents) is None
 
 
-def test_questions_on_documents_that_the_current_model_learnt_count_where_sides_are_kept_alone(toy):
+def test_questions_that_the_current_model_learnt_are_not_compared_nor_those_on_its_documents_once_cut_anew(toy):
     from embexp.manifest import Manifest
     from embexp.retrieval_set import Splits
 
-    splits = Splits(toy.with_queries(["q0.0"]), toy.with_queries(["q1.0"]), toy.with_queries(["q2.0", "q3.0"]), {})
-    learnt = Manifest({}, {}, frozenset({"d2"}), None)
-    assert comparing._fair(splits, learnt) == {"q3.0"}
-    mined = Manifest({}, {}, frozenset({"d2"}), {"miner": {}})
-    assert comparing._fair(splits, mined) == {"q2.0", "q3.0"}
+    def fair(mining, **learnt):
+        known = Manifest({}, {}, frozenset({"d2"}), mining)
+        return comparing.fair_of(splits, known, learnt, near_duplicate=0.9)
+
+    test = toy.with_queries(["q2.0", "q3.0", "q4.0"])
+    splits = Splits(toy.with_queries(["q0.0"]), toy.with_queries(["q1.0"]), test, {})
+    assert fair(None) == {"q3.0", "q4.0"}
+    assert fair({"miner": {}}) == {"q2.0", "q3.0", "q4.0"}  # whose sides are kept
+    copy = test.queries["q3.0"].upper() + "?"
+    assert fair(None, learnt=copy) == {"q4.0"}
+    assert fair({"miner": {}}, learnt=copy) == {"q2.0", "q4.0"}
 
 
 def test_a_further_word_takes_the_place_of_those_of_its_key_and_below_it():

@@ -9,15 +9,21 @@ from typing import Any
 
 from embexp.drift.today import Today, mining_of, places_of, replaced
 from embexp.errors import UserError, counted
+from embexp.experiment import splits_of
 from embexp.finished import Finished
 from embexp.manifest import Manifest
 from embexp.mine import written
 from embexp.mine.mining import mine
+from embexp.result import data_digests
 from embexp.resume import quoted
-from embexp.retrain.attempts import Attempt
+from embexp.retrain.attempts import Attempt, of_run
 
 log = logging.getLogger(__name__)
 
+UNKNOWN = (
+    "what the current model was trained on is no longer at hand (the file of its data set has changed since), so that "
+    "a question on a new document may be one that it has learnt; from this attempt on it is kept"
+)
 NOT_MINED = (
     "the run's data set was not mined, and so nothing was now: it was read again from today's copy and cut anew. "
     "Questions on documents that the current model was trained on are left out of the comparison"
@@ -86,6 +92,21 @@ def _mined(
         hint = f" with{larger}" if larger else ""
         raise UserError(f"mining was stopped: {outcome.stopped}. The same command{hint} goes on where it was")
     return [f"not all that is new was asked about: {outcome.stopped}"]
+
+
+def learnt_by(run: Finished, known: Manifest, attempt: Attempt) -> Mapping[str, str] | None:
+    """Id -> text of what the current model was trained on and the attempt's own is not, or not for sure.
+
+    None where that is not known: the data set was not mined, and its file has changed since.
+    """
+    if known.mining is not None:
+        return written.learnt_before(attempt.data)
+    before = of_run(run.folder)
+    if before is not None and before.trained is not None:
+        return before.trained
+    with run.started_from():
+        splits = splits_of(run.config)
+    return splits.train.queries if data_digests(splits)["train"] == run.result["fingerprint"]["train"] else None
 
 
 def new_to_train(former: Path, folder: Path) -> int:

@@ -28,15 +28,19 @@ from embexp.drift.today import Today
 from embexp.drift.verdict import LEVELS
 from embexp.errors import UserError
 from embexp.exit_codes import FORGOTTEN
+from embexp.experiment import splits_of
 from embexp.finished import Finished, opened
+from embexp.manifest import Manifest
 from embexp.report import read as read_result
 from embexp.retrain import attempts, recipe
 from embexp.retrain.attempts import Attempt
-from embexp.retrain.comparing import compared
+from embexp.retrain.comparing import compared, fair_of
 from embexp.retrain.decision import Decision, decided
 from embexp.retrain.pointer import PROMOTED, STARTED, Models
 from embexp.retrain.recipe import Recipe
-from embexp.retrain.renewed import former_of, new_to_train, renewed
+from embexp.retrain.renewed import UNKNOWN, former_of, learnt_by, new_to_train, renewed
+from embexp.retrieval_set import Splits
+from embexp.splits import Shares
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +92,8 @@ def retrain(run: Path, models: Models, words: Sequence[str], config: Mapping[str
         if former is not None and not new_to_train(_own_data(current, former), attempt.data):
             return _ended(models, current, attempt, Decision(False, [NO_NEW_QUESTIONS], []), config)
         new = _trained(current, attempt, recipe.of(current.folder, words), data, start=config["start"])
-        found = compared(current, new, known, differences)
+        splits, fair = _to_compare_on(current, new, known, attempt)
+        found = compared(current, new, splits, fair, differences)
         attempt.write(compared=found, base=new.result["base"]["test"], bm25=new.result["bm25"]["test"])
         decision = decided(found, margin=config["margin"], forgetting=new.result.get("forgetting"))
         return _ended(models, current, attempt, decision, config)
@@ -172,6 +177,20 @@ def _trained(current: Finished, attempt: Attempt, made: Recipe, data: Sequence[s
         if code not in (0, FORGOTTEN):  # a gate that was not passed is for the decision
             raise UserError(f"the training in {attempt.run} failed, as said above; the same command goes on with it")
     return opened(str(attempt.run))
+
+
+def _to_compare_on(current: Finished, new: Finished, known: Manifest, attempt: Attempt) -> tuple[Splits, set[str]]:
+    """The new run's data, and those of its test questions that neither model was trained on."""
+    learnt = learnt_by(current, known, attempt)
+    with new.started_from():
+        splits = splits_of(new.config)
+    if known.mining is None:
+        attempt.keep_trained(splits.train.queries)
+    if learnt is None:
+        attempt.write(remarks=[*attempt.state["remarks"], UNKNOWN])
+    shares = new.config["dataset"].get("split") or {}
+    near_duplicate = shares.get("near_duplicate", Shares.near_duplicate)  # as the run's own check of leaks
+    return splits, fair_of(splits, known, learnt or {}, near_duplicate=near_duplicate)
 
 
 def _status(run: Path) -> str | None:

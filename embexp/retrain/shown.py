@@ -51,7 +51,9 @@ def _compared(state: Mapping[str, Any]) -> list[Block | str]:
     others = {"the base model": state["base"][metric], "BM25": state["bm25"].get(metric)}
     beside = ", ".join(f"{name} {number(score)}" for name, score in others.items() if score is not None)
     table = Table([metric, "questions", "documents", "current", "new", "new - current, 95 %", "verdict"], lines)
-    left_out = [f"{found['unfair']:,} questions on documents that the current model was trained on are left out."]
+    left_out = [
+        f"{found['unfair']:,} questions are left out: the current model was trained on them, or on their documents."
+    ]
     return [table, f"On all of it {beside}.", *(left_out if found["unfair"] else [])]
 
 
