@@ -128,3 +128,15 @@ def test_a_trial_of_a_sweep_and_a_folder_that_is_no_run_are_refused(tmp_path):
         recipe.of(tmp_path / "nowhere", [])
     with pytest.raises(UserError, match=r"has no result\.json"):
         recipe.of(tmp_path, [])
+
+
+def test_going_on_from_the_current_model_takes_sides_that_stay(toy):
+    from embexp.drift.today import Today
+    from embexp.retrain.renewed import refuse_cut_anew
+    from embexp.splits import Shares, cut, given
+
+    anew = cut(toy, Shares())
+    with pytest.raises(UserError, match="the data set is cut anew"):
+        refuse_cut_anew(Today({}, {}, {}, splits=anew))
+    refuse_cut_anew(Today({}, {}, {}, splits=given(anew.train, anew.dev, anew.test)))
+    refuse_cut_anew(Today({}, {}, {}))  # mined

@@ -51,6 +51,17 @@ def renewed(
     return [f"dataset.path={quoted(attempt.data)}"]
 
 
+def refuse_cut_anew(now: Today) -> None:
+    """Raise UserError where a model that goes on from the current one would be tested on what that one has learnt."""
+    if now.splits is not None and now.splits.parted is not None:
+        raise UserError(
+            "start=tuned goes on from the current model, and the data set is cut anew: documents that this model and "
+            "those before it were trained on would be in dev and test. Use start=base, or a data set whose sides stay: "
+            "a mined one, or one with a split of its own (dataset.columns.split of pairs, qrels of train and test of "
+            "beir)"
+        )
+
+
 def former_of(run: Finished, known: Manifest, attempts: Sequence[Attempt]) -> Path | None:
     """The mined data set to go on from: the newest whole one, of whatever came the model, so that nothing is asked
     about twice; None where the run's data are not mined. Raises UserError when it is gone."""

@@ -38,7 +38,7 @@ from embexp.retrain.comparing import compared, fair_of
 from embexp.retrain.decision import Decision, decided
 from embexp.retrain.pointer import PROMOTED, STARTED, Models
 from embexp.retrain.recipe import Recipe
-from embexp.retrain.renewed import UNKNOWN, former_of, learnt_by, new_to_train, renewed
+from embexp.retrain.renewed import UNKNOWN, former_of, learnt_by, new_to_train, refuse_cut_anew, renewed
 from embexp.retrieval_set import Splits
 from embexp.splits import Shares
 
@@ -77,6 +77,8 @@ def retrain(run: Path, models: Models, words: Sequence[str], config: Mapping[str
         current = _current(run, models)
         known = manifest.read(current.folder)
         now = today.read(current, known, config["documents"])
+        if config["start"] == "tuned":
+            refuse_cut_anew(now)
         differences = between(known, now.texts, now.units)
         if not differences.fresh:
             return Outcome(NOTHING, current.folder, [_unchanged(differences)])
