@@ -251,9 +251,9 @@ def test_a_completed_run_that_has_forgotten_too_much_goes_on_to_the_decision(pla
     old, attempt = opened("run"), attempts.Attempt(place / "models" / "attempts" / "0001", {})
     if not completed:
         with pytest.raises(UserError, match="failed, as said above"):
-            retraining._trained(old, attempt, recipe.Recipe((), ()), [], start="base")
+            retraining._trained(old, attempt, recipe.Recipe((), ()), [], [])
     else:
-        new = retraining._trained(old, attempt, recipe.Recipe((), ()), [], start="base")
+        new = retraining._trained(old, attempt, recipe.Recipe((), ()), [], [])
         assert new.folder == place / "models" / "0001"
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from embexp.errors import UserError
 from embexp.retrain import comparing
 from embexp.retrain.comparing import part_of
 from embexp.retrain.decision import decided
-from embexp.retrain.recipe import divided, joined
+from embexp.retrain.recipe import Recipe, divided, joined, start_from
 from embexp.significance import Delta, Scores
 
 
@@ -140,3 +142,29 @@ def test_going_on_from_the_current_model_takes_sides_that_stay(toy):
         refuse_cut_anew(Today({}, {}, {}, splits=anew))
     refuse_cut_anew(Today({}, {}, {}, splits=given(anew.train, anew.dev, anew.test)))
     refuse_cut_anew(Today({}, {}, {}))  # mined
+
+
+def test_a_start_from_the_current_model_trains_on_as_it_was_trained_but_for_what_is_said_now(tmp_path):
+    lora = {"_target_": "embexp.lora.Lora", "rank": 64, "alpha": 128, "target_modules": ["query", "value"]}
+    node = {"_target_": "embexp.models.Transformer", "path": "x", "peft": "lora", "lora": lora, "dropout": None}
+    (tmp_path / ".hydra").mkdir()
+    OmegaConf.save({"model": node}, tmp_path / ".hydra" / "config.yaml")
+    further = ["seed=3", "model.lora.alpha=32", "++model.dropout=0.2"]
+    words = start_from(tmp_path, further)
+    assert words == [
+        "model=local", f"model.path='{tmp_path / 'model'}'", "model.peft=lora", "model.lora.rank=64",
+        "model.lora.target_modules=['query', 'value']", "model.lora.alpha=32", "++model.dropout=0.2",
+    ]  # fmt: skip
+    command = Recipe(("model=minilm", "model.lora.rank=8", *further), ()).command([], words, tmp_path)
+    Recipe(("dataset=docstrings", "trainer=smoke", "logger=none"), ()).refuse_mistakes(words)
+    assert command[1:-1] == words
+    with pytest.raises(UserError, match="model=minilm names another"):
+        start_from(tmp_path, ["model=minilm"])
+
+
+def test_layers_behind_an_endpoint_are_not_gone_on_from(tmp_path):
+    (tmp_path / "model").mkdir()
+    stamp = dict.fromkeys(("content", "weights", "dimensions", "max_seq_length", "prompts", "run"), "x")
+    (tmp_path / "model" / "embexp.json").write_text(json.dumps({**stamp, "behind": "text-embedding-3-small"}))
+    with pytest.raises(UserError, match="layers behind text-embedding-3-small alone; use start=base"):
+        start_from(tmp_path, [])

@@ -93,7 +93,8 @@ def retrain(run: Path, models: Models, words: Sequence[str], config: Mapping[str
         data = renewed(current, known, now, attempt, former, config)
         if former is not None and not new_to_train(_own_data(current, former), attempt.data):
             return _ended(models, current, attempt, Decision(False, [NO_NEW_QUESTIONS], []), config)
-        new = _trained(current, attempt, recipe.of(current.folder, words), data, start=config["start"])
+        start = recipe.start_from(current.folder, words) if config["start"] == "tuned" else []
+        new = _trained(current, attempt, recipe.of(current.folder, words), data, start)
         splits, fair = _to_compare_on(current, new, known, attempt)
         found = compared(current, new, splits, fair, differences)
         attempt.write(compared=found, base=new.result["base"]["test"], bm25=new.result["bm25"]["test"])
@@ -160,10 +161,9 @@ def _own_data(current: Finished, former: Path) -> Path:
     return own if (own / "mining.json").is_file() else former
 
 
-def _trained(current: Finished, attempt: Attempt, made: Recipe, data: Sequence[str], *, start: str) -> Finished:
+def _trained(current: Finished, attempt: Attempt, made: Recipe, data: Sequence[str], start: Sequence[str]) -> Finished:
     """The attempt's run, completed: begun, gone on with, or done already. Raises UserError when training fails."""
-    start_words = recipe.start_from(current.folder) if start == "tuned" else []
-    command = made.command(data, start_words, attempt.run)
+    command = made.command(data, start, attempt.run)
     told = {"command": command, "embexp": __version__}
     if attempt.state.get("trained") != told:
         shutil.rmtree(attempt.run, ignore_errors=True)
