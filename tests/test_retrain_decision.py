@@ -156,7 +156,7 @@ def test_a_start_from_the_current_model_trains_on_as_it_was_trained_but_for_what
         "model.lora.target_modules=['query', 'value']", "model.lora.alpha=32", "++model.dropout=0.2",
     ]  # fmt: skip
     command = Recipe(("model=minilm", "model.lora.rank=8", *further), ()).command([], words, tmp_path)
-    Recipe(("dataset=docstrings", "trainer=smoke", "logger=none"), ()).refuse_mistakes(words)
+    Recipe(("dataset=docstrings", "logger=none"), ()).refuse_mistakes(words)
     assert command[1:-1] == words
     with pytest.raises(UserError, match="model=minilm names another"):
         start_from(tmp_path, ["model=minilm"])
@@ -168,3 +168,20 @@ def test_layers_behind_an_endpoint_are_not_gone_on_from(tmp_path):
     (tmp_path / "model" / "embexp.json").write_text(json.dumps({**stamp, "behind": "text-embedding-3-small"}))
     with pytest.raises(UserError, match="layers behind text-embedding-3-small alone; use start=base"):
         start_from(tmp_path, [])
+
+
+def test_a_try_on_a_part_of_the_data_and_a_run_that_trains_nothing_are_refused(tmp_path):
+    words = ("dataset=docstrings", "logger=none", "model=static")
+    for further, said in (
+        (["limit=50"], "limit=50 is for a try"),
+        (["trainer=smoke"], "limit=24 is for a try"),
+        (["trainer=none"], "trainer=none trains nothing"),
+    ):
+        with pytest.raises(UserError, match=said):
+            Recipe((*words, *further), ()).refuse_mistakes([])
+    (tmp_path / "trainer").mkdir()
+    (tmp_path / "trainer" / "mine.yaml").write_text("defaults: [smoke]\n")
+    flags = ("--config-dir", str(tmp_path), "--config-name", "config")
+    with pytest.raises(UserError, match="limit=24"):
+        Recipe((*words, "trainer=mine"), flags).refuse_mistakes([])
+    Recipe((*words, "trainer=mine", "limit=null"), flags).refuse_mistakes([])

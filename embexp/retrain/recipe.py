@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from embexp import resume, runs, stamp
 from embexp.arguments import checked_arguments
+from embexp.checks import CONFIG_FOLDER
+from embexp.config import EXPERIMENT
 from embexp.errors import UserError
 from embexp.model_folder import STAMP
 from embexp.retrain import attempts
@@ -45,12 +48,22 @@ class Recipe:
         return [*self.flags, *words, f"hydra.run.dir={resume.quoted(folder)}"]
 
     def refuse_mistakes(self, start: Sequence[str]) -> None:
-        """Raise UserError with all that the main command would find wrong."""
+        """Raise UserError with all that the main command would find wrong, and for what makes no model to serve."""
         flags = dict(zip(self.flags[::2], self.flags[1::2], strict=True))
-        checked_arguments(
-            joined(self.words, start), config_dir=flags.get("--config-dir"), sweep=False,
-            config_name=flags.get("--config-name"), fresh=False,
-        )  # fmt: skip
+        folder, name = flags.get("--config-dir"), flags.get("--config-name", EXPERIMENT.name)
+        words = checked_arguments(
+            joined(self.words, start), config_dir=folder, sweep=False, config_name=name, fresh=False
+        )
+        path = [f"hydra.searchpath=[file://{Path(folder).absolute()}]"] if folder else []
+        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+            config = compose(name, [*words, *path])
+        problems = []
+        if config.limit is not None:
+            problems.append(f"limit={config.limit} is for a try, on a part of the data; add limit=null, which reads all")
+        if config.trainer is None:
+            problems.append("trainer=none trains nothing that could be promoted; leave it out")
+        if problems:
+            raise UserError(*problems)
 
 
 def of(run: Path, further: Sequence[str]) -> Recipe:
