@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -185,3 +186,21 @@ def test_a_try_on_a_part_of_the_data_and_a_run_that_trains_nothing_are_refused(t
     with pytest.raises(UserError, match="limit=24"):
         Recipe((*words, "trainer=mine"), flags).refuse_mistakes([])
     Recipe((*words, "trainer=mine", "limit=null"), flags).refuse_mistakes([])
+
+
+def test_new_or_corrected_questions_on_the_same_passages_are_something_to_train_on(toy):
+    from embexp.drift.today import Today
+    from embexp.finished import Finished
+    from embexp.result import data_digests
+    from embexp.retrain.retraining import _asked, _new_questions
+    from embexp.splits import Shares, cut
+
+    config = {"real_questions": None, "start": "base", "budget": {}}
+    before = cut(toy, Shares())
+    current = Finished(Path("run"), {"fingerprint": data_digests(before)})
+    same, mined = Today({}, {}, {}, splits=before), Today({}, {}, {})
+    corrected = replace(toy, queries={**toy.queries, "q0.0": "what is said of the first one"})
+    now = Today({}, {}, {}, splits=cut(corrected, Shares()))
+    assert [_new_questions(current, each) for each in (same, mined, now)] == [False, False, True]
+    assert _asked(same, [], config) != _asked(now, [], config)
+    assert _asked(same, [], config) == _asked(Today({}, {}, {}, splits=cut(toy, Shares())), [], config)

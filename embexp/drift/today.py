@@ -19,6 +19,7 @@ from embexp.mine import knowledge
 from embexp.mine.knowledge import Knowledge
 from embexp.mine.passages import Passage
 from embexp.mine.sides import Sides
+from embexp.result import data_digests
 from embexp.retrieval_set import Splits
 
 
@@ -40,6 +41,11 @@ class Today:
     def texts(self) -> dict[str, str]:
         """Passage id -> whole text."""
         return {key: passage.whole for key, passage in self.passages.items()}
+
+    @cached_property
+    def data(self) -> dict[str, str] | None:
+        """Digests of what a run would read, as its result.json has them; None where the data set was mined."""
+        return None if self.splits is None else data_digests(self.splits)
 
     @cached_property
     def by_document(self) -> dict[str, list[str]]:

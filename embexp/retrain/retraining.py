@@ -80,8 +80,8 @@ def retrain(run: Path, models: Models, words: Sequence[str], config: Mapping[str
         if config["start"] == "tuned":
             refuse_cut_anew(now)
         differences = between(known, now.texts, now.units)
-        if not differences.fresh:
-            return Outcome(NOTHING, current.folder, [_unchanged(differences)])
+        if not differences.fresh and not _new_questions(current, now):
+            return Outcome(NOTHING, current.folder, [_unchanged(differences, now)])
         asked = _asked(now, words, config)
         if (reasons := _too_little_drift(current, models, now, asked, config)) is not None:
             return Outcome(NOTHING, current.folder, reasons)
@@ -120,9 +120,15 @@ def _current(run: Path, models: Models) -> Finished:
     return current
 
 
-def _unchanged(differences: Differences) -> str:
+def _new_questions(current: Finished, now: Today) -> bool:
+    """Whether questions of a data set that was not mined are new or others than the current model's run read."""
+    return now.data is not None and any(current.result["fingerprint"][key] != found for key, found in now.data.items())
+
+
+def _unchanged(differences: Differences, now: Today) -> str:
+    questions = " and no question" if now.data is not None else ""
     gone = f"; {len(differences.removed):,} are gone, which the index alone must know" if differences.removed else ""
-    return f"no passage is new or changed since the current model{gone}"
+    return f"no passage{questions} is new or changed since the current model{gone}"
 
 
 def _asked(now: Today, words: Sequence[str], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,6 +136,7 @@ def _asked(now: Today, words: Sequence[str], config: Mapping[str, Any]) -> dict[
     users = config["real_questions"]
     return {
         "passages": digest([now.texts, dict(now.units)]),
+        **({} if now.data is None else {"data": now.data}),
         "words": list(words),
         "start": config["start"],
         "budget": dict(config["budget"]),
