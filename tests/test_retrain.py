@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -255,6 +256,15 @@ def test_a_completed_run_that_has_forgotten_too_much_goes_on_to_the_decision(pla
     else:
         new = retraining._trained(old, attempt, recipe.Recipe((), ()), [], [])
         assert new.folder == place / "models" / "0001"
+
+
+def test_a_data_set_that_was_mined_again_into_its_folder_is_not_gone_on_from(place, made):
+    first = opened("run")
+    known = manifest.read(first.folder)
+    assert renewed.former_of(first, known, []) == made / "mined"  # a run's paths are of where it was started
+    first = replace(first, result={**first.result, "fingerprint": {**first.result["fingerprint"], "train": "other"}})
+    with pytest.raises(UserError, match="the data have changed since the run in .*: train"):
+        renewed.former_of(first, known, [])
 
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"

@@ -64,7 +64,8 @@ def refuse_cut_anew(now: Today) -> None:
 
 def former_of(run: Finished, known: Manifest, attempts: Sequence[Attempt]) -> Path | None:
     """The mined data set to go on from: the newest whole one, of whatever came the model, so that nothing is asked
-    about twice; None where the run's data are not mined. Raises UserError when it is gone."""
+    about twice; None where the run's data are not mined. Raises UserError when it is gone, or not what the run read:
+    of data that were mined again the sides are others than what the current model was trained on."""
     if known.mining is None:
         return None
     for attempt in reversed(attempts):
@@ -77,6 +78,7 @@ def former_of(run: Finished, known: Manifest, attempts: Sequence[Attempt]) -> Pa
             f"the data set that {run.folder} was trained on is no longer in {folder}, and it holds the questions to go "
             "on from. Bring it back, or mine all documents and train a new run on them"
         )
+    run.splits(changed_data=False, by="mining all documents and training a new run on them")
     return folder
 
 
