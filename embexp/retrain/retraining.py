@@ -210,12 +210,11 @@ def _status(run: Path) -> str | None:
 def _ended(
     models: Models, current: Finished, attempt: Attempt, decision: Decision, config: Mapping[str, Any]
 ) -> Outcome:
-    """Write the decision, then turn the pointer where the new model is promoted."""
-    removed: list[str] = []
+    """Write the decision, turn the pointer where the new model is promoted, and remove what `keep` does not keep."""
     attempt.write(decision={**asdict(decision), "margin": config["margin"], "against": models.name_of(current.folder)})
     if decision.promoted:
         models.turn(PROMOTED, attempt.run, decision.reasons)
-        removed = attempts.prune(models, keep=config["keep"])
+    removed = attempts.prune(models, keep=config["keep"])
     served = attempt.run if decision.promoted else current.folder
     event = PROMOTED if decision.promoted else NOT_PROMOTED
     return Outcome(event, served, decision.reasons, decision.advice, attempt, removed)
