@@ -52,6 +52,11 @@ class Attempt:
         return self.state.get("decision")
 
     @property
+    def times(self) -> int:
+        """How often the test on its documents has decided, in this attempt and those before it."""
+        return int(self.state.get("times", 0))
+
+    @property
     def trained(self) -> Mapping[str, str] | None:
         """Training questions of its run, id -> text, where they were kept."""
         file = self.folder / TRAINED
@@ -116,7 +121,7 @@ def open_for(models: Models, asked: Mapping[str, Any], *, margin: float) -> Atte
     if newest is not None and newest.decision is None:
         if newest.state["asked"] != asked:
             _begin_again(newest)
-            newest.write(asked=dict(asked), compared=None, remarks=[])
+            newest.write(asked=dict(asked), compared=None, remarks=[], times=_times(newest, asked))
         return newest
     used = [
         *models.served(),
@@ -125,8 +130,14 @@ def open_for(models: Models, asked: Mapping[str, Any], *, margin: float) -> Atte
     ]
     number = 1 + max((int(name) for name in used if NUMBER.fullmatch(name)), default=0)
     attempt = Attempt(_folder(models) / f"{number:04}")
-    attempt.write(asked=dict(asked), decision=None)
+    attempt.write(asked=dict(asked), decision=None, times=_times(newest, asked))
     return attempt
+
+
+def _times(before: Attempt | None, asked: Mapping[str, Any]) -> int:
+    """How often a test on these documents has decided already, with other margins or recipes."""
+    same = before is not None and all(before.state["asked"].get(key) == asked.get(key) for key in ("passages", "data"))
+    return before.times if before is not None and same else 0
 
 
 def _begin_again(attempt: Attempt) -> None:

@@ -211,7 +211,8 @@ def _ended(
     models: Models, current: Finished, attempt: Attempt, decision: Decision, config: Mapping[str, Any]
 ) -> Outcome:
     """Write the decision, turn the pointer where the new model is promoted, and remove what `keep` does not keep."""
-    attempt.write(decision={**asdict(decision), "margin": config["margin"], "against": models.name_of(current.folder)})
+    told = {**asdict(decision), "margin": config["margin"], "against": models.name_of(current.folder)}
+    attempt.write(decision=told, times=attempt.times + bool(attempt.state.get("compared")))
     if decision.promoted:
         models.turn(PROMOTED, attempt.run, decision.reasons)
     removed = attempts.prune(models, keep=config["keep"])

@@ -14,6 +14,10 @@ if TYPE_CHECKING:  # torch
 
 NAMES = {"all": "all of today's test", "old": "documents as they were", "new": "new and changed documents"}
 LINES = 10  # of the history
+AGAIN = (
+    "The test on these documents has now decided {times} times, each time about another margin or recipe: the more often, "
+    "the less a promotion says."
+)
 
 
 def text(outcome: Outcome, models: Models) -> str:
@@ -24,6 +28,7 @@ def text(outcome: Outcome, models: Models) -> str:
     blocks += ["What would help:", _list(outcome.advice)] if outcome.advice else []
     if attempt is not None:
         blocks += [*attempt.state.get("remarks", ()), *_compared(attempt.state)]
+        blocks += [AGAIN.format(times=attempt.times)] if attempt.times > 1 else []
     if outcome.removed:
         blocks.append(f"Removed, as keep= says: {', '.join(outcome.removed)}.")
     current = models.folder / "current"
