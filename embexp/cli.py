@@ -41,11 +41,12 @@ def main() -> None:
 
 
 def command(words: Sequence[str]) -> int:
-    """Run the command line of these words in this process, and return its exit code. Raises UserError for mistakes."""
+    """Run the command line of these words in this process, and return the exit code that `main` would end with. Raises
+    UserError for mistakes."""
     before = sys.argv
     sys.argv = [before[0], *words]
     try:
-        return 1 if any(_run(None)) else 0
+        return exit_codes.of_all(_run(None))
     finally:
         sys.argv = before
 

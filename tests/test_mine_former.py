@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
 from dataclasses import replace
 
 import pytest
 
+from embexp.checks import CONFIG_FOLDER, plain
 from embexp.mine import former, written
 from embexp.mine.passages import Passage, Question, Rejected
 from embexp.mine.real import Real
@@ -15,6 +18,7 @@ from embexp.mine.written import DataSet, Query
 from tests.handbook import record, rows
 
 SIDES = Sides()
+WORDS = ["".join(pair) for pair in itertools.product(("ba", "de", "ki", "lo", "mu", "ra", "te"), repeat=3)]
 NAMES = [f"{number}.md" for number in range(40)]
 SIDE_OF = SIDES.assigned(NAMES)
 TRAIN, DEV, TEST = ([name for name in NAMES if SIDE_OF[name] == side] for side in ("train", "dev", "test"))
@@ -45,9 +49,17 @@ def old(tmp_path):
     }  # fmt: skip
     rejected = [Rejected(Question("it?", "b0", "question", "s"), "stands alone", "it")]
     by_id = {each.id: each for each in passages}
-    data = DataSet(by_id, {key: each.document for key, each in by_id.items()}, queries, {"b0": "b"}, rejected)
+    data = DataSet(by_id, {key: each.document for key, each in by_id.items()}, queries, {"b0": "b"}, rejected,
+                   {"q0": "asked long ago"})  # fmt: skip
     written.write(data, tmp_path, record={"stopped": None}, page="")
     return tmp_path, data
+
+
+def pseudo_queries():
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        return plain(compose("mine", ["documents=here", "miner=sentences", "model=static"]))
 
 
 def held(old, passages, *, in_sections=False):
@@ -74,6 +86,41 @@ def test_only_what_is_new_or_changed_is_asked_about_and_what_is_gone_takes_its_q
     assert found.easy == {"qa0"}
     assert (found.paraphrases, found.rejected) == ({}, [])
     assert found.real == Real({"r": "a user asks"}, {"r": {"a0": 2, "t0": 1}}, {})
+
+
+def test_training_questions_that_are_gone_are_remembered_and_those_of_before_too(old):
+    _, data = old
+    a0, a1, b0, *others = data.passages.values()
+    found = held(old, [a0, a1, replace(b0, text="b0 in other words"), *others])
+    assert found.trained == {"qa0": "what of a0", "qb0": "what of b0", "q0": "asked long ago"}
+    stands, gone = Question("what of a0", "a0", "question", ""), Question("what of b0", "b0", "question", "")
+    dealt = {**found.dealt, "train": [stands]}
+    known = {stands.id: stands.text, gone.id: gone.text}  # as mining names them
+    assert replace(found, dealt=dealt, trained=known).learnt == {gone.id: "what of b0"}
+
+
+def test_no_question_that_a_model_was_trained_on_tests_the_next_one(tmp_path):
+    """Each section gets another last sentence: its passages are new, and most of its pseudo-queries as they were."""
+    from embexp.mine.mining import mine
+
+    config, rng = pseudo_queries(), random.Random(0)
+    bodies = [[" ".join(rng.choices(WORDS, k=12)).capitalize() + "." for _ in range(8)] for _ in range(60)]
+    for day, folder in enumerate((tmp_path / "first", tmp_path / "second", tmp_path / "third")):
+        folder.mkdir()
+        for number, body in enumerate(bodies):
+            last = f"On day {day} somebody wanted another wording of this sentence."
+            (folder / f"{number}.md").write_text(f"# Number {number}\n\n{' '.join([*body, last])}\n")
+    learnt, before = set(), None
+    for name in ("first", "second", "third"):
+        data = tmp_path / f"{name}-mined"
+        mine({**config, "documents": [str(tmp_path / name)]}, data, before=before)
+        found = {side: {row["text"] for row in rows(data / "queries.jsonl") if row["metadata"]["side"] == side}
+                 for side in ("train", "dev", "unseen", "seen")}  # fmt: skip
+        assert not learnt & (found["dev"] | found["unseen"] | found["seen"])
+        learnt |= found["train"]
+        assert learnt == found["train"] | set(written.learnt_before(data).values())
+        before = data
+    assert len(learnt) > len(found["train"])
 
 
 def test_a_document_under_a_new_name_stays_on_its_side(old):

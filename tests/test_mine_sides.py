@@ -130,7 +130,7 @@ def test_near_copies_stay_on_one_side_only():
         "unseen": [question(right, "Where is the office??"), question(right, "Who pays for lunch?")],
         "seen": [],
     }
-    kept, rejected = Sides().without_copies(dealt, {"r1": "Where is the office"})
+    kept, rejected = Sides().without_copies(dealt, {"r1": "Where is the office"}, {})
     assert [each.text for each in kept["train"]] == ["How do I reset my password?"]  # the real one stays
     assert kept["dev"] == []
     assert [each.text for each in kept["unseen"]] == ["Who pays for lunch?"]
@@ -141,10 +141,27 @@ def test_near_copies_stay_on_one_side_only():
     ]
 
 
+def test_dev_and_test_lose_what_is_near_a_training_question_of_before_and_train_keeps_it():
+    left, right = Passage("one", "a.md"), Passage("two", "b.md")
+    dealt = {
+        "train": [question(left, "How do I reset my password?")],
+        "dev": [question(right, "Where is the office?")],
+        "unseen": [question(right, "where is the office"), question(right, "Who pays for lunch?")],
+        "seen": [question(left, "Where is the office!"), question(left, "Is there a garden?")],
+    }
+    learnt = {"l1": "Where is the office", "l2": "how do I reset my password"}
+    kept, rejected = Sides().without_copies(dealt, {}, learnt)
+    assert {side: [each.text for each in questions] for side, questions in kept.items()} == {
+        "train": ["How do I reset my password?"], "dev": [], "unseen": ["Who pays for lunch?"],
+        "seen": ["Is there a garden?"],
+    }  # fmt: skip
+    assert {each.stage for each in rejected} == {"near a training question"}
+
+
 def test_dev_loses_what_test_asks_too():
     left, right = Passage("one", "a.md"), Passage("two", "b.md")
     dealt = {"train": [], "dev": [question(left, "Who pays?")], "unseen": [question(right, "who pays")], "seen": []}
-    kept, (rejected,) = Sides().without_copies(dealt, {})
+    kept, (rejected,) = Sides().without_copies(dealt, {}, {})
     assert (kept["dev"], len(kept["unseen"]), rejected.stage) == ([], 1, "near a test question")
 
 

@@ -8,15 +8,19 @@ import re
 import shlex
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from embexp import cli as main_command
-from embexp import exit_codes
+from embexp import exit_codes, manifest
 from embexp.arguments import checked_arguments
 from embexp.checks import CONFIG_FOLDER, plain
+from embexp.errors import UserError
+from embexp.experiment import splits_of
+from embexp.finished import opened
 from embexp.mine.mining import mine
 from embexp.retrain import attempts, cli, pointer, recipe, renewed, retraining
 from tests.handbook import record, rows
@@ -215,14 +219,52 @@ def test_a_data_set_that_was_not_mined_is_read_again_and_compared_on_what_nobody
     today += [{"passage": row["passage"] + " today", "query": row["query"] + " now", "group": row["group"] + "-2"}
               for row in today]  # fmt: skip
     (place / "today.jsonl").write_text("".join(json.dumps(row) + "\n" for row in today))
-    out = call("of_pairs", "documents=today.jsonl", "start=tuned", "trainer.max_steps=1", "paraphrase=null", code=5)
+    words = ["of_pairs", "documents=today.jsonl", "trainer.max_steps=1", "paraphrase=null"]
+    assert "the data set is cut anew" in call(*words, "start=tuned", code=1)
+    assert not (place / "models" / "attempts").exists()
+    out = call(*words, code=5)
     assert "was not mined" in out
-    assert "questions on documents that the current model was trained on are left out" in out
+    assert "questions are left out: the current model was trained on them, or on their documents" in out
+    assert "no longer at hand" not in out
+    assert len(json.loads((place / "models" / "attempts" / "0001" / "trained.json").read_text())) > 3
     assert "attempt 0001: not promoted: " in call("status", "models=models")
     config = json.loads((place / "models" / "0001" / "result.json").read_text())["config"]
     assert config["dataset"]["path"] == str(place / "today.jsonl")
-    assert config["model"]["path"] == str(place / "of_pairs" / "model")
-    assert "model=static" in state(place, "0001")["words"]  # the next one starts from the base again
+    first, attempt = opened("of_pairs"), attempts.read(place / "models" / "attempts" / "0001")
+    learnt = renewed.learnt_by(first, manifest.read(first.folder), attempt)
+    assert learnt == splits_of(first.config).train.queries
+    shutil.copyfile(place / "today.jsonl", file)  # then it is not known, and the attempt's own still is
+    assert renewed.learnt_by(first, manifest.read(first.folder), attempt) is None
+    new = opened("models/0001")
+    assert renewed.learnt_by(new, manifest.read(new.folder), attempt) == splits_of(new.config).train.queries
+
+
+@pytest.mark.parametrize(("code", "completed"), [(0, True), (exit_codes.FORGOTTEN, True), (1, False)])
+def test_a_completed_run_that_has_forgotten_too_much_goes_on_to_the_decision(place, monkeypatch, code, completed):
+    """The gate's own code is no failure; a run that failed is one."""
+
+    def run(_):
+        shutil.copytree(place / "run", place / "models" / "0001")
+        return [code]
+
+    monkeypatch.setattr(sys, "argv", ["retrain"])
+    monkeypatch.setattr(main_command, "_run", run)
+    old, attempt = opened("run"), attempts.Attempt(place / "models" / "attempts" / "0001", {})
+    if not completed:
+        with pytest.raises(UserError, match="failed, as said above"):
+            retraining._trained(old, attempt, recipe.Recipe((), ()), [], [])
+    else:
+        new = retraining._trained(old, attempt, recipe.Recipe((), ()), [], [])
+        assert new.folder == place / "models" / "0001"
+
+
+def test_a_data_set_that_was_mined_again_into_its_folder_is_not_gone_on_from(place, made):
+    first = opened("run")
+    known = manifest.read(first.folder)
+    assert renewed.former_of(first, known, []) == made / "mined"  # a run's paths are of where it was started
+    first = replace(first, result={**first.result, "fingerprint": {**first.result["fingerprint"], "train": "other"}})
+    with pytest.raises(UserError, match="the data have changed since the run in .*: train"):
+        renewed.former_of(first, known, [])
 
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from embexp.errors import UserError
 from embexp.retrain import comparing
 from embexp.retrain.comparing import part_of
 from embexp.retrain.decision import decided
-from embexp.retrain.recipe import divided, joined
+from embexp.retrain.recipe import Recipe, divided, joined, start_from
 from embexp.significance import Delta, Scores
 
 
@@ -38,7 +41,7 @@ LOOSE, FEW = part(-0.03, 0.05), part(0.1, 0.3, documents=19)
         (found(BETTER, SAME, SAME), True, "better on today's test", None),
         (found(BETTER, None, BETTER), True, "better on today's test", None),
         (found(SAME, SAME, BETTER), True, "better on what is new, and not worse by 0.02", None),
-        (found(SAME, LOOSE, BETTER), False, "a loss of 0.02 on documents as they were is not ruled out", "above 0.030"),
+        (found(SAME, LOOSE, BETTER), False, "a loss of 0.02 on documents as they were is not ruled out", "before the figures"),
         (found(SAME, part(0, 0.1, documents=19), BETTER), False, "too few documents as they were", None),
         (found(SAME, None, BETTER), False, "too few documents as they were", None),
         (found(SAME, SAME, SAME), False, "not better on what is new", "a difference below about 0.033"),
@@ -89,15 +92,21 @@ def test_a_part_compares_both_models_on_its_questions_alone():
     assert part_of(current, new, [], documents) is None
 
 
-def test_questions_on_documents_that_the_current_model_learnt_count_where_sides_are_kept_alone(toy):
+def test_questions_that_the_current_model_learnt_are_not_compared_nor_those_on_its_documents_once_cut_anew(toy):
     from embexp.manifest import Manifest
     from embexp.retrieval_set import Splits
 
-    splits = Splits(toy.with_queries(["q0.0"]), toy.with_queries(["q1.0"]), toy.with_queries(["q2.0", "q3.0"]), {})
-    learnt = Manifest({}, {}, frozenset({"d2"}), None)
-    assert comparing._fair(splits, learnt) == {"q3.0"}
-    mined = Manifest({}, {}, frozenset({"d2"}), {"miner": {}})
-    assert comparing._fair(splits, mined) == {"q2.0", "q3.0"}
+    def fair(mining, **learnt):
+        known = Manifest({}, {}, frozenset({"d2"}), mining)
+        return comparing.fair_of(splits, known, learnt, near_duplicate=0.9)
+
+    test = toy.with_queries(["q2.0", "q3.0", "q4.0"])
+    splits = Splits(toy.with_queries(["q0.0"]), toy.with_queries(["q1.0"]), test, {})
+    assert fair(None) == {"q3.0", "q4.0"}
+    assert fair({"miner": {}}) == {"q2.0", "q3.0", "q4.0"}  # whose sides are kept
+    copy = test.queries["q3.0"].upper() + "?"
+    assert fair(None, learnt=copy) == {"q4.0"}
+    assert fair({"miner": {}}, learnt=copy) == {"q2.0", "q4.0"}
 
 
 def test_a_further_word_takes_the_place_of_those_of_its_key_and_below_it():
@@ -122,3 +131,103 @@ def test_a_trial_of_a_sweep_and_a_folder_that_is_no_run_are_refused(tmp_path):
         recipe.of(tmp_path / "nowhere", [])
     with pytest.raises(UserError, match=r"has no result\.json"):
         recipe.of(tmp_path, [])
+
+
+def test_going_on_from_the_current_model_takes_sides_that_stay(toy):
+    from embexp.drift.today import Today
+    from embexp.retrain.renewed import refuse_cut_anew
+    from embexp.splits import Shares, cut, given
+
+    anew = cut(toy, Shares())
+    with pytest.raises(UserError, match="the data set is cut anew"):
+        refuse_cut_anew(Today({}, {}, {}, splits=anew))
+    refuse_cut_anew(Today({}, {}, {}, splits=given(anew.train, anew.dev, anew.test)))
+    refuse_cut_anew(Today({}, {}, {}))  # mined
+
+
+def test_a_start_from_the_current_model_trains_on_as_it_was_trained_but_for_what_is_said_now(tmp_path):
+    lora = {"_target_": "embexp.lora.Lora", "rank": 64, "alpha": 128, "target_modules": ["query", "value"]}
+    node = {"_target_": "embexp.models.Transformer", "path": "x", "peft": "lora", "lora": lora, "dropout": None}
+    (tmp_path / ".hydra").mkdir()
+    OmegaConf.save({"model": node}, tmp_path / ".hydra" / "config.yaml")
+    further = ["seed=3", "model.lora.alpha=32", "++model.dropout=0.2"]
+    words = start_from(tmp_path, further)
+    assert words == [
+        "model=local", f"model.path='{tmp_path / 'model'}'", "model.peft=lora", "model.lora.rank=64",
+        "model.lora.target_modules=['query', 'value']", "model.lora.alpha=32", "++model.dropout=0.2",
+    ]  # fmt: skip
+    command = Recipe(("model=minilm", "model.lora.rank=8", *further), ()).command([], words, tmp_path)
+    Recipe(("dataset=docstrings", "logger=none"), ()).refuse_mistakes(words)
+    assert command[1:-1] == words
+    with pytest.raises(UserError, match="model=minilm names another"):
+        start_from(tmp_path, ["model=minilm"])
+
+
+def test_layers_behind_an_endpoint_are_not_gone_on_from(tmp_path):
+    (tmp_path / "model").mkdir()
+    stamp = dict.fromkeys(("content", "weights", "dimensions", "max_seq_length", "prompts", "run"), "x")
+    (tmp_path / "model" / "embexp.json").write_text(json.dumps({**stamp, "behind": "text-embedding-3-small"}))
+    with pytest.raises(UserError, match="layers behind text-embedding-3-small alone; use start=base"):
+        start_from(tmp_path, [])
+
+
+def test_a_try_on_a_part_of_the_data_and_a_run_that_trains_nothing_are_refused(tmp_path):
+    words = ("dataset=docstrings", "logger=none", "model=static")
+    for further, said in (
+        (["limit=50"], "limit=50 is for a try"),
+        (["trainer=smoke"], "limit=24 is for a try"),
+        (["trainer=none"], "trainer=none trains nothing"),
+    ):
+        with pytest.raises(UserError, match=said):
+            Recipe((*words, *further), ()).refuse_mistakes([])
+    (tmp_path / "trainer").mkdir()
+    (tmp_path / "trainer" / "mine.yaml").write_text("defaults: [smoke]\n")
+    flags = ("--config-dir", str(tmp_path), "--config-name", "config")
+    with pytest.raises(UserError, match="limit=24"):
+        Recipe((*words, "trainer=mine"), flags).refuse_mistakes([])
+    Recipe((*words, "trainer=mine", "limit=null"), flags).refuse_mistakes([])
+
+
+def test_new_or_corrected_questions_on_the_same_passages_are_something_to_train_on(toy):
+    from embexp.drift.today import Today
+    from embexp.finished import Finished
+    from embexp.result import data_digests
+    from embexp.retrain.retraining import _asked, _new_questions
+    from embexp.splits import Shares, cut
+
+    config = {"real_questions": None, "start": "base", "budget": {}}
+    before = cut(toy, Shares())
+    current = Finished(Path("run"), {"fingerprint": data_digests(before)})
+    same, mined = Today({}, {}, {}, splits=before), Today({}, {}, {})
+    corrected = replace(toy, queries={**toy.queries, "q0.0": "what is said of the first one"})
+    now = Today({}, {}, {}, splits=cut(corrected, Shares()))
+    assert [_new_questions(current, each) for each in (same, mined, now)] == [False, False, True]
+    assert _asked(same, [], config) != _asked(now, [], config)
+    assert _asked(same, [], config) == _asked(Today({}, {}, {}, splits=cut(toy, Shares())), [], config)
+
+
+def test_no_margin_is_advised_and_how_often_a_test_has_decided_is_said(tmp_path):
+    from embexp.finished import Finished
+    from embexp.retrain import shown
+    from embexp.retrain.attempts import open_for
+    from embexp.retrain.pointer import STARTED, Models
+    from embexp.retrain.retraining import _ended
+
+    against = decided(found(SAME, LOOSE, BETTER), margin=0.02, forgetting=None)
+    assert "0.03" not in " ".join(against.advice)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "result.json").write_text("{}")
+    models = Models(tmp_path / "models")
+    models.folder.mkdir()
+    models.turn(STARTED, tmp_path / "run", ["the first"])
+    said, names = [], []
+    for passages, recipe, margin in (("a", 1, 0.02), ("a", 1, 0.01), ("a", 2, 0.02), ("b", 2, 0.02)):
+        attempt = open_for(models, {"passages": passages, "words": recipe}, margin=margin)
+        scores = {"recall@3": 0.5}
+        attempt.write(compared={"metric": "recall@3", "parts": {"all": SAME}, "unfair": 0}, base=scores, bm25=scores)
+        outcome = _ended(models, Finished(tmp_path / "run", {}), attempt, against, {"margin": margin, "keep": 5})
+        names.append(attempt.folder.name)
+        said.append("has now decided" in shown.text(outcome, models))
+    assert names == ["0001", "0001", "0002", "0003"]
+    assert said == [False, True, True, False]
+    assert open_for(models, {"passages": "b", "words": 2}, margin=0.02) is None

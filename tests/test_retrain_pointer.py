@@ -192,3 +192,20 @@ def test_old_models_are_removed_but_for_those_that_are_kept(models):
     attempts.Attempt(models.folder / "attempts" / "0005").write(asked={}, decision={"promoted": False})
     assert attempts.prune(models, keep=1) == ["0004"]  # 0002 is served again, 0003 was before it
     assert models.current == models.folder / "0002"
+
+
+def test_what_keep_does_not_keep_goes_after_a_decision_against_the_new_model_too(models):
+    """So that a week without promotion leaves no run behind."""
+    from embexp.finished import Finished
+    from embexp.retrain.decision import Decision
+    from embexp.retrain.retraining import _ended
+
+    current, against = Finished(models.folder / "0002", {}), Decision(False, ["worse"], [])
+    for name in ("0003", "0004"):
+        attempt = attempts.Attempt(models.folder / "attempts" / name, {"asked": {}})
+        run_in(models.folder, name)
+        outcome = _ended(models, current, attempt, against, {"margin": 0.02, "keep": 5})
+    assert outcome.removed == ["0003"]
+    assert not (models.folder / "0003").exists()
+    assert (models.folder / "0004").is_dir()  # the last: decided again with another margin
+    assert models.current == models.folder / "0002"

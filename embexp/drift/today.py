@@ -19,6 +19,7 @@ from embexp.mine import knowledge
 from embexp.mine.knowledge import Knowledge
 from embexp.mine.passages import Passage
 from embexp.mine.sides import Sides
+from embexp.result import data_digests
 from embexp.retrieval_set import Splits
 
 
@@ -26,18 +27,25 @@ from embexp.retrieval_set import Splits
 class Today:
     """Passages with unique ids. units: passage id -> what was held out whole with it, the run's `document`.
 
-    unreadable: file -> why it was not read. knowledge: what mining goes on from, where the data set was mined.
+    unreadable: file -> why it was not read. knowledge: what mining goes on from, where the data set was mined; splits:
+    the data set as a run with these settings would read it, where it was not.
     """
 
     passages: Mapping[str, Passage]
     units: Mapping[str, str]
     unreadable: Mapping[str, str]
     knowledge: Knowledge | None = None
+    splits: Splits | None = None
 
     @cached_property
     def texts(self) -> dict[str, str]:
         """Passage id -> whole text."""
         return {key: passage.whole for key, passage in self.passages.items()}
+
+    @cached_property
+    def data(self) -> dict[str, str] | None:
+        """Digests of what a run would read, as its result.json has them; None where the data set was mined."""
+        return None if self.splits is None else data_digests(self.splits)
 
     @cached_property
     def by_document(self) -> dict[str, list[str]]:
@@ -65,7 +73,8 @@ def read(run: Finished, manifest: Manifest, places: str | Sequence[str]) -> Toda
             node = replaced(run.config["dataset"], named)
             splits: Splits = build(node, allowed=run.config["allowed_packages"])
             passages = knowledge.passages_of(splits.test)
-            return Today({each.id: each for each in passages}, {each.id: each.document for each in passages}, {})
+            by_id = {each.id: each for each in passages}
+            return Today(by_id, {key: each.document for key, each in by_id.items()}, {}, splits=splits)
         # a data set may come from elsewhere: it does not say itself what code may be run
         mining = mining_of({**manifest.mining, "allowed_packages": run.config["allowed_packages"]}, named)
         if mining["limit"] is not None:

@@ -37,6 +37,7 @@ class Former:
     | paraphrases | ids of training questions -> the paraphrase's id and itself                                |
     | real        | real users' questions with the passages of then that are left                              |
     | rejected    | what the funnel dropped on passages that are settled                                       |
+    | trained     | id -> text of all that was ever a training question, in this data set or one before it     |
     """
 
     side_of: Mapping[str, str] = field(default_factory=dict)
@@ -48,6 +49,13 @@ class Former:
     paraphrases: Mapping[str, tuple[str, Query]] = field(default_factory=dict)
     real: Real = NONE
     rejected: Sequence[Rejected] = ()
+    trained: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def learnt(self) -> dict[str, str]:
+        """Training questions that do not stand: a model learnt them, so that nothing near them can test it."""
+        standing = {question.id for question in self.dealt["train"]}
+        return {key: text for key, text in self.trained.items() if key not in standing}
 
     @property
     def texts(self) -> dict[str, str]:
@@ -78,7 +86,7 @@ class Former:
         new = {key: text for key, text in users.queries.items() if key not in self.real.queries}
         if not new:
             return self, []
-        dealt, gone = sides.without_copies(self.dealt, new)
+        dealt, gone = sides.without_copies(self.dealt, new, self.learnt)
         return replace(self, dealt=dealt), gone
 
     def with_real(self, users: Real) -> Real:
@@ -112,6 +120,7 @@ def of(folder: Path, passages: Sequence[Passage], sides: Sides, *, in_sections: 
         frozenset(key for key, query in standing.items() if query.about.get("bm25_first")),
         _paraphrases(data, standing), _real(data, same) if keep_real else NONE,
         [each for each in data.rejected if each.question.passage in settled],
+        {**data.learnt, **{key: data.queries[key].text for key in data.of_side("train")}},
     )  # fmt: skip
 
 

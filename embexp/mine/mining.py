@@ -113,7 +113,7 @@ class _Making:
         sifted: Sifted = funnel.sift(mined, by_id, judge=self._judge(needed=self.config["judge"]), held_out=held_out)
         stands, near_real = self.stands.without_copies(self.sides, users)
         dealt = stands.placed(self.sides.deal(sifted.kept, by_id, self.side_of))
-        dealt, copies = self.sides.without_copies(dealt, {**stands.texts, **users.queries})
+        dealt, copies = self.sides.without_copies(dealt, {**stands.texts, **users.queries}, stands.learnt)
         further = self._further([question for questions in dealt.values() for question in questions], by_id)
         asked_now, dealt = dealt["train"], stands.joined(dealt)
         if users.queries and not self.miner.asks_llm:  # a pseudo-query says less than a real question
@@ -124,7 +124,10 @@ class _Making:
         queries |= {key: Query(text, "real", users.qrels[key], {}) for key, text in users.queries.items()}
         paraphrases, problems = self._paraphrases(asked_now, queries)
         queries |= paraphrases
-        data = DataSet(by_id, units, queries, cloze, [*stands.rejected, *near_real, *sifted.rejected, *copies])
+        rejected = [*stands.rejected, *near_real, *sifted.rejected, *copies]
+        again = {question.id for question in dealt["train"]}  # a pseudo-query may be made a second time
+        learnt = {key: text for key, text in stands.learnt.items() if key not in again}
+        data = DataSet(by_id, units, queries, cloze, rejected, learnt)
         return _Made(data, summary.record(self.config, data, self.known, sifted, users, problems, self.client))
 
     def _real(self, by_id: Mapping[str, Passage]) -> Real:

@@ -148,12 +148,12 @@ class Sides:
         return dealt
 
     def without_copies(
-        self, dealt: Mapping[str, Sequence[Question]], real: Mapping[str, str]
+        self, dealt: Mapping[str, Sequence[Question]], real: Mapping[str, str], learnt: Mapping[str, str]
     ) -> tuple[dict[str, list[Question]], list[Rejected]]:
         """Without questions that stand, exactly or nearly, on two sides.
 
         A real question stays and the mined ones near it go; dev and test lose what is near a training question; dev
-        what is near a test question. real: id -> text.
+        what is near a test question. real: id -> text. learnt: the same, of what was trained on before and is gone.
         """
         left = {name: list(questions) for name, questions in dealt.items()}
         rejected: list[Rejected] = []
@@ -170,7 +170,7 @@ class Sides:
                 left[name] = [question for question in left[name] if question.id not in copies]
 
         drop(["train", "dev", "unseen", "seen"], real, "near a real question")
-        drop(["dev", "unseen", "seen"], _texts(left["train"]), NEAR_TRAINING)
+        drop(["dev", "unseen", "seen"], {**learnt, **_texts(left["train"])}, NEAR_TRAINING)
         drop(["dev"], _texts([*left["unseen"], *left["seen"]]), NEAR_TEST)
         return left, rejected
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from embexp.errors import UserError, described
 from embexp.mine.passages import Passage, Question, Rejected
 from embexp.mine.sentences import without
 
+LEARNT = "learnt.jsonl"
 LAST = "mining.json"  # written last: a folder that has it is whole
 
 
@@ -34,13 +35,15 @@ class Query:
 
 @dataclass(frozen=True)
 class DataSet:
-    """What is written. units: passage id -> what was held out whole together with it."""
+    """What is written. units: passage id -> what was held out whole together with it. learnt: id -> text of what were
+    training questions in data sets that it goes on from, and are none in it."""
 
     passages: Mapping[str, Passage]
     units: Mapping[str, str]
     queries: Mapping[str, Query]
     cloze: Mapping[str, str]  # passage id -> its text without the words of its pseudo-queries
     rejected: Sequence[Rejected]
+    learnt: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -125,6 +128,7 @@ def write(data: DataSet, folder: Path, *, record: Mapping[str, Any], page: str) 
     | slices.json        | slice of test -> query ids                                                           |
     | cloze.jsonl        | _id, text: passages as train and dev read them, without the words of pseudo-queries  |
     | rejected.jsonl     | questions that were dropped, with stage and reason                                   |
+    | learnt.jsonl       | _id, text: training questions of data sets before it that are gone                   |
     | mining.json, .md   | how it was made, with counts, tokens and cost; the same to read                      |
     """
     (folder / "qrels").mkdir(parents=True, exist_ok=True)
@@ -162,6 +166,7 @@ def write(data: DataSet, folder: Path, *, record: Mapping[str, Any], page: str) 
         for each in data.rejected
     )
     _lines(folder / "rejected.jsonl", rejected)
+    _lines(folder / LEARNT, ({"_id": key, "text": text} for key, text in data.learnt.items()))
     write_whole(folder / "mining.md", page)
     write_whole(folder / LAST, json.dumps({**record, "content": data.digest}, indent=2) + "\n")
 
@@ -188,9 +193,16 @@ def read(folder: Path) -> DataSet:
             for row in _rows(folder / "rejected.jsonl")
         ]
         cloze = {row["_id"]: row["text"] for row in _rows(folder / "cloze.jsonl")}
+        learnt = learnt_before(folder)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder} can't be read as a mined data set ({described(error)}); mine it again") from error
-    return DataSet(passages, units, queries, cloze, rejected)
+    return DataSet(passages, units, queries, cloze, rejected, learnt)
+
+
+def learnt_before(folder: Path) -> dict[str, str]:
+    """Id -> text of the training questions that the data set no longer has; none in one that goes on from none."""
+    file = folder / LEARNT
+    return {row["_id"]: row["text"] for row in _rows(file)} if file.is_file() else {}
 
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:

@@ -6,6 +6,7 @@
 | attempts/0001/retrain.json   | what it was asked, what it is made from, and in the end the comparison and decision |
 | attempts/0001/retrain.md     | the same to read                                                                    |
 | attempts/0001/data           | the data set, where the run's data are mined                                        |
+| attempts/0001/trained.json   | training questions, id -> text, where they are not mined: the file may change       |
 
 Called by `retraining`; reads and writes files and imports nothing heavy.
 """
@@ -24,7 +25,7 @@ from embexp.durable import write_whole
 from embexp.errors import UserError
 from embexp.retrain.pointer import Models
 
-STATE, FOLDER = "retrain.json", "attempts"
+STATE, TRAINED, FOLDER = "retrain.json", "trained.json", "attempts"
 NUMBER = re.compile(r"\d{4,}")
 
 
@@ -49,6 +50,22 @@ class Attempt:
     def decision(self) -> Mapping[str, Any] | None:
         """What came of it; None while it is open."""
         return self.state.get("decision")
+
+    @property
+    def times(self) -> int:
+        """How often the test on its documents has decided, in this attempt and those before it."""
+        return int(self.state.get("times", 0))
+
+    @property
+    def trained(self) -> Mapping[str, str] | None:
+        """Training questions of its run, id -> text, where they were kept."""
+        file = self.folder / TRAINED
+        found: Mapping[str, str] | None = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        return found
+
+    def keep_trained(self, questions: Mapping[str, str]) -> None:
+        """Keep its run's training questions, durably."""
+        write_whole(self.folder / TRAINED, json.dumps(dict(questions), ensure_ascii=False) + "\n")
 
     def write(self, **changes: Any) -> None:
         """Keep these, durably."""
@@ -104,7 +121,7 @@ def open_for(models: Models, asked: Mapping[str, Any], *, margin: float) -> Atte
     if newest is not None and newest.decision is None:
         if newest.state["asked"] != asked:
             _begin_again(newest)
-            newest.write(asked=dict(asked), compared=None, remarks=[])
+            newest.write(asked=dict(asked), compared=None, remarks=[], times=_times(newest, asked))
         return newest
     used = [
         *models.served(),
@@ -113,8 +130,14 @@ def open_for(models: Models, asked: Mapping[str, Any], *, margin: float) -> Atte
     ]
     number = 1 + max((int(name) for name in used if NUMBER.fullmatch(name)), default=0)
     attempt = Attempt(_folder(models) / f"{number:04}")
-    attempt.write(asked=dict(asked), decision=None)
+    attempt.write(asked=dict(asked), decision=None, times=_times(newest, asked))
     return attempt
+
+
+def _times(before: Attempt | None, asked: Mapping[str, Any]) -> int:
+    """How often a test on these documents has decided already, with other margins or recipes."""
+    same = before is not None and all(before.state["asked"].get(key) == asked.get(key) for key in ("passages", "data"))
+    return before.times if before is not None and same else 0
 
 
 def _begin_again(attempt: Attempt) -> None:

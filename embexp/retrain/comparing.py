@@ -10,9 +10,10 @@ from typing import Any
 
 from embexp.arms import Dense
 from embexp.components import build
+from embexp.copies import near_duplicates
 from embexp.drift.differences import Differences
 from embexp.evaluators import evaluate
-from embexp.experiment import EVALUATION_NEGATIVES, splits_of
+from embexp.experiment import EVALUATION_NEGATIVES
 from embexp.finished import Finished
 from embexp.manifest import Manifest
 from embexp.retrieval_set import Splits
@@ -21,29 +22,31 @@ from embexp.significance import Scores, compare
 log = logging.getLogger(__name__)
 
 
-def compared(current: Finished, new: Finished, known: Manifest, differences: Differences) -> dict[str, Any]:
+def compared(
+    current: Finished, new: Finished, splits: Splits, fair: Collection[str], differences: Differences
+) -> dict[str, Any]:
     """Both models on the same questions in the same corpus, by the new run's primary metric.
+
+    splits: the new run's. fair: the test questions that neither model was trained on (`fair_of`).
 
     | key    | holds                                                                                          |
     |--------|------------------------------------------------------------------------------------------------|
     | metric | its name                                                                                       |
     | parts  | all, old, new and the slices of test -> current, new, queries, documents, delta, verdict; null |
     |        | where a part has no question. old: on documents as they were; new: on added or changed ones    |
-    | unfair | questions that are left out, since the current model was trained on their documents            |
+    | unfair | how many questions are left out, being none of those                                           |
 
     delta: new minus current, with its interval over documents.
     """
     metric = new.result["metric"]
-    with new.started_from():
-        splits = splits_of(new.config)
     evaluators = [build(node, allowed=new.config["allowed_packages"]) for node in new.config["evaluator"].values()]
     log.info("scoring the current and the new model on today's test ...")
     current_scores, new_scores = (
         evaluate(evaluators, Dense(run.tuned()[1]), splits.test, **EVALUATION_NEGATIVES).scores[metric]
         for run in (current, new)
     )
-    fair = _fair(splits, known)
     fresh = {*differences.new_documents, *differences.changed_documents}
+    fair = set(fair)
     on_new = {query for query in fair if not fresh.isdisjoint(splits.test.documents_of(query))}
     parts: dict[str, Collection[str]] = {"all": fair, "old": fair - on_new, "new": on_new}
     parts |= {name: fair & set(queries) for name, queries in splits.slices.items() if name != "paraphrase"}
@@ -52,12 +55,19 @@ def compared(current: Finished, new: Finished, known: Manifest, differences: Dif
     return {"metric": metric, "parts": measured, "unfair": len(splits.judged) - len(fair)}
 
 
-def _fair(splits: Splits, known: Manifest) -> set[str]:
-    """Questions that neither model was trained on. A mined data set keeps each question on its side; any other is cut
-    anew, so that the current model may have learnt what is tested now."""
-    if known.mining is not None:
-        return set(splits.judged)
-    return {query for query in splits.judged if known.trained.isdisjoint(splits.test.documents_of(query))}
+def fair_of(splits: Splits, known: Manifest, learnt: Mapping[str, str], *, near_duplicate: float) -> set[str]:
+    """Test questions that neither model was trained on, and that are near none of them.
+
+    A mined data set keeps each document on its side; any other is cut anew, so that the current model may have learnt
+    what is tested now. learnt: id -> text of questions that models before the new one were trained on. Which of its own
+    are near test, a run refuses to start on.
+    """
+    asked = {query: splits.test.queries[query] for query in splits.judged}
+    if known.mining is None:
+        asked = {
+            query: text for query, text in asked.items() if known.trained.isdisjoint(splits.test.documents_of(query))
+        }
+    return asked.keys() - {query for query, _ in near_duplicates(asked, learnt, threshold=near_duplicate)}
 
 
 def part_of(

@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from embexp import resume, runs
+from embexp import resume, runs, stamp
 from embexp.arguments import checked_arguments
+from embexp.checks import CONFIG_FOLDER
+from embexp.config import EXPERIMENT
 from embexp.errors import UserError
+from embexp.model_folder import STAMP
 from embexp.retrain import attempts
 
 WORDS = "words"  # of an attempt's state
@@ -44,12 +48,22 @@ class Recipe:
         return [*self.flags, *words, f"hydra.run.dir={resume.quoted(folder)}"]
 
     def refuse_mistakes(self, start: Sequence[str]) -> None:
-        """Raise UserError with all that the main command would find wrong."""
+        """Raise UserError with all that the main command would find wrong, and for what makes no model to serve."""
         flags = dict(zip(self.flags[::2], self.flags[1::2], strict=True))
-        checked_arguments(
-            joined(self.words, start), config_dir=flags.get("--config-dir"), sweep=False,
-            config_name=flags.get("--config-name"), fresh=False,
-        )  # fmt: skip
+        folder, name = flags.get("--config-dir"), flags.get("--config-name", EXPERIMENT.name)
+        words = checked_arguments(
+            joined(self.words, start), config_dir=folder, sweep=False, config_name=name, fresh=False
+        )
+        path = [f"hydra.searchpath=[file://{Path(folder).absolute()}]"] if folder else []
+        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+            config = compose(name, [*words, *path])
+        problems = []
+        if config.limit is not None:
+            problems.append(f"limit={config.limit} is for a try, on a part of the data; add limit=null, which reads all")
+        if config.trainer is None:
+            problems.append("trainer=none trains nothing that could be promoted; leave it out")
+        if problems:
+            raise UserError(*problems)
 
 
 def of(run: Path, further: Sequence[str]) -> Recipe:
@@ -70,12 +84,26 @@ def of(run: Path, further: Sequence[str]) -> Recipe:
     return Recipe(tuple(joined(words, further)), tuple(flags))
 
 
-def start_from(run: Path) -> list[str]:
-    """The overrides that start from the model of a run, trained on as that one was."""
+def start_from(run: Path, further: Sequence[str]) -> list[str]:
+    """The overrides that start from the model of a run, trained on as that one was but for what further ones say.
+
+    Raises UserError for a model that is no whole one, and for further overrides that name another.
+    """
+    stamped = run / "model" / STAMP
+    behind = stamp.read(stamped).get("behind") if stamped.is_file() else None
+    if behind is not None:
+        raise UserError(
+            f"start=tuned goes on from a whole model, and {run} has layers behind {behind} alone; use start=base, which "
+            "trains them anew (its vectors are paid for already)"
+        )
+    if others := [word for word in further if _key(word) in ("model", "model.path")]:
+        raise UserError(f"start=tuned goes on from the current model, and {' '.join(others)} names another; use one")
     node = OmegaConf.load(run / ".hydra" / "config.yaml").model
-    values = {key: "null" if node[key] is None else node[key] for key in TRAINED_ALIKE if key in node}
-    alike = [f"model.{key}={value}" for key, value in values.items()]
-    return ["model=local", f"model.path={resume.quoted(run / 'model')}", *alike]
+    values = {key: node[key] for key in TRAINED_ALIKE if key in node}
+    values |= {f"lora.{key}": value for key, value in (node.get("lora") or {}).items() if key != "_target_"}
+    alike = [f"model.{key}={'null' if value is None else value}" for key, value in values.items()]
+    own = [word for word in further if _key(word).startswith("model.")]
+    return joined(["model=local", f"model.path={resume.quoted(run / 'model')}", *alike], own)
 
 
 def joined(words: Iterable[str], further: Sequence[str]) -> list[str]:

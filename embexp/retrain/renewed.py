@@ -9,15 +9,21 @@ from typing import Any
 
 from embexp.drift.today import Today, mining_of, places_of, replaced
 from embexp.errors import UserError, counted
+from embexp.experiment import splits_of
 from embexp.finished import Finished
 from embexp.manifest import Manifest
 from embexp.mine import written
 from embexp.mine.mining import mine
+from embexp.result import data_digests
 from embexp.resume import quoted
-from embexp.retrain.attempts import Attempt
+from embexp.retrain.attempts import Attempt, of_run
 
 log = logging.getLogger(__name__)
 
+UNKNOWN = (
+    "what the current model was trained on is no longer at hand (the file of its data set has changed since), so that "
+    "a question on a new document may be one that it has learnt; from this attempt on it is kept"
+)
 NOT_MINED = (
     "the run's data set was not mined, and so nothing was now: it was read again from today's copy and cut anew. "
     "Questions on documents that the current model was trained on are left out of the comparison"
@@ -45,9 +51,21 @@ def renewed(
     return [f"dataset.path={quoted(attempt.data)}"]
 
 
+def refuse_cut_anew(now: Today) -> None:
+    """Raise UserError where a model that goes on from the current one would be tested on what that one has learnt."""
+    if now.splits is not None and now.splits.parted is not None:
+        raise UserError(
+            "start=tuned goes on from the current model, and the data set is cut anew: documents that this model and "
+            "those before it were trained on would be in dev and test. Use start=base, or a data set whose sides stay: "
+            "a mined one, or one with a split of its own (dataset.columns.split of pairs, qrels of train and test of "
+            "beir)"
+        )
+
+
 def former_of(run: Finished, known: Manifest, attempts: Sequence[Attempt]) -> Path | None:
     """The mined data set to go on from: the newest whole one, of whatever came the model, so that nothing is asked
-    about twice; None where the run's data are not mined. Raises UserError when it is gone."""
+    about twice; None where the run's data are not mined. Raises UserError when it is gone, or not what the run read:
+    of data that were mined again the sides are others than what the current model was trained on."""
     if known.mining is None:
         return None
     for attempt in reversed(attempts):
@@ -60,6 +78,7 @@ def former_of(run: Finished, known: Manifest, attempts: Sequence[Attempt]) -> Pa
             f"the data set that {run.folder} was trained on is no longer in {folder}, and it holds the questions to go "
             "on from. Bring it back, or mine all documents and train a new run on them"
         )
+    run.splits(changed_data=False, by="mining all documents and training a new run on them")
     return folder
 
 
@@ -86,6 +105,21 @@ def _mined(
         hint = f" with{larger}" if larger else ""
         raise UserError(f"mining was stopped: {outcome.stopped}. The same command{hint} goes on where it was")
     return [f"not all that is new was asked about: {outcome.stopped}"]
+
+
+def learnt_by(run: Finished, known: Manifest, attempt: Attempt) -> Mapping[str, str] | None:
+    """Id -> text of what the current model was trained on and the attempt's own is not, or not for sure.
+
+    None where that is not known: the data set was not mined, and its file has changed since.
+    """
+    if known.mining is not None:
+        return written.learnt_before(attempt.data)
+    before = of_run(run.folder)
+    if before is not None and before.trained is not None:
+        return before.trained
+    with run.started_from():
+        splits = splits_of(run.config)
+    return splits.train.queries if data_digests(splits)["train"] == run.result["fingerprint"]["train"] else None
 
 
 def new_to_train(former: Path, folder: Path) -> int:

@@ -27,15 +27,20 @@ from embexp.drift.drifting import drift
 from embexp.drift.today import Today
 from embexp.drift.verdict import LEVELS
 from embexp.errors import UserError
+from embexp.exit_codes import FORGOTTEN
+from embexp.experiment import splits_of
 from embexp.finished import Finished, opened
+from embexp.manifest import Manifest
 from embexp.report import read as read_result
 from embexp.retrain import attempts, recipe
 from embexp.retrain.attempts import Attempt
-from embexp.retrain.comparing import compared
+from embexp.retrain.comparing import compared, fair_of
 from embexp.retrain.decision import Decision, decided
 from embexp.retrain.pointer import PROMOTED, STARTED, Models
 from embexp.retrain.recipe import Recipe
-from embexp.retrain.renewed import former_of, new_to_train, renewed
+from embexp.retrain.renewed import UNKNOWN, former_of, learnt_by, new_to_train, refuse_cut_anew, renewed
+from embexp.retrieval_set import Splits
+from embexp.splits import Shares
 
 log = logging.getLogger(__name__)
 
@@ -72,9 +77,11 @@ def retrain(run: Path, models: Models, words: Sequence[str], config: Mapping[str
         current = _current(run, models)
         known = manifest.read(current.folder)
         now = today.read(current, known, config["documents"])
+        if config["start"] == "tuned":
+            refuse_cut_anew(now)
         differences = between(known, now.texts, now.units)
-        if not differences.fresh:
-            return Outcome(NOTHING, current.folder, [_unchanged(differences)])
+        if not differences.fresh and not _new_questions(current, now):
+            return Outcome(NOTHING, current.folder, [_unchanged(differences, now)])
         asked = _asked(now, words, config)
         if (reasons := _too_little_drift(current, models, now, asked, config)) is not None:
             return Outcome(NOTHING, current.folder, reasons)
@@ -86,8 +93,10 @@ def retrain(run: Path, models: Models, words: Sequence[str], config: Mapping[str
         data = renewed(current, known, now, attempt, former, config)
         if former is not None and not new_to_train(_own_data(current, former), attempt.data):
             return _ended(models, current, attempt, Decision(False, [NO_NEW_QUESTIONS], []), config)
-        new = _trained(current, attempt, recipe.of(current.folder, words), data, start=config["start"])
-        found = compared(current, new, known, differences)
+        start = recipe.start_from(current.folder, words) if config["start"] == "tuned" else []
+        new = _trained(current, attempt, recipe.of(current.folder, words), data, start)
+        splits, fair = _to_compare_on(current, new, known, attempt)
+        found = compared(current, new, splits, fair, differences)
         attempt.write(compared=found, base=new.result["base"]["test"], bm25=new.result["bm25"]["test"])
         decision = decided(found, margin=config["margin"], forgetting=new.result.get("forgetting"))
         return _ended(models, current, attempt, decision, config)
@@ -111,9 +120,15 @@ def _current(run: Path, models: Models) -> Finished:
     return current
 
 
-def _unchanged(differences: Differences) -> str:
+def _new_questions(current: Finished, now: Today) -> bool:
+    """Whether questions of a data set that was not mined are new or others than the current model's run read."""
+    return now.data is not None and any(current.result["fingerprint"][key] != found for key, found in now.data.items())
+
+
+def _unchanged(differences: Differences, now: Today) -> str:
+    questions = " and no question" if now.data is not None else ""
     gone = f"; {len(differences.removed):,} are gone, which the index alone must know" if differences.removed else ""
-    return f"no passage is new or changed since the current model{gone}"
+    return f"no passage{questions} is new or changed since the current model{gone}"
 
 
 def _asked(now: Today, words: Sequence[str], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,6 +136,7 @@ def _asked(now: Today, words: Sequence[str], config: Mapping[str, Any]) -> dict[
     users = config["real_questions"]
     return {
         "passages": digest([now.texts, dict(now.units)]),
+        **({} if now.data is None else {"data": now.data}),
         "words": list(words),
         "start": config["start"],
         "budget": dict(config["budget"]),
@@ -152,10 +168,9 @@ def _own_data(current: Finished, former: Path) -> Path:
     return own if (own / "mining.json").is_file() else former
 
 
-def _trained(current: Finished, attempt: Attempt, made: Recipe, data: Sequence[str], *, start: str) -> Finished:
+def _trained(current: Finished, attempt: Attempt, made: Recipe, data: Sequence[str], start: Sequence[str]) -> Finished:
     """The attempt's run, completed: begun, gone on with, or done already. Raises UserError when training fails."""
-    start_words = recipe.start_from(current.folder) if start == "tuned" else []
-    command = made.command(data, start_words, attempt.run)
+    command = made.command(data, start, attempt.run)
     told = {"command": command, "embexp": __version__}
     if attempt.state.get("trained") != told:
         shutil.rmtree(attempt.run, ignore_errors=True)
@@ -168,9 +183,23 @@ def _trained(current: Finished, attempt: Attempt, made: Recipe, data: Sequence[s
         log.info("training ...")
         with current.started_from():
             code = cli.command(command)
-        if code:
+        if code not in (0, FORGOTTEN):  # a gate that was not passed is for the decision
             raise UserError(f"the training in {attempt.run} failed, as said above; the same command goes on with it")
     return opened(str(attempt.run))
+
+
+def _to_compare_on(current: Finished, new: Finished, known: Manifest, attempt: Attempt) -> tuple[Splits, set[str]]:
+    """The new run's data, and those of its test questions that neither model was trained on."""
+    learnt = learnt_by(current, known, attempt)
+    with new.started_from():
+        splits = splits_of(new.config)
+    if known.mining is None:
+        attempt.keep_trained(splits.train.queries)
+    if learnt is None:
+        attempt.write(remarks=[*attempt.state["remarks"], UNKNOWN])
+    shares = new.config["dataset"].get("split") or {}
+    near_duplicate = shares.get("near_duplicate", Shares.near_duplicate)  # as the run's own check of leaks
+    return splits, fair_of(splits, known, learnt or {}, near_duplicate=near_duplicate)
 
 
 def _status(run: Path) -> str | None:
@@ -181,12 +210,12 @@ def _status(run: Path) -> str | None:
 def _ended(
     models: Models, current: Finished, attempt: Attempt, decision: Decision, config: Mapping[str, Any]
 ) -> Outcome:
-    """Write the decision, then turn the pointer where the new model is promoted."""
-    removed: list[str] = []
-    attempt.write(decision={**asdict(decision), "margin": config["margin"], "against": models.name_of(current.folder)})
+    """Write the decision, turn the pointer where the new model is promoted, and remove what `keep` does not keep."""
+    told = {**asdict(decision), "margin": config["margin"], "against": models.name_of(current.folder)}
+    attempt.write(decision=told, times=attempt.times + bool(attempt.state.get("compared")))
     if decision.promoted:
         models.turn(PROMOTED, attempt.run, decision.reasons)
-        removed = attempts.prune(models, keep=config["keep"])
+    removed = attempts.prune(models, keep=config["keep"])
     served = attempt.run if decision.promoted else current.folder
     event = PROMOTED if decision.promoted else NOT_PROMOTED
     return Outcome(event, served, decision.reasons, decision.advice, attempt, removed)

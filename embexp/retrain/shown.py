@@ -14,6 +14,10 @@ if TYPE_CHECKING:  # torch
 
 NAMES = {"all": "all of today's test", "old": "documents as they were", "new": "new and changed documents"}
 LINES = 10  # of the history
+AGAIN = (
+    "The test on these documents has now decided {times} times, each time about another margin or recipe: the more often, "
+    "the less a promotion says."
+)
 
 
 def text(outcome: Outcome, models: Models) -> str:
@@ -24,6 +28,7 @@ def text(outcome: Outcome, models: Models) -> str:
     blocks += ["What would help:", _list(outcome.advice)] if outcome.advice else []
     if attempt is not None:
         blocks += [*attempt.state.get("remarks", ()), *_compared(attempt.state)]
+        blocks += [AGAIN.format(times=attempt.times)] if attempt.times > 1 else []
     if outcome.removed:
         blocks.append(f"Removed, as keep= says: {', '.join(outcome.removed)}.")
     current = models.folder / "current"
@@ -51,7 +56,9 @@ def _compared(state: Mapping[str, Any]) -> list[Block | str]:
     others = {"the base model": state["base"][metric], "BM25": state["bm25"].get(metric)}
     beside = ", ".join(f"{name} {number(score)}" for name, score in others.items() if score is not None)
     table = Table([metric, "questions", "documents", "current", "new", "new - current, 95 %", "verdict"], lines)
-    left_out = [f"{found['unfair']:,} questions on documents that the current model was trained on are left out."]
+    left_out = [
+        f"{found['unfair']:,} questions are left out: the current model was trained on them, or on their documents."
+    ]
     return [table, f"On all of it {beside}.", *(left_out if found["unfair"] else [])]
 
 
