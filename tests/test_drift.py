@@ -334,6 +334,7 @@ def test_recall_on_what_training_had_questions_on_is_no_measure_and_what_no_test
     changed = record["documents"]["changed"]
     assert (record["shift"]["alike"], record["shift"]["new"]) == (True, changed)  # edited against as they were
     assert record["recall"]["alike"] is False
+    assert any("a word that is new is cut up" in remark for remark in record["remarks"])  # the run's model is static
     (told,) = (remark for remark in record["remarks"] if remark.startswith("Left out of"))
     assert told.startswith(f"Left out of the test of embeddings: 1 of {changed + 1} documents with something new.")
 

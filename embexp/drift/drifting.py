@@ -35,6 +35,10 @@ log = logging.getLogger(__name__)
 
 MOST_NAMED = 20  # documents of each kind that drift.json names
 SENTENCES = "embexp.mine.sentences.SentenceMiner"
+OF_STATIC = (
+    "This model's vocabulary was made of the passages that the run knew (model=static): a word that is new is cut up, "
+    "which alone puts a passage elsewhere. Expect shifts where there are none; ask drift of a run with another model."
+)
 
 
 def drift(folder: str, config: Mapping[str, Any], *, now: today.Today | None = None) -> tuple[dict[str, Any], Path]:
@@ -62,6 +66,7 @@ def drift(folder: str, config: Mapping[str, Any], *, now: today.Today | None = N
     _, encoder = run.tuned()
     found, remarks = _measured(run, known, now, differences, asked, encoder, config, out)
     remarks += [f"{counted(blank, 'row')} of the log had no question."] if blank else []
+    remarks += [OF_STATIC] if run.config["model"].get("kind") == "static" else []
     level, reasons = verdict(found, config)
     return _record(run, now, found, (level, reasons), remarks, config), out
 
