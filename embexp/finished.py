@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from embexp import report as reports
 from embexp import result as results
 from embexp import stamp
-from embexp.cache import digest
+from embexp.cache import digest, folder_of
 from embexp.components import build
 from embexp.encoding import Encoder
 from embexp.errors import UserError
@@ -51,6 +51,13 @@ class Finished:
     def has_model(self) -> bool:
         """Whether a tuned model was kept: not where nothing was trained."""
         return (self.folder / "model").is_dir()
+
+    @property
+    def cache_folder(self) -> Path | None:
+        """Where the run kept results, an endpoint's vectors among them; None for nowhere."""
+        with self.started_from():
+            folder = folder_of(self.config["cache"])
+            return None if folder is None else folder.absolute()
 
     def splits(self, *, changed_data: bool, by: str) -> Splits:
         """The run's data. Raises UserError, naming what changed, when they are not as they were.

@@ -344,6 +344,23 @@ def test_thresholds_are_settings_and_a_shift_in_most_of_the_documents_asks_for_a
     drifted("run", "documents=later", "shift.p_value=0", "share.watch=1", code=0)
 
 
+def test_embeddings_are_kept_where_the_run_kept_its_wherever_drift_is_called_from(
+    place, drifted, tmp_path, monkeypatch
+):
+    run = tmp_path / "run"
+    shutil.copytree(place / "run", run)
+    result = json.loads((run / "result.json").read_text())
+    result["config"]["cache"] = "kept"
+    (run / "result.json").write_text(json.dumps(result))
+    assert opened(str(run)).cache_folder == place / "kept"
+    monkeypatch.setenv("EMBEXP_CACHE", str(tmp_path / "other"))
+    drifted(str(run), f"documents={place / 'later'}", code=3)
+    assert list((place / "kept" / "embeddings").iterdir())
+    assert not (tmp_path / "other").exists()
+    drifted(str(run), f"documents={place / 'later'}", f"cache={tmp_path / 'mine'}", code=3)
+    assert (tmp_path / "mine").is_dir()
+
+
 def test_the_same_call_finds_the_same(drifted):
     first, second = (drifted("run", "documents=later", code=3)[2] for _ in range(2))
     assert {**first, "written": ""} == {**second, "written": ""}

@@ -59,10 +59,14 @@ def _run(run: str, config: Mapping[str, Any]) -> int:
     logging.getLogger("embexp").info("loading libraries ...")
     with uncollected():
         from embexp.drift.drifting import drift  # torch: seconds
+        from embexp.finished import opened
     from embexp.drift import shown
 
     try:
-        with cache.kept_in(cache.folder_of(config["cache"])), contextlib.redirect_stdout(sys.stderr):
+        own = config["cache"]
+        # where the run's is, so that no text is sent to an endpoint a second time
+        folder = opened(run).cache_folder if own is None else cache.folder_of(own)
+        with cache.kept_in(folder), contextlib.redirect_stdout(sys.stderr):
             record, out = drift(run, config)
         page = shown.write(record, out)
     except UserError as error:

@@ -36,7 +36,7 @@ ROOT: dict[str, Types] = {
     "out": ((str, type(None)), "a folder, or null"),
     "seed": ((int,), "a whole number"),
     **dict.fromkeys(("shift", "recall", "share", "budget", "model"), ((dict,), "a mapping")),
-    "cache": ((bool, str), "true, false or a folder"),
+    "cache": ((bool, str, type(None)), "true, false, a folder, or null for the run's"),
     "allowed_packages": ((list,), "a list of package names"),
 }
 

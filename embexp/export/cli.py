@@ -53,7 +53,7 @@ def main(words: Sequence[str]) -> None:
         from embexp.finished import opened
 
         run = opened(order.run)
-        with cache.kept_in(cache.folder_of(run.config["cache"])):
+        with cache.kept_in(run.cache_folder):
             text = export(
                 run, name=order.format, out=order.out, max_loss=order.max_loss, changed_data=order.changed_data
             )

@@ -81,7 +81,7 @@ def _loaded(arguments: argparse.Namespace) -> tuple[dict[str, Finder], dict[str,
 
     caps = {cap: value for cap in CAPS if (value := getattr(arguments, cap)) is not None}
     run = replace(opened(arguments.run), caps=caps)
-    with cache.kept_in(cache.folder_of(run.config["cache"])):
+    with cache.kept_in(run.cache_folder):
         splits = run.splits(changed_data=arguments.changed_data, by="--changed-data")
         finders = _finders(run, splits, arguments.model, rerank=arguments.rerank)
     size = counted(len(splits.test.corpus), "passage")
