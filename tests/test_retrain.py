@@ -264,7 +264,7 @@ def test_a_data_set_that_was_mined_again_into_its_folder_is_not_gone_on_from(pla
     known = manifest.read(first.folder)
     assert renewed.former_of(first, known, []) == made / "mined"  # a run's paths are of where it was started
     first = replace(first, result={**first.result, "fingerprint": {**first.result["fingerprint"], "train": "other"}})
-    with pytest.raises(UserError, match="the data have changed since the run in .*: train"):
+    with pytest.raises(UserError, match=r"the data have changed since the run in .*: train"):
         renewed.former_of(first, known, [])
 
 

@@ -149,8 +149,7 @@ def write(data: DataSet, folder: Path, *, record: Mapping[str, Any], page: str) 
         for key, query in data.queries.items()
     )
     _lines(folder / "queries.jsonl", queries)
-    slices = {name: data.of_side(name) for name in ("unseen", "seen", "real", "paraphrase")}
-    slices = {name: ids for name, ids in slices.items() if ids}
+    slices = {name: ids for name in ("unseen", "seen", "real", "paraphrase") if (ids := data.of_side(name))}
     splits = {"train": data.of_side("train"), "dev": data.of_side("dev"), "test": list(chain(*slices.values()))}
     for name, ids in splits.items():
         if not ids:  # of a set for evaluation alone

@@ -59,9 +59,7 @@ class Recipe:
             config = compose(name, [*words, *path])
         problems = []
         if config.limit is not None:
-            problems.append(
-                f"limit={config.limit} is for a try, on a part of the data; add limit=null, which reads all"
-            )
+            problems.append(f"limit={config.limit} is for a try on a part of the data; limit=null reads all")
         if config.trainer is None:
             problems.append("trainer=none trains nothing that could be promoted; leave it out")
         if problems:
