@@ -155,9 +155,8 @@ def write(data: DataSet, folder: Path, *, record: Mapping[str, Any], page: str) 
         if not ids:  # of a set for evaluation alone
             (folder / "qrels" / f"{name}.tsv").unlink(missing_ok=True)
             continue
-        lines = ["query-id\tcorpus-id\tscore"]
-        lines += [f"{key}\t{passage}\t{grade}" for key in ids for passage, grade in data.queries[key].answers.items()]
-        write_whole(folder / "qrels" / f"{name}.tsv", "\n".join(lines) + "\n")
+        lines = [f"{key}\t{passage}\t{grade}" for key in ids for passage, grade in data.queries[key].answers.items()]
+        write_whole(folder / "qrels" / f"{name}.tsv", "\n".join(["query-id\tcorpus-id\tscore", *lines]) + "\n")
     write_whole(folder / "slices.json", json.dumps(slices, indent=1) + "\n")
     _lines(folder / "cloze.jsonl", ({"_id": key, "text": text} for key, text in data.cloze.items()))
     rejected = (

@@ -93,8 +93,8 @@ def start_from(run: Path, further: Sequence[str]) -> list[str]:
     behind = stamp.read(stamped).get("behind") if stamped.is_file() else None
     if behind is not None:
         raise UserError(
-            f"start=tuned goes on from a whole model, and {run} has layers behind {behind} alone; use start=base, which "
-            "trains them anew (its vectors are paid for already)"
+            f"start=tuned goes on from a whole model, and {run} has layers behind {behind} alone; use start=base, "
+            "which trains them anew (its vectors are paid for already)"
         )
     if others := [word for word in further if _key(word) in ("model", "model.path")]:
         raise UserError(f"start=tuned goes on from the current model, and {' '.join(others)} names another; use one")
