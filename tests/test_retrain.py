@@ -7,6 +7,7 @@ import random
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -263,7 +264,7 @@ def test_a_data_set_that_was_mined_again_into_its_folder_is_not_gone_on_from(pla
     known = manifest.read(first.folder)
     assert renewed.former_of(first, known, []) == made / "mined"  # a run's paths are of where it was started
     first = replace(first, result={**first.result, "fingerprint": {**first.result["fingerprint"], "train": "other"}})
-    with pytest.raises(UserError, match="the data have changed since the run in .*: train"):
+    with pytest.raises(UserError, match=r"the data have changed since the run in .*: train"):
         renewed.former_of(first, known, [])
 
 
@@ -311,8 +312,10 @@ def test_the_commands_of_an_example_are_ones_that_embexp_takes(name, count):
 
 def test_the_exit_codes_of_the_examples_are_those_of_the_command():
     job = yaml.safe_load((EXAMPLES / "retrain-kubernetes.yaml").read_text())["spec"]["jobTemplate"]["spec"]
-    (failing,) = (rule["onExitCodes"] for rule in job["podFailurePolicy"]["rules"] if "onExitCodes" in rule)
-    assert failing["values"] == [exit_codes.OF_RETRAINING["not promoted"]]
-    assert job["template"]["spec"]["restartPolicy"] == "Never"
+    (shell, flag, line) = job["template"]["spec"]["containers"][0]["command"]
+    for code, ended in ((0, 0), (exit_codes.OF_RETRAINING["not promoted"], 0), (1, 1), (137, 1)):
+        put = re.sub(r"python -m embexp\.retrain [^|]*", f"(exit {code}) ", line)
+        assert subprocess.run([shell, flag, put], check=False).returncode == ended, put
+    assert job["template"]["spec"]["restartPolicy"] == "Never"  # which podFailurePolicy needs
     for name in ("retrain.cron", "retrain-github-actions.yaml"):
         assert re.search(rf"-eq {exit_codes.OF_RETRAINING['not promoted']}\b", (EXAMPLES / name).read_text())

@@ -41,7 +41,12 @@ LOOSE, FEW = part(-0.03, 0.05), part(0.1, 0.3, documents=19)
         (found(BETTER, SAME, SAME), True, "better on today's test", None),
         (found(BETTER, None, BETTER), True, "better on today's test", None),
         (found(SAME, SAME, BETTER), True, "better on what is new, and not worse by 0.02", None),
-        (found(SAME, LOOSE, BETTER), False, "a loss of 0.02 on documents as they were is not ruled out", "before the figures"),
+        (
+            found(SAME, LOOSE, BETTER),
+            False,
+            "a loss of 0.02 on documents as they were is not ruled out",
+            "before the figures",
+        ),
         (found(SAME, part(0, 0.1, documents=19), BETTER), False, "too few documents as they were", None),
         (found(SAME, None, BETTER), False, "too few documents as they were", None),
         (found(SAME, SAME, SAME), False, "not better on what is new", "a difference below about 0.033"),

@@ -149,16 +149,14 @@ def write(data: DataSet, folder: Path, *, record: Mapping[str, Any], page: str) 
         for key, query in data.queries.items()
     )
     _lines(folder / "queries.jsonl", queries)
-    slices = {name: data.of_side(name) for name in ("unseen", "seen", "real", "paraphrase")}
-    slices = {name: ids for name, ids in slices.items() if ids}
+    slices = {name: ids for name in ("unseen", "seen", "real", "paraphrase") if (ids := data.of_side(name))}
     splits = {"train": data.of_side("train"), "dev": data.of_side("dev"), "test": list(chain(*slices.values()))}
     for name, ids in splits.items():
         if not ids:  # of a set for evaluation alone
             (folder / "qrels" / f"{name}.tsv").unlink(missing_ok=True)
             continue
-        lines = ["query-id\tcorpus-id\tscore"]
-        lines += [f"{key}\t{passage}\t{grade}" for key in ids for passage, grade in data.queries[key].answers.items()]
-        write_whole(folder / "qrels" / f"{name}.tsv", "\n".join(lines) + "\n")
+        lines = [f"{key}\t{passage}\t{grade}" for key in ids for passage, grade in data.queries[key].answers.items()]
+        write_whole(folder / "qrels" / f"{name}.tsv", "\n".join(["query-id\tcorpus-id\tscore", *lines]) + "\n")
     write_whole(folder / "slices.json", json.dumps(slices, indent=1) + "\n")
     _lines(folder / "cloze.jsonl", ({"_id": key, "text": text} for key, text in data.cloze.items()))
     rejected = (

@@ -73,7 +73,9 @@ def _checked(run: Path, own: Sequence[str], further: Sequence[str]) -> tuple[Mod
     models.refuse_other(run)
     current = models.current or run  # what stands in the run's place may be the models' folder
     try:
-        recipe.of(current, further).refuse_mistakes(recipe.start_from(current, further) if config["start"] == "tuned" else [])
+        recipe.of(current, further).refuse_mistakes(
+            recipe.start_from(current, further) if config["start"] == "tuned" else []
+        )
     except UserError as error:
         problems += error.problems
     if problems:

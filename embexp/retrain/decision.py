@@ -87,7 +87,7 @@ def _advice(
         )
     if old is not None and new is not None and new["verdict"] == "better" and old["delta"]["ci_low"] <= -margin:
         advice.append(
-            "more questions on documents as they were. margin= is what loss would be acceptable there: to be set before "
-            "the figures are known, since one that is set by them lets any model pass"
+            "more questions on documents as they were. margin= is what loss would be acceptable there: to be set "
+            "before the figures are known, since one that is set by them lets any model pass"
         )
     return advice

@@ -59,7 +59,7 @@ class Recipe:
             config = compose(name, [*words, *path])
         problems = []
         if config.limit is not None:
-            problems.append(f"limit={config.limit} is for a try, on a part of the data; add limit=null, which reads all")
+            problems.append(f"limit={config.limit} is for a try on a part of the data; limit=null reads all")
         if config.trainer is None:
             problems.append("trainer=none trains nothing that could be promoted; leave it out")
         if problems:
@@ -93,8 +93,8 @@ def start_from(run: Path, further: Sequence[str]) -> list[str]:
     behind = stamp.read(stamped).get("behind") if stamped.is_file() else None
     if behind is not None:
         raise UserError(
-            f"start=tuned goes on from a whole model, and {run} has layers behind {behind} alone; use start=base, which "
-            "trains them anew (its vectors are paid for already)"
+            f"start=tuned goes on from a whole model, and {run} has layers behind {behind} alone; use start=base, "
+            "which trains them anew (its vectors are paid for already)"
         )
     if others := [word for word in further if _key(word) in ("model", "model.path")]:
         raise UserError(f"start=tuned goes on from the current model, and {' '.join(others)} names another; use one")

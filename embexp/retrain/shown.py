@@ -15,8 +15,8 @@ if TYPE_CHECKING:  # torch
 NAMES = {"all": "all of today's test", "old": "documents as they were", "new": "new and changed documents"}
 LINES = 10  # of the history
 AGAIN = (
-    "The test on these documents has now decided {times} times, each time about another margin or recipe: the more often, "
-    "the less a promotion says."
+    "The test on these documents has now decided {times} times, each time about another margin or recipe: the more "
+    "often, the less a promotion says."
 )
 
 
