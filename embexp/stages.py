@@ -12,7 +12,7 @@ from embexp.progress import doing
 
 log = logging.getLogger(__name__)
 
-SHOWN = {
+OF_A_TRAINING = {  # and of the stages below those that were asked for
     "model": "finding the model",
     "data": "reading data",
     "loading": "loading the model",
@@ -21,11 +21,13 @@ SHOWN = {
     "rows": "making rows to train on",
     "libraries": "loading the trainer",
     "training": "training",
-    "merging": "mixing base and tuned weights",
     "tuned": "scoring the tuned model",
+    "comparison": "comparing",
+}
+SHOWN = OF_A_TRAINING | {
+    "merging": "mixing base and tuned weights",
     "reranker": "making the reranker ready",
     "reranked": "re-ordering with the reranker",
-    "comparison": "comparing",
     "hybrid_base": "scoring BM25 fused with the base model",
     "adapter": "training and scoring an adapter",
     "merged": "mixing base and tuned weights, and scoring them",

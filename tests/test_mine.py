@@ -185,7 +185,7 @@ def test_a_set_for_evaluation_alone_is_scored_by_the_command_that_mining_prints(
     assert scored.result["counts"]["queries"]["test"] == record(mined.folder)["questions"]["unseen"] > 10
     assert f"({record(mined.folder)['questions']['unseen']} queries)" in scored.output
     trained = embexp("dataset=mined", "dataset.path=mined", *QUICK)
-    assert (trained.code, "Set trainer=none to score" in trained.output) == (1, True)
+    assert (trained.code, "trainer=none, and no reranker=trained, to score" in trained.output) == (1, True)
 
 
 def test_a_set_for_evaluation_alone_is_scored_by_many_models_in_one_table(embexp, handbook, tmp_path):

@@ -185,7 +185,7 @@ def test_a_run_on_a_terminal_shows_stages_loss_dev_and_time_left_and_ends_with_w
     assert any(re.match(line, text) for text in seen.drawn), seen.drawn
     screen = [text for text in seen.screen if text]
     assert not [text for text in screen if re.search(r"━|left|/300|^loading libraries", text)]
-    for stage in stages.SHOWN.values():
+    for stage in stages.OF_A_TRAINING.values():
         assert len([text for text in screen if re.fullmatch(rf"{stage}: \d+\.\d s", text)]) == 1, stage
     assert "?25l" not in seen.written
     (verdict,) = (place for place, text in enumerate(screen) if text.startswith("Verdict: "))
