@@ -43,7 +43,7 @@ def test_every_command_of_every_page_is_run_by_a_test_here_or_marked_with_why_no
     assert neither == []
     assert all(len(command.block.why_not.split()) >= 3 for command in MARKED), "a mark says why"
     assert len(RUN) >= 60
-    assert len(MARKED) <= 53  # of 114
+    assert len(MARKED) <= 56  # of 117
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -200,7 +200,7 @@ def test_the_followers_of_a_run_show_nothing(run_on_a_terminal):
         return [re.sub(r"[\d.]+", "N", text) for text in seen.screen if re.match("[a-z ]+: |step ", text)]
 
     alone, together = without_numbers(run_on_a_terminal(1)), without_numbers(run_on_a_terminal(2))
-    assert len(alone) > len(stages.SHOWN)
+    assert len(alone) > len(stages.OF_A_TRAINING)
     assert [text for text in together if text in alone] == together
 
 
@@ -213,7 +213,7 @@ def test_piped_a_run_says_a_line_a_stage_and_no_control_characters(pairs, tmp_pa
     assert not set(ended.stdout) & set("\r\x1b")
     assert len(lines) < 65
     found = [re.sub(r": \d+\.\d s$", "", line) for line in lines]
-    assert [line for line in found if line in stages.SHOWN.values()] == [*stages.SHOWN.values()]
+    assert [line for line in found if line in stages.SHOWN.values()] == [*stages.OF_A_TRAINING.values()]
     assert sum(": loss " in line for line in lines) == 11
     assert sum(": dev recall@10 " in line for line in lines) == 11
     assert not [line for line in lines if "WANDB" in line]

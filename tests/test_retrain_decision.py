@@ -52,6 +52,7 @@ LOOSE, FEW = part(-0.03, 0.05), part(0.1, 0.3, documents=19)
         (found(SAME, SAME, SAME), False, "not better on what is new", "a difference below about 0.033"),
         (found(SAME, SAME, FEW), False, "not better on what is new: it has 19, and 20 are needed", "more that is new"),
         (found(SAME, SAME, None), False, "has no question on what is new", "more that is new"),
+        (found(part(-0.09, 0.03), SAME, FEW), False, "lower on today's test, if not surely worse", "another recipe"),
         (found(WORSE, SAME, BETTER), False, "worse on today's test", "another recipe"),
         (found(None, None, None), False, "no question is left", "real_questions="),
     ],

@@ -59,6 +59,8 @@ def _why_not(
 ) -> str:
     if whole["verdict"] == "worse":
         return "worse on today's test"
+    if whole["delta"]["absolute"] < 0:
+        return "lower on today's test, if not surely worse"
     if new is None:
         return "not better on today's test, which has no question on what is new"
     if new["verdict"] != "better":
@@ -73,7 +75,7 @@ def _advice(
     whole: Mapping[str, Any], old: Mapping[str, Any] | None, new: Mapping[str, Any] | None, margin: float
 ) -> list[str]:
     advice = []
-    if whole["verdict"] == "worse" or (old is not None and old["verdict"] == "worse"):
+    if whole["delta"]["absolute"] < 0 or (old is not None and old["verdict"] == "worse"):
         advice.append(
             "another recipe: a smaller trainer.learning_rate, fewer epochs, or start=base in place of start=tuned"
         )

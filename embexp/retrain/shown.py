@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from embexp.retrain import attempts
+from embexp.retrain.attempts import Attempt
 from embexp.retrain.pointer import Models
 from embexp.tables import Block, Table, markdown, number
 
@@ -65,16 +66,15 @@ def _compared(state: Mapping[str, Any]) -> list[Block | str]:
 def status(models: Models) -> str:
     """What is served, what came before it, and what was tried."""
     current = models.current
-    lines = [f"current: {models.name_of(current) if current else 'none yet'}  ({models.folder})"]
+    lines = [f"models:  {models.folder}", f"current: {models.name_of(current) if current else 'none yet'}"]
     for line in models.history()[-LINES:]:
         lines.append(f"{line['time']}  {line['event']}: {line['model']}  ({line['reasons'][0]})")
     tried = [each for each in attempts.all_in(models) if not (each.decision or {}).get("promoted")]
-    lines += [f"attempt {each.folder.name}: {_state(each.decision)}" for each in tried]
+    lines += [f"attempt {each.folder.name}: {_state(each)}" for each in tried]
     return "\n".join(lines)
 
 
-def _state(decision: Mapping[str, Any] | None) -> str:
-    if decision is None:
+def _state(attempt: Attempt) -> str:
+    if attempt.decision is None:
         return "open; the same command goes on with it"
-    reasons: Sequence[str] = decision["reasons"]
-    return f"not promoted: {reasons[0]}"
+    return f"not promoted: {attempt.decision['reasons'][0]}  ({attempt.folder / 'retrain.md'})"
