@@ -92,7 +92,8 @@ def logged(tmp_path_factory, pairs):
     pytest.importorskip("wandb", reason="needs the extra embexp[wandb]")
     folder = tmp_path_factory.mktemp("run")
     data = ["dataset=pairs", f"dataset.path={pairs}", "dataset.columns.group=group"]
-    own = ["logger=wandb", "logger.mode=offline", "logger.per_query=true", "report_texts=false"]
+    own = ["logger=wandb", "logger.mode=offline", "logger.per_query=true", "report_texts=false", "merge=true"]
+    own += ["guard_dataset=docstrings", "guard_dataset.packages=[json,logging]", "max_forgetting=1"]
     ended = subprocess.run(
         [sys.executable, "-m", "embexp", *QUICK[:-1], *data, *own, f"hydra.run.dir={folder}"],
         cwd=folder, capture_output=True, text=True, timeout=120, check=False,
