@@ -113,11 +113,12 @@ def _retrain(run: Path, models: Models, config: Mapping[str, Any], further: Sequ
     logging.getLogger("embexp").setLevel(logging.INFO)
     logging.getLogger("embexp").info("loading libraries ...")
     with uncollected():
+        from embexp.finished import opened
         from embexp.retrain.retraining import retrain  # torch: seconds
 
-    kept = OmegaConf.load((models.current or run) / ".hydra" / "config.yaml").cache
     try:
-        with cache.kept_in(cache.folder_of(kept)), contextlib.redirect_stdout(sys.stderr):
+        kept = opened(str(models.current or run)).cache_folder
+        with cache.kept_in(kept), contextlib.redirect_stdout(sys.stderr):
             outcome = retrain(run, models, further, config)
         said = shown.text(outcome, models)
         if outcome.attempt is not None:
