@@ -18,7 +18,7 @@ from embexp import console, exit_codes, resume
 from embexp.arguments import checked_arguments
 from embexp.checks import CONFIG_FOLDER, Program, refuse_environment
 from embexp.config import EXPERIMENT
-from embexp.errors import UserError, explained
+from embexp.errors import UserError, described, explained
 from embexp.parallel.machine import Launched, agreed, launched
 from embexp.starting import uncollected
 
@@ -107,6 +107,18 @@ def ends_with_one() -> Iterator[None]:
         except KeyboardInterrupt:
             print("embexp: interrupted", file=sys.stderr)
             sys.exit(1)
+
+
+@contextmanager
+def describes_errors() -> Iterator[None]:
+    """Within it, an error that no one foresaw is said in a line, with what to try, and ends the program with 1."""
+    try:
+        yield
+    except UserError:  # `ends_with_one` explains it
+        raise
+    except Exception as error:
+        print(f"embexp: {described(error)}", file=sys.stderr)
+        sys.exit(1)
 
 
 def parsed(words: Sequence[str]) -> argparse.Namespace:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from embexp import cache, cli, exit_codes
 from embexp.arguments import checked_arguments
 from embexp.checks import CONFIG_FOLDER, plain
 from embexp.drift.config import DRIFT
-from embexp.errors import UserError, described, explained
+from embexp.errors import UserError
 from embexp.starting import uncollected
 
 
@@ -62,20 +61,13 @@ def _run(run: str, config: Mapping[str, Any]) -> int:
         from embexp.finished import opened
     from embexp.drift import shown
 
-    try:
+    with cli.describes_errors():
         own = config["cache"]
         # where the run's is, so that no text is sent to an endpoint a second time
         folder = opened(run).cache_folder if own is None else cache.folder_of(own)
         with cache.kept_in(folder), contextlib.redirect_stdout(sys.stderr):
             record, out = drift(run, config)
         page = shown.write(record, out)
-    except UserError as error:
-        print(explained(error), file=sys.stderr)
-        return 1
-    except Exception as error:
-        print(f"embexp: {described(error)}", file=sys.stderr)
-        logging.getLogger("embexp").debug("%s", "".join(traceback.format_exception(error)))
-        return 1
     print(shown.text(record))
     print(f"\npage: {page}")
     return exit_codes.OF_DRIFT[record["verdict"]]

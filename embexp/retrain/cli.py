@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from embexp import cache, cli, exit_codes
 from embexp.arguments import checked_arguments
 from embexp.checks import CONFIG_FOLDER, plain
 from embexp.durable import write_whole
-from embexp.errors import UserError, described, explained
+from embexp.errors import UserError
 from embexp.retrain import recipe, shown
 from embexp.retrain.config import RETRAIN
 from embexp.retrain.pointer import Models, models_of
@@ -116,20 +115,13 @@ def _retrain(run: Path, models: Models, config: Mapping[str, Any], further: Sequ
         from embexp.finished import opened
         from embexp.retrain.retraining import retrain  # torch: seconds
 
-    try:
+    with cli.describes_errors():
         kept = opened(str(models.current or run)).cache_folder
         with cache.kept_in(kept), contextlib.redirect_stdout(sys.stderr):
             outcome = retrain(run, models, further, config)
         said = shown.text(outcome, models)
         if outcome.attempt is not None:
             write_whole(outcome.attempt.folder / "retrain.md", said + "\n")
-    except UserError as error:
-        print(explained(error), file=sys.stderr)
-        return 1
-    except Exception as error:
-        print(f"embexp: {described(error)}", file=sys.stderr)
-        logging.getLogger("embexp").debug("%s", "".join(traceback.format_exception(error)))
-        return 1
     print(said)
     return exit_codes.OF_RETRAINING[outcome.event]
 
