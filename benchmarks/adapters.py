@@ -55,12 +55,12 @@ def peer(words: Sequence[str], seed: int) -> dict[str, Any]:
     from sentence_transformers import SentenceTransformerTrainingArguments as Arguments
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-    from embexp.adapters import layers
-    from embexp.checks import CONFIG_FOLDER, plain
-    from embexp.components import build
+    from embexp.config.checks import CONFIG_FOLDER, plain
+    from embexp.config.components import build
+    from embexp.data.splits import trainable
     from embexp.experiment import splits_of
-    from embexp.shapes import to_rows
-    from embexp.splits import trainable
+    from embexp.models.adapters import layers
+    from embexp.rows.shapes import to_rows
 
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         config = plain(compose("config", [*ADAPTER, *words]))

@@ -38,7 +38,7 @@ def data_words(data: str) -> list[str]:
 
 def lines(result: Mapping[str, Any]) -> list[list[Any]]:
     """A line an arm."""
-    from embexp.arms_shown import NAMES, change
+    from embexp.arms.shown import NAMES, change
 
     found = []
     for name, arm in result["arms"].items():
@@ -61,9 +61,9 @@ def fusing(splits: Any, folder: Path, *, rounds: int) -> str:
     import numpy as np
     from sentence_transformers.sparse_encoder.evaluation import ReciprocalRankFusionEvaluator
 
-    from embexp.arms import fused
-    from embexp.evaluators import Retrieval
-    from embexp.ranking import NEVER, Ranking
+    from embexp.evaluation.evaluators import Retrieval
+    from embexp.evaluation.ranking import NEVER, Ranking
+    from embexp.evaluation.search import fused
 
     test, places = splits.test, {passage: place for place, passage in enumerate(splits.test.corpus)}
     ranked: dict[str, dict[str, list[str]]] = {arm: {query: [] for query in test.queries} for arm in ("tuned", "bm25")}
@@ -110,9 +110,9 @@ def answering(splits: Any, folder: Path, *, rounds: int) -> str:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.util import semantic_search
 
-    from embexp.costs import FOUND, KeywordIndex, Serving, _finder
-    from embexp.encoding import Encoder
-    from embexp.models import Transformer
+    from embexp.arms.costs import FOUND, KeywordIndex, Serving, _finder
+    from embexp.encoding.encoder import Encoder
+    from embexp.models.base import Transformer
 
     texts, questions = list(splits.test.corpus.values())[:2000], list(splits.test.queries.values())
     model = Transformer(path=str(folder / "model")).load([])
@@ -145,9 +145,9 @@ def report(name: str, words: Sequence[str], *, rounds: int, questions: int) -> N
     """Run the experiment, then the peers on what it left, and print the table."""
     from hydra import compose, initialize_config_dir
 
-    from embexp.checks import CONFIG_FOLDER, plain
+    from embexp.config.checks import CONFIG_FOLDER, plain
     from embexp.experiment import splits_of
-    from embexp.report import at_the_end
+    from embexp.reporting.report import at_the_end
 
     with tempfile.TemporaryDirectory() as folder:
         result = run_of(["experiment=arms", *words], Path(folder))
@@ -155,7 +155,7 @@ def report(name: str, words: Sequence[str], *, rounds: int, questions: int) -> N
             splits = splits_of(plain(compose("config", ["experiment=arms", *words])))
         peers = [fusing(splits, Path(folder), rounds=rounds), answering(splits, Path(folder), rounds=questions)]
     print(at_the_end(result), file=sys.stderr)
-    from embexp.arms_shown import costs_line, sentences
+    from embexp.arms.shown import costs_line, sentences
 
     counts = result["counts"]
     print(

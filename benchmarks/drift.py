@@ -28,15 +28,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.measuring import DOCSTRINGS, data_at, name_of, source_of, splits_of, table
 from embexp import cache
-from embexp.arms import nearest
-from embexp.checks import CONFIG_FOLDER
+from embexp.config.checks import CONFIG_FOLDER
+from embexp.data.retrieval_set import RetrievalSet
 from embexp.drift import shift
 from embexp.drift.two_sample import kernel_of, tested
-from embexp.encoding import Encoder
-from embexp.evaluators import graded
-from embexp.metrics import recall
-from embexp.retrieval_set import RetrievalSet
-from embexp.significance import difference_of_means
+from embexp.encoding.encoder import Encoder
+from embexp.evaluation.evaluators import graded
+from embexp.evaluation.metrics import recall
+from embexp.evaluation.search import nearest
+from embexp.evaluation.significance import difference_of_means
 
 KNOWN = 150  # documents that the run knew, held out of training
 RIDGE = 1.0  # of the classifier, the best of 0.03 to 3 in pure shifts

@@ -68,8 +68,8 @@ def measure(data: str, options: argparse.Namespace) -> list[str]:
     import numpy as np
     import torch
 
-    from embexp.encoding import Encoder
-    from embexp.tokens import lengths
+    from embexp.encoding.encoder import Encoder
+    from embexp.encoding.tokens import lengths
 
     embedding_model = source_of(options.model).load([])
     model = embedding_model.model

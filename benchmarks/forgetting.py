@@ -57,7 +57,7 @@ def peer(model: Any, test: Any) -> float:
 
 def kept_share(found: Sequence[Measured], *, max_forgetting: float | None) -> float:
     """The share that a run with merge=true and this max_forgetting keeps."""
-    from embexp.merging import Scored, better
+    from embexp.forgetting.merging import Scored, better
 
     scores = {one.share: Scored(one.on("data", "dev"), one.on("guard", "dev")) for one in found}
     at_least = (
@@ -71,7 +71,7 @@ def kept_share(found: Sequence[Measured], *, max_forgetting: float | None) -> fl
 
 def line(one: Measured, base: Measured, sets: Mapping[str, Any], kept: Mapping[float | None, float]) -> list[str]:
     """A line of the table."""
-    from embexp.significance import compare
+    from embexp.evaluation.significance import compare
 
     cells = [f"{one.share:g}", *(f"{one.on(of, 'dev'):.3f}" for of in ("data", "guard"))]
     for of in ("data", "guard"):
@@ -91,12 +91,12 @@ def line(one: Measured, base: Measured, sets: Mapping[str, Any], kept: Mapping[f
 
 def report(title: str, words: Sequence[str], guard_words: Sequence[str]) -> None:
     """Train once, score every share, and print the table."""
-    from embexp.arms import Dense
-    from embexp.components import build
-    from embexp.evaluators import Retrieval
+    from embexp.config.components import build
+    from embexp.evaluation.evaluators import Retrieval
+    from embexp.evaluation.search import Dense
     from embexp.experiment import splits_of
-    from embexp.merging import SHARES, Mixture, weights_of
-    from embexp.models import Transformer
+    from embexp.forgetting.merging import SHARES, Mixture, weights_of
+    from embexp.models.base import Transformer
 
     with tempfile.TemporaryDirectory() as folder:
         result = run_of(words, Path(folder))
@@ -129,7 +129,7 @@ def config_of(words: Sequence[str]) -> dict[str, Any]:
     """The config that these words compose."""
     from hydra import compose, initialize_config_dir
 
-    from embexp.checks import CONFIG_FOLDER, plain
+    from embexp.config.checks import CONFIG_FOLDER, plain
 
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         return plain(compose("config", list(words)))

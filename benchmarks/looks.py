@@ -44,8 +44,8 @@ class Watched:
         """The result of what `python -m embexp words` runs."""
         from sentence_transformers import SentenceTransformerTrainer
 
-        from embexp import looks
-        from embexp.looks import Plan
+        from embexp.training import looks
+        from embexp.training.looks import Plan
 
         with (
             tempfile.TemporaryDirectory() as folder,
@@ -56,7 +56,7 @@ class Watched:
             return run_of(words, Path(folder))
 
     def _planned(self, usual: Any, evaluators: Any, base: Any, dev: Any, **options: Any) -> Any:
-        from embexp.looks import Plan
+        from embexp.training.looks import Plan
 
         self._plan = usual(evaluators, base, dev, **options)
         self._full = Plan([(evaluator, dev) for evaluator in evaluators], options["negatives"])
@@ -98,8 +98,8 @@ class Watched:
 
     def _compare(self, step: int) -> None:
         """With an encoder each: neither gains from what the other has embedded."""
-        from embexp.arms import Dense
-        from embexp.encoding import Encoder
+        from embexp.encoding.encoder import Encoder
+        from embexp.evaluation.search import Dense
 
         self._trains = False
         with self.small:

@@ -220,7 +220,7 @@ def conf(group: str, name: str) -> dict[str, Any]:
 
 def splits_of(data: str) -> Any:
     """The splits of DOCSTRINGS, of DOCSTRINGS:PACKAGE or of a copy of PubMedQA."""
-    from embexp.components import build
+    from embexp.config.components import build
 
     if data.startswith(DOCSTRINGS):
         packages = {"packages": [data.partition(":")[2]]} if ":" in data else {}
@@ -230,7 +230,7 @@ def splits_of(data: str) -> Any:
 
 def source_of(model: str) -> Any:
     """Where a run would load MiniLM, or the model in a folder, from."""
-    from embexp.components import build
+    from embexp.config.components import build
 
     chosen = {"path": model, "packaged": None} if Path(model).is_dir() else {"max_seq_length": LENGTH}
     return build({**conf("model", "minilm"), **chosen}, allowed=[], without=["kind"])
@@ -240,7 +240,7 @@ def run_of(words: Sequence[str], folder: Path) -> dict[str, Any]:
     """The result of what `python -m embexp words` runs, in this process and untracked; `folder` is the run's."""
     from hydra import compose, initialize_config_dir
 
-    from embexp.checks import CONFIG_FOLDER, plain
+    from embexp.config.checks import CONFIG_FOLDER, plain
     from embexp.run import run
 
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):

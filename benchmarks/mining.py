@@ -21,11 +21,11 @@ from omegaconf import OmegaConf
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.measuring import REPOSITORY, peak_mib
-from embexp.config import CONFIG_FOLDER
+from embexp.config.experiment import CONFIG_FOLDER
 from embexp.mine.client import Client
 from embexp.mine.llm import LLMMiner
 from embexp.mine.passages import Passage, Wanted
-from embexp.mine.server import Server
+from embexp.service.server import Server
 
 WORDS = ["a", "heap", "is", "some", "tree", "whose", "parents", "come", "before", "their", "children", "always"]
 

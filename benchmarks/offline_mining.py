@@ -37,8 +37,8 @@ Row = Mapping[str, Any]
 
 def pubmedqa(path: str) -> tuple[list[Row], list[Row]]:
     """Passages and questions of PubMedQA-L."""
+    from embexp.data.splits import Shares
     from embexp.datasets.pubmedqa import load
-    from embexp.splits import Shares
 
     splits = load(path=path, name="pqa_labeled", split=Shares())
     passages = [
@@ -49,8 +49,8 @@ def pubmedqa(path: str) -> tuple[list[Row], list[Row]]:
 
 def docstrings(_: str) -> tuple[list[Row], list[Row]]:
     """Passages and questions of the standard library: the qualified name is the heading, the rest the text."""
+    from embexp.data.splits import Shares
     from embexp.datasets.docstrings import load
-    from embexp.splits import Shares
 
     splits = load(packages=["stdlib"], split=Shares())
     passages = [
@@ -122,7 +122,7 @@ def table(folder: Path) -> str:
 
 
 def _rows(name: str, scores: Any) -> list[str]:
-    from embexp.significance import Scores, compare
+    from embexp.evaluation.significance import Scores, compare
 
     queries = scores["query_id"].tolist()
     document_of = dict(zip(queries, scores["document"], strict=True))

@@ -77,12 +77,12 @@ def measured(file: Path) -> dict[str, float]:
     """Seconds by stage of one size, the processor's own, and the most memory."""
     from datasets import Dataset
 
-    from embexp import training
-    from embexp.components import build
+    from embexp.config.components import build
+    from embexp.data.leaks import refuse_leaks
+    from embexp.data.splits import trainable
     from embexp.datasets import pairs
-    from embexp.leaks import refuse_leaks
-    from embexp.shapes import to_rows
-    from embexp.splits import trainable
+    from embexp.rows.shapes import to_rows
+    from embexp.training import fine_tuning as training
 
     logging.disable(logging.WARNING)
     seconds: dict[str, float] = {}

@@ -66,12 +66,12 @@ class Pairs:
         """count: pairs that are trained on, and so many that are scored."""
         from hydra import compose, initialize_config_dir
 
-        from embexp.checks import CONFIG_FOLDER, plain
-        from embexp.components import build
+        from embexp.config.checks import CONFIG_FOLDER, plain
+        from embexp.config.components import build
+        from embexp.data.splits import trainable
         from embexp.experiment import splits_of
-        from embexp.negatives import draw_random
-        from embexp.shapes import to_rows
-        from embexp.splits import trainable
+        from embexp.rows.negatives import draw_random
+        from embexp.rows.shapes import to_rows
 
         with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
             self.config = plain(compose("config", [*words, "reranker=trained"]))
@@ -87,14 +87,14 @@ class Pairs:
 
     def settings(self) -> Any:
         """conf/reranker/trained.yaml for one epoch without looks at dev."""
-        from embexp.components import build
+        from embexp.config.components import build
 
         return build({**self.config["reranker"], "num_train_epochs": 1}, allowed=[])
 
 
 def own_training(pairs: Pairs) -> float:
     """Seconds of embexp's training."""
-    from embexp.reranker_training import Looks, train
+    from embexp.reranking.training import Looks, train
 
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder, clock:
@@ -113,7 +113,7 @@ def librarys_training(pairs: Pairs) -> float:
     from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
     from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 
-    from embexp.model_facts import dropouts
+    from embexp.models.facts import dropouts
 
     names = ("num_train_epochs", "per_device_train_batch_size", "learning_rate", "warmup_steps", "weight_decay")
     same = {name: getattr(pairs.settings(), name) for name in names}
@@ -136,7 +136,7 @@ def scoring(pairs: Pairs) -> dict[str, Callable[[], Any]]:
     """Both ways to score the pairs with one model."""
     from sentence_transformers import CrossEncoder
 
-    from embexp.pair_scores import pair_scores
+    from embexp.reranking.pair_scores import pair_scores
 
     model = CrossEncoder(str(pairs.start), num_labels=1, local_files_only=True)
 

@@ -162,7 +162,7 @@ class Given:
 
 def retrieval_set(folder: Path) -> Any:
     """As embexp has it: texts and ids are numbers."""
-    from embexp.retrieval_set import RetrievalSet
+    from embexp.data.retrieval_set import RetrievalSet
 
     relevant = np.load(folder / "relevant.npy").tolist()
     passages = len(np.load(folder / "passages.npy", mmap_mode="r"))
@@ -174,9 +174,9 @@ def retrieval_set(folder: Path) -> Any:
 
 def score_embexp(given: Given, folder: Path) -> Callable[[], dict[str, Any]]:
     """Ranking and 30 metrics."""
-    from embexp.arms import Dense
-    from embexp.evaluators import Retrieval
-    from embexp.negatives import draw_random
+    from embexp.evaluation.evaluators import Retrieval
+    from embexp.evaluation.search import Dense
+    from embexp.rows.negatives import draw_random
 
     data = retrieval_set(folder)
 
@@ -218,7 +218,7 @@ def faiss_search(given: Given, folder: Path) -> Callable[[], dict[str, Any]]:
 
 def mine_embexp(given: Given, folder: Path) -> Callable[[], dict[str, Any]]:
     """One negative per query."""
-    from embexp.negatives import draw_hard
+    from embexp.rows.negatives import draw_hard
 
     data = retrieval_set(folder)
 

@@ -93,7 +93,7 @@ def train_identical(rows: Any, train_set: Any, source: Any, folder: Path, *, ste
     from sentence_transformers.base.losses.merged_forward import column_merging_disabled
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-    from embexp.training import sampler_of, training_attention
+    from embexp.training.fine_tuning import sampler_of, training_attention
 
     embedding_model = source.load([])
     model = embedding_model.model
@@ -127,7 +127,7 @@ def train_identical(rows: Any, train_set: Any, source: Any, folder: Path, *, ste
 
 def train_embexp(rows: Any, train_set: Any, source: Any, folder: Path, *, steps: int) -> Any:
     from embexp.tracking import Tracker
-    from embexp.training import OURS, Task, train
+    from embexp.training.fine_tuning import OURS, Task, train
 
     embedding_model = source.load([])
     arguments = {key: value for key, value in conf("trainer", "default").items() if key not in OURS}
@@ -161,7 +161,7 @@ def train_embexp(rows: Any, train_set: Any, source: Any, folder: Path, *, steps:
 def without_parts() -> None:
     from contextlib import nullcontext
 
-    from embexp.trainer import Trainer
+    from embexp.training.trainer import Trainer
 
     Trainer._parts = lambda self: nullcontext()  # type: ignore[method-assign]
 
@@ -187,13 +187,13 @@ def trained_as(arm: str, rows: Any, train_set: Any, source: Any, folder: Path, *
 def one(arm: str, data: str, model: str, steps: int) -> dict[str, Any]:
     """Train one arm, then measure its weights on test with embexp's evaluator, in float32."""
     from embexp import libraries
-    from embexp.arms import Dense
-    from embexp.encoding import Encoder
-    from embexp.evaluators import Retrieval
-    from embexp.models import Transformer
-    from embexp.negatives import draw_random
-    from embexp.shapes import to_rows
-    from embexp.splits import trainable
+    from embexp.data.splits import trainable
+    from embexp.encoding.encoder import Encoder
+    from embexp.evaluation.evaluators import Retrieval
+    from embexp.evaluation.search import Dense
+    from embexp.models.base import Transformer
+    from embexp.rows.negatives import draw_random
+    from embexp.rows.shapes import to_rows
 
     libraries.loaded()
     libraries.quiet("bm25s")
@@ -222,7 +222,7 @@ def one(arm: str, data: str, model: str, steps: int) -> dict[str, Any]:
 def delta(first: dict[str, Any], other: dict[str, Any]) -> str:
     import numpy as np
 
-    from embexp.significance import Scores, compare
+    from embexp.evaluation.significance import Scores, compare
 
     pair = (first["recall"], other["recall"])
     scores = [{"recall@10": Scores(list(each), np.asarray(list(each.values())))} for each in pair]

@@ -30,7 +30,7 @@ def measure(attention: str, dropout: float | None, rows: int) -> dict[str, float
     from sentence_transformers.base.losses.merged_forward import column_merging_disabled
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-    from embexp.components import build
+    from embexp.config.components import build
 
     node = {**conf("model", "minilm"), "attention": attention, "dropout": dropout}
     embedding_model = build(node, allowed=[], without=["kind"]).load([])

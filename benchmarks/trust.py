@@ -21,21 +21,22 @@ from omegaconf import OmegaConf
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.reworded import MODERATE, NEAR_MISS, STRONG
-from embexp import cache, significance
-from embexp.arms import nearest
-from embexp.checks import CONFIG_FOLDER
-from embexp.components import build
-from embexp.copies import near_duplicates
-from embexp.encoding import Encoder
+from embexp import cache
+from embexp.config.checks import CONFIG_FOLDER
+from embexp.config.components import build
+from embexp.data.copies import near_duplicates
+from embexp.data.leaks import refuse_leaks
+from embexp.data.paraphrases import centred, common_mean, similar
+from embexp.data.retrieval_set import RetrievalSet, Splits
+from embexp.data.splits import NEAR_COPIES
+from embexp.encoding.encoder import Encoder
 from embexp.errors import UserError
-from embexp.evaluators import graded
-from embexp.leaks import refuse_leaks
-from embexp.metrics import ndcg, recall
-from embexp.models import EmbeddingModel
-from embexp.paraphrases import centred, common_mean, similar
-from embexp.retrieval_set import RetrievalSet, Splits
-from embexp.significance import Scores, compare
-from embexp.splits import NEAR_COPIES
+from embexp.evaluation import significance
+from embexp.evaluation.evaluators import graded
+from embexp.evaluation.metrics import ndcg, recall
+from embexp.evaluation.search import nearest
+from embexp.evaluation.significance import Scores, compare
+from embexp.models.base import EmbeddingModel
 
 NOISE = 300  # noisy copies for each kind of noise
 DRAWS = 1000  # of the bootstrap here; a run draws 10,000

@@ -15,9 +15,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from embexp import console, exit_codes, resume
-from embexp.arguments import checked_arguments
-from embexp.checks import CONFIG_FOLDER, Program, refuse_environment
-from embexp.config import EXPERIMENT
+from embexp.config.arguments import checked_arguments
+from embexp.config.checks import CONFIG_FOLDER, Program, refuse_environment
+from embexp.config.experiment import EXPERIMENT
 from embexp.errors import UserError, described, explained
 from embexp.parallel.machine import Launched, agreed, launched
 from embexp.starting import uncollected
@@ -171,7 +171,7 @@ def _run_hydra(resumed: Path | None, started: Launched | None) -> list[int]:
 
     @hydra.main(config_path=str(CONFIG_FOLDER), config_name="config", version_base="1.3")
     def task(config: DictConfig) -> None:
-        from embexp.job import Job  # only what runs needs it
+        from embexp.jobs.job import Job  # only what runs needs it
 
         job = Job.current(config)
         try:

@@ -9,21 +9,23 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from embexp import manifest, merging, tuning
-from embexp import result as results
-from embexp.arms import Arm, Dense
-from embexp.components import build
-from embexp.encoding import Encoder
-from embexp.evaluators import Evaluation, Evaluator, evaluate
-from embexp.looks import Plan, plan_of
-from embexp.measured_arms import MeasuredArms
-from embexp.models import EmbeddingModel
-from embexp.negatives import draw_random
+from embexp.arms.measured import MeasuredArms
+from embexp.config.components import build
+from embexp.data import manifest
+from embexp.data.retrieval_set import RetrievalSet, Splits
+from embexp.encoding.encoder import Encoder
+from embexp.evaluation.evaluators import Evaluation, Evaluator, evaluate
+from embexp.evaluation.search import Arm, Dense
+from embexp.forgetting import merging
+from embexp.models.base import EmbeddingModel
 from embexp.preparing import base_of, begun, data_of, note, rows_of, train_set_of
-from embexp.retrieval_set import RetrievalSet, Splits
-from embexp.shapes import Rows
+from embexp.results import result as results
+from embexp.rows.negatives import draw_random
+from embexp.rows.shapes import Rows
 from embexp.stages import timer
-from embexp.tuning import Run
+from embexp.training import tuning
+from embexp.training.looks import Plan, plan_of
+from embexp.training.tuning import Run
 
 if TYPE_CHECKING:
     from embexp.parallel.processes import Processes

@@ -19,8 +19,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from embexp.checks import CONFIG_FOLDER, Program
-from embexp.choices import choices, groups
+from embexp.config.checks import CONFIG_FOLDER, Program
+from embexp.config.choices import choices, groups
 
 
 def help_text(arguments: argparse.Namespace, *, program: Program) -> str:

@@ -11,24 +11,24 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from embexp import report as reports
-from embexp import result as results
 from embexp.cache import json_kept
-from embexp.components import build
-from embexp.encoding import Encoder
+from embexp.config.components import build
+from embexp.data.leaks import refuse_leaks
+from embexp.data.paraphrases import without_paraphrases
+from embexp.data.retrieval_set import RetrievalSet, Splits
+from embexp.data.splits import Shares, limited, trainable
+from embexp.encoding.encoder import Encoder
+from embexp.encoding.tokens import count_truncated
 from embexp.errors import UserError, counted
-from embexp.forgetting import Guard, Score, guard_of
-from embexp.leaks import refuse_leaks
-from embexp.model_sources import identified
-from embexp.models import EmbeddingModel, refuse_unfit
-from embexp.negatives import DEFAULT, Drawn, second_look
-from embexp.paraphrases import without_paraphrases
-from embexp.retrieval_set import RetrievalSet, Splits
-from embexp.shapes import WITH_NEGATIVES, Rows, to_rows
-from embexp.splits import Shares, limited, trainable
+from embexp.forgetting.guard import Guard, Score, guard_of
+from embexp.models.base import EmbeddingModel, refuse_unfit
+from embexp.models.sources import identified
+from embexp.reporting import report as reports
+from embexp.results import result as results
+from embexp.rows.negatives import DEFAULT, Drawn, second_look
+from embexp.rows.shapes import WITH_NEGATIVES, Rows, to_rows
+from embexp.rows.teachers import Judge, teacher_of
 from embexp.stages import Timer
-from embexp.teachers import Judge, teacher_of
-from embexp.tokens import count_truncated
 
 if TYPE_CHECKING:
     from embexp.parallel.processes import Processes

@@ -12,9 +12,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from embexp.checks import plain
+from embexp.config.checks import plain
 from embexp.errors import UserError, listed
-from embexp.runs import leaves
+from embexp.results.runs import leaves
 
 # none of them changes what comes out; of the number of processes, beyond rounding and the draws of dropout
 MAY_DIFFER = ("debug", "cache", "cache_size_gb", "report_texts", "trainer.processes")

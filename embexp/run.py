@@ -14,22 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from embexp import card
-from embexp import report as reports
-from embexp import result as results
 from embexp.cache import folder_of, kept_in, trim
-from embexp.components import build
+from embexp.config.components import build
 from embexp.errors import BusyError, FullError, NotNowError, Pruned, UserError, described, is_full
 from embexp.experiment import digests, measure
 from embexp.page import writing
 from embexp.parallel.joining import joined
 from embexp.parallel.machine import Launched, number_of
 from embexp.progress import doing
+from embexp.reporting import card
+from embexp.reporting import report as reports
+from embexp.results import result as results
 from embexp.tracking import Tracker, open_beside
-from embexp.tuning import Run
+from embexp.training.tuning import Run
 
 if TYPE_CHECKING:
-    from embexp.callbacks import Watch
+    from embexp.training.callbacks import Watch
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from embexp.errors import UserError
-from embexp.model_folder import STAMP
+from embexp.models.folder import STAMP
 from embexp.stamp import read
 
 TENSORS = ("input_ids", "attention_mask", "token_type_ids")

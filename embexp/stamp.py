@@ -16,7 +16,7 @@ from typing import Any
 from embexp import __version__
 from embexp.durable import write_whole
 from embexp.errors import UserError
-from embexp.model_folder import LOADED, STAMP, hashes
+from embexp.models.folder import LOADED, STAMP, hashes
 
 EXPORTED_FILES = ["*.onnx", "*.onnx.data", "openvino*.xml", "openvino*.bin"]
 KEYS = ("content", "weights", "dimensions", "max_seq_length", "prompts", "run")

@@ -1,5 +1,5 @@
 """Where Hydra looks for launchers: it accepts only classes of the package hydra_plugins. The work is in
-embexp.launcher, which is loaded when a multirun is asked for, since Hydra looks here at every start."""
+embexp.jobs.launcher, which is loaded when a multirun is asked for, since Hydra looks here at every start."""
 
 from collections.abc import Sequence
 
@@ -18,6 +18,6 @@ class ProcessLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run a job for each list of overrides."""
-        from embexp.launcher import launched
+        from embexp.jobs.launcher import launched
 
         return launched(job_overrides, first=initial_job_idx, context=self._context, config=self._config)

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
-from embexp.checks import CONFIG_FOLDER, plain
+from embexp.config.checks import CONFIG_FOLDER, plain
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["embexp.run", "embexp.training"])  # imports only, as in a multirun
+SERVER.set_forkserver_preload(["embexp.run", "embexp.training.fine_tuning"])  # imports only, as in a multirun
 QUICK = ["trainer=smoke", "trainer.max_steps=7", "trainer.eval_steps=2", "logger=none", "limit=null"]
 VARYING = ("seconds", "peak_memory_mib", "git")
 

@@ -17,7 +17,7 @@ os.environ.update(EMBEXP_CACHE=tempfile.mkdtemp(prefix="embexp-cache-"))  # the 
 import pandas as pd
 import pytest
 
-from embexp.retrieval_set import RetrievalSet
+from embexp.data.retrieval_set import RetrievalSet
 from tests import servers
 from tests.command import Command
 from tests.handbook import write_handbook

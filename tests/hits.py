@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from embexp.ranking import Ranking
+from embexp.evaluation.ranking import Ranking
 
 
 def ranking_of(hits: Mapping[str, Sequence[str]], corpus: Sequence[str]) -> Ranking:

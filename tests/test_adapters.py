@@ -15,19 +15,20 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize
 from sentence_transformers.sentence_transformer.modules import Pooling
 
-from embexp import stamp, usage
-from embexp.adapters import adapter_of, layers, whole
-from embexp.card import _usage
-from embexp.config import mistakes_in
-from embexp.encoding import Encoder
+from embexp import stamp
+from embexp.config.experiment import mistakes_in
+from embexp.encoding.encoder import Encoder
 from embexp.errors import UserError
 from embexp.export import exporters
-from embexp.model_facts import facts_of
-from embexp.models import Transformer
-from embexp.negatives import draw_random
-from embexp.shapes import to_rows
-from embexp.training import Task, train
-from embexp.tuning import save
+from embexp.models.adapters import adapter_of, layers, whole
+from embexp.models.base import Transformer
+from embexp.models.facts import facts_of
+from embexp.reporting import usage
+from embexp.reporting.card import _usage
+from embexp.rows.negatives import draw_random
+from embexp.rows.shapes import to_rows
+from embexp.training.fine_tuning import Task, train
+from embexp.training.tuning import save
 from tests.attempts import Ending, at_file_event, attempt, configured
 from tests.conftest import toy_set
 from tests.test_config import composed

@@ -7,10 +7,10 @@ import re
 import numpy as np
 import pytest
 
-from embexp.arm_choice import against, best_on, cheapest, verdict
-from embexp.arms_shown import arms_line, costs_line, costs_table
-from embexp.retrieval_set import Splits
-from embexp.significance import Delta, Scores, compare
+from embexp.arms.choice import against, best_on, cheapest, verdict
+from embexp.arms.shown import arms_line, costs_line, costs_table
+from embexp.data.retrieval_set import Splits
+from embexp.evaluation.significance import Delta, Scores, compare
 from tests.conftest import toy_set
 
 IDS = [f"q{place}" for place in range(40)]

@@ -10,14 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embexp import arms
-from embexp.arms import BM25, Dense, Hybrid, fused, nearest, ranked
 from embexp.cache import kept_in
-from embexp.encoding import Encoder
+from embexp.data.retrieval_set import RetrievalSet
+from embexp.encoding.encoder import Encoder
 from embexp.errors import UserError
-from embexp.models import Static
-from embexp.ranking import Ranking
-from embexp.retrieval_set import RetrievalSet
+from embexp.evaluation import search as arms
+from embexp.evaluation.ranking import Ranking
+from embexp.evaluation.search import BM25, Dense, Hybrid, fused, nearest, ranked
+from embexp.models.base import Static
 
 
 def set_of(passages, queries, relevant):

@@ -8,10 +8,10 @@ from pathlib import Path
 import pandas
 import pytest
 
+from embexp.data.leaks import refuse_leaks
 from embexp.datasets.as_published import CAVEAT, RowShares, load
 from embexp.errors import UserError
-from embexp.leaks import refuse_leaks
-from embexp.report import ranked_runs
+from embexp.reporting.report import ranked_runs
 from tests.command import QUICK, REPOSITORY
 
 TOPICS = [f"topic{letter}{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]

@@ -12,13 +12,13 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import losses
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-from embexp import batches as batches_module
-from embexp.batches import ConflictFreeBatchSampler, MaskedSimilarity, plan
-from embexp.conflicts import Conflicts
-from embexp.losses import gist
-from embexp.negatives import draw_random
-from embexp.retrieval_set import RetrievalSet
-from embexp.shapes import Rows, to_rows
+from embexp.data.retrieval_set import RetrievalSet
+from embexp.rows import batches as batches_module
+from embexp.rows.batches import ConflictFreeBatchSampler, MaskedSimilarity, plan
+from embexp.rows.conflicts import Conflicts
+from embexp.rows.negatives import draw_random
+from embexp.rows.shapes import Rows, to_rows
+from embexp.training.losses import gist
 from tests.tiny import tiny_transformer
 
 

@@ -2,9 +2,9 @@ import json
 
 import pytest
 
+from embexp.data.splits import Shares
 from embexp.datasets.beir import load
 from embexp.errors import UserError
-from embexp.splits import Shares
 
 WORDS = ["ant", "bee", "cat", "dog", "eel", "fox"]
 CORPUS = [{"_id": f"p{n}", "title": word.title(), "text": f"all about the {word}"} for n, word in enumerate(WORDS)]

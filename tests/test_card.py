@@ -8,7 +8,8 @@ import pytest
 from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
 
-from embexp import card, stamp, usage
+from embexp import stamp
+from embexp.reporting import card, usage
 from tests.command import QUICK
 from tests.tiny import tiny_transformer
 

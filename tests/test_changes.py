@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from embexp import changes
-from embexp.retrieval_set import RetrievalSet
+from embexp.data.retrieval_set import RetrievalSet
+from embexp.results import changes
 
 
 def frame(**columns):

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from embexp.checkpoints import SEAL, is_whole, last_usable, path_of, rotate, seal
 from embexp.errors import UserError
+from embexp.training.checkpoints import SEAL, is_whole, last_usable, path_of, rotate, seal
 
 
 def checkpoint(folder, step, *, best=None, made_from="data", ended=False):

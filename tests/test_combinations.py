@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from embexp.checks import CONFIG_FOLDER
+from embexp.config.checks import CONFIG_FOLDER
 from tests.command import QUICK, REPOSITORY
 from tests.tiny import tiny_cross_encoder, tiny_transformer
 

@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embexp import runs
 from embexp.compare import cli, shown
 from embexp.compare.collected import collect, filtered
 from embexp.compare.coordinates import Axis, parallel
 from embexp.compare.groups import Spread, boards
 from embexp.compare.pairs import difference, holm, pair, pairs
 from embexp.errors import UserError
-from embexp.significance import Scores, compare
+from embexp.evaluation.significance import Scores, compare
+from embexp.results import runs
 from tests.folders import per_query, run_folder
 
 

@@ -1,10 +1,10 @@
 import pytest
 from hydra import compose, initialize_config_dir
 
-from embexp import config as configs
-from embexp.arguments import checked_arguments
-from embexp.checks import CONFIG_FOLDER, plain
-from embexp.config import GROUPS, SHAPES, mistakes_in
+from embexp.config import experiment as configs
+from embexp.config.arguments import checked_arguments
+from embexp.config.checks import CONFIG_FOLDER, plain
+from embexp.config.experiment import GROUPS, SHAPES, mistakes_in
 from embexp.errors import UserError
 from tests.command import separate
 
@@ -122,7 +122,7 @@ def test_all_mistakes_are_listed_at_once_with_the_nearest_name():
         ("reranker=pretrained evaluator=similarity metric=similarity.spearman_cosine", "nothing of a ranking"),
         ("loss._target_=os.system", "_target_ 'os.system'"),
         ("loss._target_=sentence_transformers.sentence_transformer.losses.margin_mse.torch.load", "package 'torch'"),
-        ("negatives._target_=embexp.negatives.nothing", "was not found"),
+        ("negatives._target_=embexp.rows.negatives.nothing", "was not found"),
     ],
 )
 def test_a_mistake_is_found_and_explained(override, words):
@@ -200,7 +200,8 @@ def test_a_package_is_allowed_only_by_the_explicit_setting():
 
 
 def test_shapes_and_measures_of_the_check_are_those_of_the_code():
-    from embexp import metrics, shapes
+    from embexp.evaluation import metrics
+    from embexp.rows import shapes
 
     assert list(shapes.SHAPES) == SHAPES
     assert list(shapes.WITH_NEGATIVES) == configs.NEEDS_NEGATIVES
@@ -208,13 +209,13 @@ def test_shapes_and_measures_of_the_check_are_those_of_the_code():
 
 
 def test_the_keys_of_a_loss_file_that_are_no_parameters_are_those_of_the_code():
-    from embexp import losses
+    from embexp.training import losses
 
     assert list(losses.OWN_KEYS) == list(configs.OWN_KEYS["loss"])
 
 
 def test_the_negatives_that_nobody_asked_for_are_the_defaults():
-    from embexp.negatives import DEFAULT
+    from embexp.rows.negatives import DEFAULT
 
     assert composed()["negatives"] == DEFAULT
 

@@ -7,12 +7,12 @@ import json
 import numpy as np
 import pytest
 
-from embexp import costs as module
-from embexp.arms import BM25, Dense, Hybrid, KeywordIndex
-from embexp.costs import Serving, costs, training_seconds
-from embexp.encoding import Encoder
-from embexp.models import Static
-from embexp.reranking import Reranked
+from embexp.arms import costs as module
+from embexp.arms.costs import Serving, costs, training_seconds
+from embexp.encoding.encoder import Encoder
+from embexp.evaluation.search import BM25, Dense, Hybrid, KeywordIndex
+from embexp.models.base import Static
+from embexp.reranking.reordering import Reranked
 from tests.conftest import toy_set
 
 TOY = toy_set()

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from embexp.arguments import checked_arguments
+from embexp.config.arguments import checked_arguments
 from embexp.dashboard import cli
 from embexp.dashboard.spec import Panel, dashboard, shown
 from embexp.errors import UserError

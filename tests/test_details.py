@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from embexp import details as parts
-from embexp.tables import markdown
+from embexp.reporting import details as parts
+from embexp.reporting.tables import markdown
 
 COUNTS = {
     "queries": {"train": 1356, "dev": 20, "test": 1},

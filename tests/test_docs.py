@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from embexp.arguments import checked_arguments
+from embexp.config.arguments import checked_arguments
 from tests.command import QUICK, REPOSITORY, separate
 from tests.folders import per_query, run_folder
 from tests.mine_server import Stub

@@ -1,8 +1,8 @@
 import pytest
 
+from embexp.data.splits import Shares
 from embexp.datasets.docstrings import load
 from embexp.errors import UserError
-from embexp.splits import Shares
 
 SOURCE = '''
 """A module's own docstring is not read, since it has no signature."""

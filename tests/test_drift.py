@@ -14,16 +14,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from embexp import manifest
+from embexp.data import manifest
+from embexp.data.manifest import Manifest, digest_of
 from embexp.drift import cli, questions, shift, today, two_sample
 from embexp.drift.differences import Differences, between
 from embexp.drift.recall import Recalled
 from embexp.drift.shift import Shift
 from embexp.drift.verdict import Found, verdict
 from embexp.errors import UserError
-from embexp.finished import opened
-from embexp.manifest import Manifest, digest_of
-from embexp.significance import Difference, difference_of_means, interval_of_mean
+from embexp.evaluation.significance import Difference, difference_of_means, interval_of_mean
+from embexp.results.finished import opened
 from tests.command import QUICK
 from tests.handbook import TOPICS, write_handbook
 from tests.mine_server import Reply, Stub, error, good, items
@@ -440,7 +440,7 @@ def on_its_topic(call):
 
 def asking(stub, place, tmp_path):
     """The run, as if its data set had been mined with an LLM at the stub."""
-    llm = {"_target_": "embexp.mine.server.Server", "model": "m", "base_url": stub.base_url, "api_key_env": None}
+    llm = {"_target_": "embexp.service.server.Server", "model": "m", "base_url": stub.base_url, "api_key_env": None}
     llm |= {"concurrency": 1, "retries": 0, "price": {"input": 0, "output": 0}}
     prompt = {"system": "Write.", "user": "{kinds}\n<passage>\n{passage}\n</passage>"}
     miner = {"_target_": "embexp.mine.llm.LLMMiner", "_partial_": True, "prompt": prompt}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from embexp import result as results
-from embexp.checkpoints import path_of, seal
+from embexp.results import result as results
 from embexp.tracking import Tracker
+from embexp.training.checkpoints import path_of, seal
 
 
 @pytest.fixture

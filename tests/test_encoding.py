@@ -11,13 +11,16 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from embexp import cache, encoding, parts, tokens, training
+from embexp import cache
 from embexp.cache import kept_in
-from embexp.encoding import Encoder
+from embexp.encoding import encoder as encoding
+from embexp.encoding import parts, tokens
+from embexp.encoding.encoder import Encoder
+from embexp.encoding.tokens import count_truncated, token_lengths
 from embexp.errors import UserError
-from embexp.models import Static, Transformer
-from embexp.shapes import Rows
-from embexp.tokens import count_truncated, token_lengths
+from embexp.models.base import Static, Transformer
+from embexp.rows.shapes import Rows
+from embexp.training import fine_tuning as training
 from tests.conftest import TOPICS
 from tests.tiny import tiny_transformer
 
@@ -50,7 +53,7 @@ def test_rows_do_not_depend_on_how_texts_are_cut_into_parts(load, monkeypatch):
     whole = Encoder(model).passages(texts)
     shapes = []
     model.model[0].register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0]["input_ids"].shape)))
-    monkeypatch.setattr("embexp.parts.TOKENS", 40)
+    monkeypatch.setattr("embexp.encoding.parts.TOKENS", 40)
     monkeypatch.setattr(parts, "TOKENISED", 8)
     monkeypatch.setattr(parts, "AHEAD", 2)
     assert Encoder(model).passages(texts) == pytest.approx(whole, abs=1e-6)

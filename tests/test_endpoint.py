@@ -13,21 +13,22 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from embexp import cache, remote, stamp
-from embexp.adapters import adapter_of, head_of
-from embexp.config import CONFIG_FOLDER, mistakes_in
+from embexp import cache, stamp
+from embexp.config.experiment import CONFIG_FOLDER, mistakes_in
 from embexp.drift.drifting import drift
-from embexp.encoding import Encoder
-from embexp.endpoint import OpenAIEmbeddings
+from embexp.encoding.encoder import Encoder
+from embexp.encoding.tokens import count_truncated, lengths
 from embexp.errors import UserError
 from embexp.export.exported import export
-from embexp.finished import opened
-from embexp.mine.budget import Budget
-from embexp.models import Transformer
+from embexp.models import remote
+from embexp.models.adapters import adapter_of, head_of
+from embexp.models.base import Transformer
+from embexp.models.endpoint import OpenAIEmbeddings
+from embexp.reporting.usage import OF_LAYERS
+from embexp.results.finished import opened
 from embexp.search.cli import main
-from embexp.tokens import count_truncated, lengths
-from embexp.tuning import save
-from embexp.usage import OF_LAYERS
+from embexp.service.budget import Budget
+from embexp.training.tuning import save
 from tests.conftest import toy_set
 from tests.mine_server import Reply, Stub, error
 from tests.test_adapters import KINDS, PASSAGES, QUERIES, rows, trained

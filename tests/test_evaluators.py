@@ -12,14 +12,14 @@ from sentence_transformers.sentence_transformer.evaluation import (
     TripletEvaluator,
 )
 
-from embexp.arms import BM25, Dense
-from embexp.encoding import Encoder
+from embexp.data.retrieval_set import RetrievalSet
+from embexp.encoding.encoder import Encoder
 from embexp.errors import UserError
-from embexp.evaluators import Evaluation, Pairs, Retrieval, evaluate
-from embexp.models import Transformer
-from embexp.negatives import draw_random
-from embexp.retrieval_set import RetrievalSet
-from embexp.shapes import to_rows
+from embexp.evaluation.evaluators import Evaluation, Pairs, Retrieval, evaluate
+from embexp.evaluation.search import BM25, Dense
+from embexp.models.base import Transformer
+from embexp.rows.negatives import draw_random
+from embexp.rows.shapes import to_rows
 from tests.hits import ranking_of
 from tests.tiny import tiny_transformer
 

@@ -12,11 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from embexp import experiment, training
-from embexp.encoding import Encoder
-from embexp.report import HEADLINE
-from embexp.result_keys import KEYS
-from embexp.trainer import Trainer
+from embexp import experiment
+from embexp.encoding.encoder import Encoder
+from embexp.reporting.report import HEADLINE
+from embexp.results.keys import KEYS
+from embexp.training import fine_tuning as training
+from embexp.training.trainer import Trainer
 from tests.command import QUICK, separate
 from tests.tiny import tiny_transformer
 
@@ -273,7 +274,7 @@ def test_a_run_whose_cache_may_hold_nothing_leaves_it_empty_and_scores_the_same(
 
 
 def test_a_run_that_fails_leaves_the_cache_in_its_bounds_as_well(embexp, tmp_path, monkeypatch):
-    monkeypatch.setattr("embexp.tuning.tune", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("embexp.training.tuning.tune", lambda *_, **__: 1 / 0)
     choices = [*QUICK, "dataset.packages=[json,logging,email]", f"cache={tmp_path / 'kept'}"]
     failed = embexp(*choices, "cache_size_gb=1e-6")
     assert failed.result["status"] == "failed"

@@ -20,7 +20,7 @@ from embexp import runtimes, stamp
 from embexp.errors import UserError
 from embexp.export import cli as export
 from embexp.export import exporters, formats
-from embexp.finished import Finished
+from embexp.results.finished import Finished
 from embexp.stamp import ReembedError
 from tests.command import QUICK, REPOSITORY
 from tests.tiny import tiny_transformer

@@ -12,9 +12,9 @@ import pytest
 import torch
 import yaml
 
-from embexp.components import build
-from embexp.retrieval_set import RetrievalSet
-from embexp.splits import Shares
+from embexp.config.components import build
+from embexp.data.retrieval_set import RetrievalSet
+from embexp.data.splits import Shares
 from tests.command import REPOSITORY
 from tests.hits import ranking_of
 from tests.pages import blocks, write_files

@@ -14,13 +14,13 @@ from sentence_transformers.sentence_transformer.losses import (
     MultipleNegativesRankingLoss,
 )
 
-from embexp.fast_steps import parts_of_like_length
-from embexp.models import Transformer
-from embexp.negatives import draw_random
-from embexp.retrieval_set import RetrievalSet
-from embexp.shapes import to_rows
+from embexp.data.retrieval_set import RetrievalSet
+from embexp.models.base import Transformer
+from embexp.rows.negatives import draw_random
+from embexp.rows.shapes import to_rows
 from embexp.tracking import Tracker
-from embexp.training import Task, train
+from embexp.training.fast_steps import parts_of_like_length
+from embexp.training.fine_tuning import Task, train
 from tests.tiny import tiny_cross_encoder, tiny_qwen, tiny_transformer
 
 LIBRARY = "sentence_transformers.sentence_transformer.losses"

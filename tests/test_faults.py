@@ -129,7 +129,7 @@ def test_a_helper_that_changed_before_resuming_is_refused(pairs, tmp_path, helpe
 
 
 def damage_the_best_before_it_is_loaded(folder: Path) -> None:
-    from embexp.trainer import Trainer
+    from embexp.training.trainer import Trainer
 
     load = Trainer._load_best_model
 

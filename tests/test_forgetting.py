@@ -8,20 +8,21 @@ from functools import partial
 import numpy as np
 import pytest
 
-from embexp import forgotten, launcher
-from embexp.arguments import checked_arguments
-from embexp.card import card
-from embexp.checks import CONFIG_FOLDER
-from embexp.config import mistakes_in
+from embexp.config.arguments import checked_arguments
+from embexp.config.checks import CONFIG_FOLDER
+from embexp.config.experiment import mistakes_in
+from embexp.data.retrieval_set import RetrievalSet, Splits
+from embexp.data.splits import halved, limited, only_test
 from embexp.errors import UserError
-from embexp.evaluators import Evaluation
+from embexp.evaluation.evaluators import Evaluation
+from embexp.evaluation.significance import Scores
 from embexp.exit_codes import FORGOTTEN, of_all
-from embexp.forgetting import Guard, averaged, guard_of
-from embexp.report import at_the_end, report
-from embexp.retrieval_set import RetrievalSet, Splits
+from embexp.forgetting import shown as forgotten
+from embexp.forgetting.guard import Guard, averaged, guard_of
+from embexp.jobs import launcher
+from embexp.reporting.card import card
+from embexp.reporting.report import at_the_end, report
 from embexp.run import _summary
-from embexp.significance import Scores
-from embexp.splits import halved, limited, only_test
 from tests.attempts import Ending, at_file_event, attempt, configured
 from tests.conftest import toy_set
 from tests.test_config import composed
@@ -103,7 +104,7 @@ def guarded(monkeypatch):
     """What `guard_of` makes of a guard set, which is given, and the result that it writes to."""
 
     def made(guard, train, *, tests=True, **config):
-        monkeypatch.setattr("embexp.forgetting.build", lambda node, allowed: guard)
+        monkeypatch.setattr("embexp.forgetting.guard.build", lambda node, allowed: guard)
         node = {"_target_": "embexp.datasets.pairs.load"}
         usual = {"limit": None, "arms": [], "merge": None, "max_forgetting": None, "allowed_packages": []}
         result = {"notes": []}

@@ -10,8 +10,8 @@ from huggingface_hub import constants
 
 from embexp.errors import UserError
 from embexp.hub import snapshot
-from embexp.model_sources import model_folder
-from embexp.models import Transformer
+from embexp.models.base import Transformer
+from embexp.models.sources import model_folder
 
 COMMIT, OLDER = "a" * 40, "b" * 40
 ASKED = {"kind": "model", "files": ["*.json"], "instead": "Set model.path= to a local folder"}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from embexp.learning_curve import extrapolated, nested
-from embexp.retrieval_set import RetrievalSet
-from embexp.significance import Scores
+from embexp.arms.learning_curve import extrapolated, nested
+from embexp.data.retrieval_set import RetrievalSet
+from embexp.evaluation.significance import Scores
 
 IDS = [f"q{place}" for place in range(100)]
 DOCUMENT_OF = {query: f"d{place // 2}" for place, query in enumerate(IDS)}

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from embexp.cache import kept_in
-from embexp.evaluators import Evaluation, Retrieval
-from embexp.looks import Asked, asked_of, every_look, plan_of, planned
-from embexp.models import Static
-from embexp.retrieval_set import RetrievalSet
+from embexp.data.retrieval_set import RetrievalSet
+from embexp.evaluation.evaluators import Evaluation, Retrieval
+from embexp.models.base import Static
+from embexp.training.looks import Asked, asked_of, every_look, plan_of, planned
 from tests.hits import ranking_of
 
 NEGATIVES = {"negatives": None, "seed": 0}
@@ -38,8 +38,8 @@ def words(monkeypatch):
     def counted(model, texts, prompt):
         return np.array([len(text.split()) for text in texts], dtype=np.int64)
 
-    monkeypatch.setattr("embexp.looks.PASSAGES", 0)  # the sizes here are small
-    monkeypatch.setattr("embexp.looks.lengths", counted)
+    monkeypatch.setattr("embexp.training.looks.PASSAGES", 0)  # the sizes here are small
+    monkeypatch.setattr("embexp.training.looks.lengths", counted)
 
 
 def plan(dev, *, tokens, looks, fixed=False, share=0.05, distractors=10, model=None):
@@ -114,7 +114,7 @@ def test_a_study_keeps_its_number_of_looks_and_pays_each(caplog):
 
 
 def test_a_look_keeps_enough_passages_for_a_score_to_differ(monkeypatch):
-    monkeypatch.setattr("embexp.looks.PASSAGES", 25)
+    monkeypatch.setattr("embexp.training.looks.PASSAGES", 25)
     found = plan(DEV, tokens=10, looks=4)  # of 20 queries: one hard passage each would be cheaper
     assert size(found) == (20, 25)  # five each, the same for all
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from embexp.arms import Dense
-from embexp.retrieval_set import RetrievalSet, Splits
+from embexp.data.retrieval_set import RetrievalSet, Splits
+from embexp.evaluation.search import Dense
 from embexp.search.lookup import Finder, Known, known_questions
 from tests.test_arms import Planted
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from embexp.config import mistakes_in
-from embexp.encoding import Encoder
+from embexp.config.experiment import mistakes_in
+from embexp.encoding.encoder import Encoder
 from embexp.errors import UserError
-from embexp.lora import INSTALL, Lora
-from embexp.low_rank import low_rank
-from embexp.models import Static, Transformer
-from embexp.tuning import save
+from embexp.models.base import Static, Transformer
+from embexp.models.lora import INSTALL, Lora
+from embexp.models.low_rank import low_rank
+from embexp.training.tuning import save
 from tests.attempts import Ending, at_file_event, attempt, configured
 from tests.conftest import TOPICS
 from tests.test_adapters import PASSAGES, trained

@@ -10,9 +10,9 @@ import yaml
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import losses as library
 
-from embexp.components import build
+from embexp.config.components import build
 from embexp.errors import UserError
-from embexp.losses import OWN_KEYS, gist, global_orthogonal, matryoshka
+from embexp.training.losses import OWN_KEYS, gist, global_orthogonal, matryoshka
 from tests.command import REPOSITORY
 from tests.tiny import tiny_transformer
 

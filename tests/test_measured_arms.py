@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from embexp import measured_arms, run
-from embexp.config import mistakes_in
-from embexp.report import report
+from embexp import run
+from embexp.arms import measured as measured_arms
+from embexp.config.experiment import mistakes_in
+from embexp.reporting.report import report
 from tests.command import QUICK
 from tests.test_config import composed
 from tests.tiny import tiny_cross_encoder

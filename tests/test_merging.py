@@ -9,15 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from embexp.adapters import adapter_of
-from embexp.config import mistakes_in
-from embexp.encoding import Encoder
+from embexp.config.experiment import mistakes_in
+from embexp.encoding.encoder import Encoder
 from embexp.experiment import splits_of
-from embexp.low_rank import low_rank
-from embexp.merging import SHARES, Mixture, Scored, better, merge, shares_of, weights_of
-from embexp.models import Static, Transformer
-from embexp.negatives import draw_random
-from embexp.shapes import to_rows
+from embexp.forgetting.merging import SHARES, Mixture, Scored, better, merge, shares_of, weights_of
+from embexp.models.adapters import adapter_of
+from embexp.models.base import Static, Transformer
+from embexp.models.low_rank import low_rank
+from embexp.rows.negatives import draw_random
+from embexp.rows.shapes import to_rows
 from tests.conftest import TOPICS, toy_set
 from tests.test_config import composed
 from tests.tiny import tiny_transformer

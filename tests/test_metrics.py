@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
-from embexp.arms import ranked
-from embexp.evaluators import graded
-from embexp.metrics import MEASURES, accuracy, average_precision, mrr, ndcg, precision, recall
-from embexp.retrieval_set import RetrievalSet
+from embexp.data.retrieval_set import RetrievalSet
+from embexp.evaluation.evaluators import graded
+from embexp.evaluation.metrics import MEASURES, accuracy, average_precision, mrr, ndcg, precision, recall
+from embexp.evaluation.search import ranked
 from tests.hits import ranking_of
 
 RANKED = ["p1", "p2", "p3", "p4", "p5"]

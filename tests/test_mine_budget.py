@@ -9,10 +9,10 @@ from decimal import Decimal
 import pytest
 from omegaconf import OmegaConf
 
-from embexp.config import CONFIG_FOLDER
+from embexp.config.experiment import CONFIG_FOLDER
 from embexp.errors import UserError
-from embexp.mine.budget import Budget, Cost, Price, price_of
-from embexp.mine.journal import Answer, Spending
+from embexp.service.budget import Budget, Cost, Price, price_of
+from embexp.service.journal import Answer, Spending
 
 PRICES = {
     "gpt-4o": {"input": 2.5, "output": 10.0},

@@ -22,12 +22,12 @@ import pytest
 
 from embexp.errors import BusyError, UserError
 from embexp.mine import call, progress
-from embexp.mine.budget import Budget
 from embexp.mine.client import Client
-from embexp.mine.journal import Answer, Journal
-from embexp.mine.request import Request, Schema
-from embexp.mine.server import Server
 from embexp.progress import Count, text_of
+from embexp.service.budget import Budget
+from embexp.service.journal import Answer, Journal
+from embexp.service.request import Request, Schema
+from embexp.service.server import Server
 from tests.command import REPOSITORY, hear_interrupts
 from tests.mine_server import Call, Reply, Stub, error, good
 
@@ -785,8 +785,8 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from embexp.mine.client import Client
-from embexp.mine.server import Server
-from embexp.mine.request import Request, Schema
+from embexp.service.server import Server
+from embexp.service.request import Request, Schema
 server = Server(model="m", base_url=sys.argv[1], concurrency=8, price={"input": 2.5, "output": 10.0}, retries=1)
 with Client(server, journal=Path(sys.argv[2])) as client:
     schema = Schema("test_1", {"type": "object"})
@@ -893,8 +893,8 @@ def test_thousands_of_passages_are_asked_in_bounded_memory(tmp_path):
 import sys
 from pathlib import Path
 from embexp.mine.client import Client
-from embexp.mine.request import Request, Schema
-from embexp.mine.server import Server
+from embexp.service.request import Request, Schema
+from embexp.service.server import Server
 
 def memory():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4  # KiB, resident now

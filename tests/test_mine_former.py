@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from embexp.checks import CONFIG_FOLDER, plain
+from embexp.config.checks import CONFIG_FOLDER, plain
 from embexp.mine import former, written
 from embexp.mine.passages import Passage, Question, Rejected
 from embexp.mine.real import Real

@@ -13,7 +13,7 @@ from decimal import Decimal
 import pytest
 
 from embexp.errors import BusyError
-from embexp.mine.journal import Answer, Journal
+from embexp.service.journal import Answer, Journal
 from tests.command import REPOSITORY
 
 KEY = "ab" * 32
@@ -129,7 +129,9 @@ def test_a_second_process_is_refused_and_a_reader_is_not(tmp_path):
     path = tmp_path / "answers.jsonl"
     journal = Journal(path)
     journal.add(KEY, ANSWER, about="p1", model="m")
-    script = "import sys; from pathlib import Path; from embexp.mine.journal import Journal; Journal(Path(sys.argv[1]))"
+    script = (
+        "import sys; from pathlib import Path; from embexp.service.journal import Journal; Journal(Path(sys.argv[1]))"
+    )
     call = [sys.executable, "-c", script, str(path)]
     second = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
     assert "BusyError: another process is at work on" in second.stderr
@@ -174,7 +176,7 @@ def test_twenty_thousand_long_answers_take_little_memory(tmp_path):
     script = """
 import resource, sys
 from pathlib import Path
-from embexp.mine.journal import Answer, Journal
+from embexp.service.journal import Answer, Journal
 path = Path(sys.argv[1])
 journal = Journal(path)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -9,15 +9,15 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from embexp import targets, value_types
-from embexp.components import build
-from embexp.config import CONFIG_FOLDER
+from embexp.config import targets, value_types
+from embexp.config.components import build
+from embexp.config.experiment import CONFIG_FOLDER
 from embexp.errors import UserError
 from embexp.mine.client import Client
 from embexp.mine.llm import LLMJudge, LLMMiner, Paraphraser
 from embexp.mine.passages import Mined, Passage, Question, Wanted
 from embexp.mine.prompts import Prompt
-from embexp.mine.server import Server
+from embexp.service.server import Server
 from tests.mine_server import Call, Reply, Stub, error, good, items
 
 THREE = ("question", "keywords", "problem")

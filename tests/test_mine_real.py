@@ -2,10 +2,10 @@ import json
 
 import pytest
 
+from embexp.data.retrieval_set import RetrievalSet, Splits
 from embexp.errors import UserError
 from embexp.mine import real
 from embexp.mine.passages import Passage
-from embexp.retrieval_set import RetrievalSet, Splits
 
 PASSAGES = {name: Passage(text, "guide.md", given_id=name) for name, text in {
     "p1": "Reset the password under Settings.", "p2": "The office is in Lyon.", "p3": "Lunch is paid by the firm.",

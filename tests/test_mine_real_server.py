@@ -22,13 +22,13 @@ from omegaconf import OmegaConf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from embexp.checks import CONFIG_FOLDER
+from embexp.config.checks import CONFIG_FOLDER
 from embexp.mine.answers import EMPTY, TRUNCATED, UNPARSABLE
-from embexp.mine.budget import Budget
 from embexp.mine.client import Client
 from embexp.mine.llm import LLMJudge, LLMMiner
 from embexp.mine.passages import Passage, Wanted
-from embexp.mine.server import Server
+from embexp.service.budget import Budget
+from embexp.service.server import Server
 
 TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"
 TEXTS = [f"A heap of {size} items has its smallest one on top. To pop it costs {size} steps." for size in range(6)]

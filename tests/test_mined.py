@@ -4,11 +4,11 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from embexp.data.leaks import refuse_leaks
+from embexp.data.paraphrases import without_paraphrases
+from embexp.data.splits import limited
 from embexp.datasets import mined
 from embexp.errors import UserError
-from embexp.leaks import refuse_leaks
-from embexp.paraphrases import without_paraphrases
-from embexp.splits import limited
 
 
 def lines(*rows):

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from embexp import model_sources
 from embexp.errors import UserError
-from embexp.model_folder import refuse_unsafe
-from embexp.models import Transformer
-from embexp.teachers import CrossEncoderScores
+from embexp.models import sources as model_sources
+from embexp.models.base import Transformer
+from embexp.models.folder import refuse_unsafe
+from embexp.rows.teachers import CrossEncoderScores
 from tests.tiny import tiny_cross_encoder, tiny_transformer
 
 

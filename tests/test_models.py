@@ -15,10 +15,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
-from embexp.encoding import Encoder
+from embexp.encoding.encoder import Encoder
 from embexp.errors import UserError
-from embexp.model_folder import hashes
-from embexp.models import Static, Transformer
+from embexp.models.base import Static, Transformer
+from embexp.models.folder import hashes
 from tests.command import REPOSITORY
 from tests.tiny import tiny_qwen, tiny_transformer
 

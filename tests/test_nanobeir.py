@@ -7,13 +7,13 @@ import itertools
 import pandas as pd
 import pytest
 
-from embexp.arms import Dense
 from embexp.datasets.nanobeir import load
-from embexp.encoding import Encoder
+from embexp.encoding.encoder import Encoder
 from embexp.errors import UserError
-from embexp.evaluators import Retrieval
-from embexp.forgetting import averaged, guard_of
-from embexp.models import Static
+from embexp.evaluation.evaluators import Retrieval
+from embexp.evaluation.search import Dense
+from embexp.forgetting.guard import averaged, guard_of
+from embexp.models.base import Static
 from embexp.preparing import data_of
 from tests.conftest import TOPICS
 from tests.test_config import composed

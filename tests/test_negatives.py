@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embexp import negatives
 from embexp.cache import kept_in
+from embexp.data.retrieval_set import RetrievalSet
+from embexp.data.splits import unified
 from embexp.errors import UserError
-from embexp.negatives import Drawn, draw_bm25, draw_both, draw_hard, draw_random, second_look
-from embexp.retrieval_set import RetrievalSet
-from embexp.splits import unified
+from embexp.rows import negatives
+from embexp.rows.negatives import Drawn, draw_bm25, draw_both, draw_hard, draw_random, second_look
 from tests.conftest import toy_set
 
 
@@ -165,7 +165,7 @@ def test_no_more_ranks_are_looked_at_than_asked_however_many_positives_one_query
         tops.append(top)
         return search(self, retrieval_set, top=top, **options)
 
-    monkeypatch.setattr(f"embexp.negatives.{arm}.search", watched)
+    monkeypatch.setattr(f"embexp.rows.negatives.{arm}.search", watched)
     if arm == "Dense":
         drawn = hard(data, rank_range=[1, 3], per_query=3)
         assert drawn["q"] == ["almost", "edge", "near"]

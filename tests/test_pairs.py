@@ -3,9 +3,9 @@ import json
 import pandas
 import pytest
 
+from embexp.data.splits import Shares
 from embexp.datasets.pairs import Columns, load
 from embexp.errors import UserError
-from embexp.splits import Shares
 
 GROUPED = Columns(query="q", passage="p", group="doc")
 ROWS = [{"q": f"{word} question", "p": f"{word} answer", "doc": word} for word in ("ant", "bee", "cat", "dog", "eel")]

@@ -8,10 +8,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from embexp import paraphrases
+from embexp.data import paraphrases
+from embexp.data.paraphrases import similar, without_paraphrases
+from embexp.data.retrieval_set import RetrievalSet, Splits
 from embexp.errors import UserError
-from embexp.paraphrases import similar, without_paraphrases
-from embexp.retrieval_set import RetrievalSet, Splits
 
 
 def at(degrees):

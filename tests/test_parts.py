@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from embexp.parts import TOKENS, WORKERS, can_be_cut, parts, tokens_at_once, workers
+from embexp.encoding.parts import TOKENS, WORKERS, can_be_cut, parts, tokens_at_once, workers
 
 CPU = torch.device("cpu")
 

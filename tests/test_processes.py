@@ -20,22 +20,22 @@ import torch
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from torch.distributed import FileStore, TCPStore
 
-from embexp import embedding
-from embexp.checkpoints import Checkpoint
-from embexp.components import build
-from embexp.config import mistakes_in
-from embexp.encoding import Encoder
+from embexp.config.components import build
+from embexp.config.experiment import mistakes_in
+from embexp.encoding import embedding
+from embexp.encoding.encoder import Encoder
 from embexp.errors import Pruned, UserError
-from embexp.merging import Mixture, weights_of
-from embexp.models import Transformer
-from embexp.negatives import draw_random
+from embexp.forgetting.merging import Mixture, weights_of
+from embexp.models.base import Transformer
 from embexp.parallel import machine
 from embexp.parallel.joining import joined
 from embexp.parallel.machine import Launched, agreed, launched
 from embexp.parallel.shares import _own_randomness, rows_by_process, same_weights, shared
-from embexp.shapes import to_rows
+from embexp.rows.negatives import draw_random
+from embexp.rows.shapes import to_rows
 from embexp.tracking import Tracker
-from embexp.training import Task, train
+from embexp.training.checkpoints import Checkpoint
+from embexp.training.fine_tuning import Task, train
 from tests.attempts import configured
 from tests.command import REPOSITORY, hear_interrupts
 from tests.conftest import toy_set
@@ -85,7 +85,7 @@ def followers(of=None):
 
 def loaded(processes, target, **parameters):
     """A model that all processes hold, as the experiment loads it, in float64."""
-    source = {"_target_": "tests.named.Doubled", "inner": {"_target_": f"embexp.models.{target}", **parameters}}
+    source = {"_target_": "tests.named.Doubled", "inner": {"_target_": f"embexp.models.base.{target}", **parameters}}
     texts = [*toy_set().corpus.values(), *toy_set().queries.values()]
     model = build(source, allowed=["tests"]).load(texts)
     if processes is not None:
@@ -141,9 +141,9 @@ CASES = {
     },
     "triplet": {"loss": node(f"{LIBRARY}.TripletLoss", triplet_margin=2.0), "shape": "triplet"},
     "online contrastive": {"loss": node(f"{LIBRARY}.OnlineContrastiveLoss"), "shape": "labelled_pair"},
-    "gist": {"loss": node("embexp.losses.gist", margin=0.1)},
+    "gist": {"loss": node("embexp.training.losses.gist", margin=0.1)},
     "matryoshka, one dimension a step": {
-        "loss": node("embexp.losses.matryoshka", inner=PLAIN, dims=[16, 8], n_dims_per_step=1)
+        "loss": node("embexp.training.losses.matryoshka", inner=PLAIN, dims=[16, 8], n_dims_per_step=1)
     },
     "adaptive layers": {"loss": node("tests.named.adaptive_layers")},
     # by plain descent, since Adam would not notice a gradient that is twice as long

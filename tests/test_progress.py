@@ -10,8 +10,8 @@ import time
 import pytest
 
 from embexp import libraries, progress, stages
-from embexp.callbacks import Track
 from embexp.progress import Count, text_of
+from embexp.training.callbacks import Track
 from tests.command import QUICK, REPOSITORY, separate
 from tests.terminal import Seen, on_a_terminal
 
@@ -310,7 +310,7 @@ def test_the_notice_that_transformers_prints_is_left_out_and_nothing_else(capsys
 
 
 def test_the_process_that_others_are_forked_from_prints_nothing():
-    code = "import embexp.preloaded"
+    code = "import embexp.jobs.preloaded"
     environment = {**os.environ, "WANDB_MODE": "offline"}
     ended = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY, env=environment

@@ -3,10 +3,10 @@ from pathlib import Path
 import pandas
 import pytest
 
+from embexp.data.leaks import refuse_leaks
+from embexp.data.splits import Shares
 from embexp.datasets.pubmedqa import load
 from embexp.errors import UserError
-from embexp.leaks import refuse_leaks
-from embexp.splits import Shares
 
 REAL = Path(__file__).parent.parent.parent / "shared" / "data" / "PubMedQA"
 TOPICS = ["aspirin", "bones", "cough", "dosage", "eczema", "fever", "gout", "hives", "iron", "joints"]

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embexp import ranking
-from embexp.ranking import NEVER, First, Relevant
-from embexp.retrieval_set import RetrievalSet
+from embexp.data.retrieval_set import RetrievalSet
+from embexp.evaluation import ranking
+from embexp.evaluation.ranking import NEVER, First, Relevant
 from tests.hits import ranking_of
 
 

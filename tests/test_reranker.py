@@ -12,15 +12,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder
 
-from embexp import reranker, usage
 from embexp.errors import UserError
-from embexp.evaluators import Evaluation
-from embexp.negatives import draw_random
-from embexp.reranker_training import Looks, train
-from embexp.reranking import Trained
-from embexp.shapes import Rows, to_rows
-from embexp.significance import Scores
-from embexp.teachers import CrossEncoderScores
+from embexp.evaluation.evaluators import Evaluation
+from embexp.evaluation.significance import Scores
+from embexp.reporting import usage
+from embexp.reranking import reranker
+from embexp.reranking.reordering import Trained
+from embexp.reranking.training import Looks, train
+from embexp.rows.negatives import draw_random
+from embexp.rows.shapes import Rows, to_rows
+from embexp.rows.teachers import CrossEncoderScores
 from tests.conftest import TOPICS, toy_set
 from tests.tiny import tiny_cross_encoder, tiny_transformer
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from embexp.ranking import Ranking
-from embexp.reranking import Reranked
-from embexp.retrieval_set import RetrievalSet
+from embexp.data.retrieval_set import RetrievalSet
+from embexp.evaluation.ranking import Ranking
+from embexp.reranking.reordering import Reranked
 
 PASSAGES = ["a", "b", "c", "d", "e"]
 

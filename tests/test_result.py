@@ -7,11 +7,11 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from embexp import report as reports
-from embexp import result as results
-from embexp.evaluators import Evaluation
-from embexp.retrieval_set import RetrievalSet, Splits
-from embexp.significance import Scores
+from embexp.data.retrieval_set import RetrievalSet, Splits
+from embexp.evaluation.evaluators import Evaluation
+from embexp.evaluation.significance import Scores
+from embexp.reporting import report as reports
+from embexp.results import result as results
 from tests.hits import ranking_of
 
 

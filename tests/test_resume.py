@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from embexp import negatives
 from embexp.resume import arguments_of, group_of
-from embexp.teachers import Cosines
+from embexp.rows import negatives
+from embexp.rows.teachers import Cosines
 from tests.attempts import QUICK, Ending, at_file_event, attempt, configured, counting_file_events
 from tests.command import REPOSITORY, hear_interrupts, separate
 from tests.tiny import tiny_transformer

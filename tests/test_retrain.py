@@ -16,13 +16,14 @@ import pytest
 import yaml
 
 from embexp import cli as main_command
-from embexp import exit_codes, manifest
-from embexp.arguments import checked_arguments
-from embexp.checks import CONFIG_FOLDER, plain
+from embexp import exit_codes
+from embexp.config.arguments import checked_arguments
+from embexp.config.checks import CONFIG_FOLDER, plain
+from embexp.data import manifest
 from embexp.errors import UserError
 from embexp.experiment import splits_of
-from embexp.finished import opened
 from embexp.mine.mining import mine
+from embexp.results.finished import opened
 from embexp.retrain import attempts, cli, pointer, recipe, renewed, retraining
 from tests.handbook import record, rows
 
@@ -133,8 +134,8 @@ class Killed(BaseException):
 STEPS = [  # where, and whether before or after it; in the order in which they come
     (pointer.Models, "_point", "before"), (pointer.Models, "_point", "after"), (attempts, "open_for", "after"),
     (renewed, "mine", "before"), (renewed, "mine", "after"), (retraining, "renewed", "after"),
-    (main_command, "command", "before"), ("embexp.tuning", "save", "before"), ("embexp.tuning", "save", "after"),
-    (main_command, "command", "after"), (retraining, "compared", "after"),
+    (main_command, "command", "before"), ("embexp.training.tuning", "save", "before"),
+    ("embexp.training.tuning", "save", "after"), (main_command, "command", "after"), (retraining, "compared", "after"),
     (attempts.Attempt, "write", "before decision"), (attempts.Attempt, "write", "after decision"),
     (pointer, "write_whole", "after"), (pointer.Models, "_point", "after"),
 ]  # fmt: skip

@@ -11,11 +11,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from embexp.errors import UserError
+from embexp.evaluation.significance import Delta, Scores
 from embexp.retrain import comparing
 from embexp.retrain.comparing import part_of
 from embexp.retrain.decision import decided
 from embexp.retrain.recipe import Recipe, divided, joined, start_from
-from embexp.significance import Delta, Scores
 
 
 def part(low, high, *, documents=40):
@@ -99,8 +99,8 @@ def test_a_part_compares_both_models_on_its_questions_alone():
 
 
 def test_questions_that_the_current_model_learnt_are_not_compared_nor_those_on_its_documents_once_cut_anew(toy):
-    from embexp.manifest import Manifest
-    from embexp.retrieval_set import Splits
+    from embexp.data.manifest import Manifest
+    from embexp.data.retrieval_set import Splits
 
     def fair(mining, **learnt):
         known = Manifest({}, {}, frozenset({"d2"}), mining)
@@ -140,9 +140,9 @@ def test_a_trial_of_a_sweep_and_a_folder_that_is_no_run_are_refused(tmp_path):
 
 
 def test_going_on_from_the_current_model_takes_sides_that_stay(toy):
+    from embexp.data.splits import Shares, cut, given
     from embexp.drift.today import Today
     from embexp.retrain.renewed import refuse_cut_anew
-    from embexp.splits import Shares, cut, given
 
     anew = cut(toy, Shares())
     with pytest.raises(UserError, match="the data set is cut anew"):
@@ -152,8 +152,8 @@ def test_going_on_from_the_current_model_takes_sides_that_stay(toy):
 
 
 def test_a_start_from_the_current_model_trains_on_as_it_was_trained_but_for_what_is_said_now(tmp_path):
-    lora = {"_target_": "embexp.lora.Lora", "rank": 64, "alpha": 128, "target_modules": ["query", "value"]}
-    node = {"_target_": "embexp.models.Transformer", "path": "x", "peft": "lora", "lora": lora, "dropout": None}
+    lora = {"_target_": "embexp.models.lora.Lora", "rank": 64, "alpha": 128, "target_modules": ["query", "value"]}
+    node = {"_target_": "embexp.models.base.Transformer", "path": "x", "peft": "lora", "lora": lora, "dropout": None}
     (tmp_path / ".hydra").mkdir()
     OmegaConf.save({"model": node}, tmp_path / ".hydra" / "config.yaml")
     further = ["seed=3", "model.lora.alpha=32", "++model.dropout=0.2"]
@@ -195,11 +195,11 @@ def test_a_try_on_a_part_of_the_data_and_a_run_that_trains_nothing_are_refused(t
 
 
 def test_new_or_corrected_questions_on_the_same_passages_are_something_to_train_on(toy):
+    from embexp.data.splits import Shares, cut
     from embexp.drift.today import Today
-    from embexp.finished import Finished
-    from embexp.result import data_digests
+    from embexp.results.finished import Finished
+    from embexp.results.result import data_digests
     from embexp.retrain.retraining import _asked, _new_questions
-    from embexp.splits import Shares, cut
 
     config = {"real_questions": None, "start": "base", "budget": {}}
     before = cut(toy, Shares())
@@ -213,7 +213,7 @@ def test_new_or_corrected_questions_on_the_same_passages_are_something_to_train_
 
 
 def test_no_margin_is_advised_and_how_often_a_test_has_decided_is_said(tmp_path):
-    from embexp.finished import Finished
+    from embexp.results.finished import Finished
     from embexp.retrain import shown
     from embexp.retrain.attempts import open_for
     from embexp.retrain.pointer import STARTED, Models

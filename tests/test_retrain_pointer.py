@@ -196,7 +196,7 @@ def test_old_models_are_removed_but_for_those_that_are_kept(models):
 
 def test_what_keep_does_not_keep_goes_after_a_decision_against_the_new_model_too(models):
     """So that a week without promotion leaves no run behind."""
-    from embexp.finished import Finished
+    from embexp.results.finished import Finished
     from embexp.retrain.decision import Decision
     from embexp.retrain.retraining import _ended
 

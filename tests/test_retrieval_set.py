@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 
+from embexp.data.retrieval_set import RetrievalSet, validated
 from embexp.errors import UserError
-from embexp.retrieval_set import RetrievalSet, validated
 from tests.conftest import toy_set
 
 

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embexp import rough
-from embexp.arms import nearest
-from embexp.ranking import GROUP
-from embexp.retrieval_set import RetrievalSet
+from embexp.data.retrieval_set import RetrievalSet
+from embexp.evaluation import rough
+from embexp.evaluation.ranking import GROUP
+from embexp.evaluation.search import nearest
 
 
 def set_of(passages, queries):
@@ -49,7 +49,7 @@ def through_bytes(patch, data, queries, passages, *, top, **options):
     patch.setattr(rough, "PASSAGES_AT_ONCE", GROUP)
     patch.setattr(rough, "QUERIES_AT_ONCE", 5)
     patch.setattr(rough, "FIRST_PASSAGES", GROUP)
-    patch.setattr("embexp.arms.PASSAGES_AT_ONCE", 4 * GROUP)
+    patch.setattr("embexp.evaluation.search.PASSAGES_AT_ONCE", 4 * GROUP)
     return nearest(data, queries, passages, top=top, **options)
 
 

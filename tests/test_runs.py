@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from embexp import runs
 from embexp.errors import UserError
+from embexp.results import runs
 from tests.folders import run_folder
 
 

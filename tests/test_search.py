@@ -12,7 +12,7 @@ import sys
 import pandas as pd
 import pytest
 
-from embexp import embedding
+from embexp.encoding import embedding
 from embexp.search import cli as search
 from tests.command import QUICK, REPOSITORY
 

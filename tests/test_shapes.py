@@ -3,11 +3,11 @@ from functools import partial
 import numpy as np
 import pytest
 
+from embexp.data.retrieval_set import RetrievalSet
+from embexp.data.splits import unified
 from embexp.errors import UserError
-from embexp.negatives import draw_random
-from embexp.retrieval_set import RetrievalSet
-from embexp.shapes import SHAPES, to_rows
-from embexp.splits import unified
+from embexp.rows.negatives import draw_random
+from embexp.rows.shapes import SHAPES, to_rows
 
 DATA = RetrievalSet(
     queries={"q1": "one?", "q2": "two?"},

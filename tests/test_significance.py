@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from embexp import significance
-from embexp.significance import Delta, Scores, compare, interval_of_mean
+from embexp.evaluation import significance
+from embexp.evaluation.significance import Delta, Scores, compare, interval_of_mean
 
 
 def mean_of(values, names=None):

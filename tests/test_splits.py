@@ -12,14 +12,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from sklearn.feature_extraction.text import HashingVectorizer
 
-from embexp import copies
-from embexp.copies import near_duplicates
+from embexp.data import copies
+from embexp.data.copies import near_duplicates
+from embexp.data.leaks import refuse_leaks
+from embexp.data.retrieval_set import RetrievalSet, Splits
+from embexp.data.splits import Shares, cut, cut_dev, given, limited, trainable, unified
 from embexp.errors import UserError
-from embexp.leaks import refuse_leaks
-from embexp.negatives import draw_random
-from embexp.retrieval_set import RetrievalSet, Splits
-from embexp.shapes import to_rows
-from embexp.splits import Shares, cut, cut_dev, given, limited, trainable, unified
+from embexp.rows.negatives import draw_random
+from embexp.rows.shapes import to_rows
 from tests.conftest import toy_set
 
 WHALE = "what is the colour of the back of the great blue whale in the southern ocean"

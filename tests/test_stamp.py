@@ -11,9 +11,9 @@ import pytest
 
 from embexp import stamp
 from embexp.errors import UserError
-from embexp.models import Transformer
+from embexp.models.base import Transformer
 from embexp.stamp import ReembedError
-from embexp.tuning import save
+from embexp.training.tuning import save
 from tests.tiny import tiny_transformer
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from embexp.checks import CONFIG_FOLDER
+from embexp.config.checks import CONFIG_FOLDER
 from tests.command import separate
 from tests.tiny import tiny_transformer
 

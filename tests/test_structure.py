@@ -10,36 +10,42 @@ REPOSITORY = Path(__file__).parent.parent
 # the flow of the design; a module imports only from those before it
 ORDER = [
     "errors", "parallel", "parallel.machine", "parallel.processes", "parallel.meeting", "starting", "console",
-    "progress", "stages", "libraries", "sweep", "durable", "cache", "targets", "value_types", "retrieval_set",
-    "manifest", "copies", "splits", "leaks", "hub", "datasets", "datasets.docstrings", "datasets.parquet",
-    "datasets.pubmedqa", "datasets.nanobeir", "datasets.pairs", "datasets.beir", "datasets.mined",
-    "datasets.as_published", "model_folder", "stamp", "model_facts", "model_sources", "lora", "mine",
-    "mine.journal", "mine.budget", "mine.request", "mine.server", "vector_store", "remote", "models", "endpoint",
-    "parts", "tokenising", "embedding", "encoding", "tokens", "paraphrases", "ranking", "rough", "arms",
-    "pair_scores", "teachers", "negatives", "reranking", "shapes", "metrics", "significance", "evaluators", "looks",
-    "conflicts", "batches", "components", "losses", "tracking", "checkpoints", "adapters", "low_rank", "fast_steps",
-    "parallel.shares", "forgetting", "merging", "trainer", "callbacks", "training", "reranker_training", "changes",
-    "result_keys", "result", "tables", "details", "arms_shown", "forgotten", "reranker_shown", "report", "usage",
-    "reranker_card", "card", "runs", "page.figures", "page.document", "page.queries", "page.content", "page",
-    "page.writing", "preparing", "tuning", "reranker", "costs", "arm_choice", "learning_curve", "measured_arms",
-    "experiment", "parallel.joining", "run", "parallel.follower", "checks", "choices", "arms_config", "fitting",
-    "config", "resume", "page.__main__", "exit_codes", "sweep.reference", "sweep.settings", "sweep.space",
-    "overrides", "arguments", "sweep.lease", "sweep.storage", "sweep.trial", "job", "preloaded", "workers",
-    "launcher", "sweep.study", "sweep.composing", "sweep.crew", "sweep.submitted", "sweep.summary", "sweep.running",
-    "sweep.sweeper", "help", "cli", "__main__", "finished", "search", "search.lookup", "search.cli",
-    "search.__main__", "runtimes", "export", "export.formats", "export.exporters", "export.exported", "export.cli",
-    "export.__main__", "mine.pace", "mine.passages", "mine.sections", "mine.restructured", "mine.formats",
-    "mine.documents", "mine.repeated", "mine.packing", "mine.chunker", "mine.sides", "mine.protocol", "mine.call",
-    "mine.progress", "mine.client", "mine.loose_json", "mine.answers", "mine.prompts", "mine.llm",
-    "mine.standalone", "mine.sentences", "mine.written", "mine.duplicates", "mine.round_trip", "mine.funnel",
-    "mine.real", "mine.former", "mine.knowledge", "mine.summary", "mine.mining", "mine.config", "mine.cli",
-    "mine.__main__", "compare", "compare.collected", "compare.groups", "compare.pairs", "compare.shown",
-    "compare.coordinates", "compare.pages", "compare.cli", "compare.__main__", "dashboard", "dashboard.spec",
-    "dashboard.views", "dashboard.cli", "dashboard.__main__", "drift", "drift.config", "drift.differences",
-    "drift.two_sample", "drift.today", "drift.shift", "drift.questions", "drift.recall", "drift.verdict",
-    "drift.drifting", "drift.shown", "drift.cli", "drift.__main__", "retrain", "retrain.config", "retrain.pointer",
-    "retrain.attempts", "retrain.recipe", "retrain.renewed", "retrain.comparing", "retrain.decision",
-    "retrain.retraining", "retrain.shown", "retrain.cli", "retrain.__main__",
+    "progress", "stages", "libraries", "sweep", "durable", "cache", "config", "config.targets", "config.value_types",
+    "data", "data.retrieval_set", "data.manifest", "data.copies", "data.splits", "data.leaks", "hub", "datasets",
+    "datasets.docstrings", "datasets.parquet", "datasets.pubmedqa", "datasets.nanobeir", "datasets.pairs",
+    "datasets.beir", "datasets.mined", "datasets.as_published", "models", "models.folder", "stamp", "models.facts",
+    "models.sources", "models.lora", "mine", "service", "service.journal", "service.budget", "service.request",
+    "service.server", "models.vector_store", "models.remote", "models.base", "models.endpoint", "encoding",
+    "encoding.parts", "encoding.tokenising", "encoding.embedding", "encoding.encoder", "encoding.tokens",
+    "data.paraphrases", "evaluation", "evaluation.ranking", "evaluation.rough", "evaluation.search", "reranking",
+    "reranking.pair_scores", "rows", "rows.teachers", "rows.negatives", "reranking.reordering", "rows.shapes",
+    "evaluation.metrics", "evaluation.significance", "evaluation.evaluators", "training", "training.looks",
+    "rows.conflicts", "rows.batches", "config.components", "training.losses", "tracking", "training.checkpoints",
+    "models.adapters", "models.low_rank", "training.fast_steps", "parallel.shares", "forgetting", "forgetting.guard",
+    "forgetting.merging", "training.trainer", "training.callbacks", "training.fine_tuning", "reranking.training",
+    "results", "results.changes", "results.keys", "results.result", "reporting", "reporting.tables",
+    "reporting.details", "arms", "arms.shown", "forgetting.shown", "reranking.shown", "reporting.report",
+    "reporting.usage", "reranking.card", "reporting.card", "results.runs", "page.figures", "page.document",
+    "page.queries", "page.content", "page", "page.writing", "preparing", "training.tuning", "reranking.reranker",
+    "arms.costs", "arms.choice", "arms.learning_curve", "arms.measured", "experiment", "parallel.joining", "run",
+    "parallel.follower", "config.checks", "config.choices", "arms.config", "config.fitting", "config.experiment",
+    "resume", "page.__main__", "exit_codes", "sweep.reference", "sweep.settings", "sweep.space", "config.overrides",
+    "config.arguments", "sweep.lease", "sweep.storage", "sweep.trial", "jobs", "jobs.job", "jobs.preloaded",
+    "jobs.workers", "jobs.launcher", "sweep.study", "sweep.composing", "sweep.crew", "sweep.submitted",
+    "sweep.summary", "sweep.running", "sweep.sweeper", "help", "cli", "__main__", "results.finished", "search",
+    "search.lookup", "search.cli", "search.__main__", "runtimes", "export", "export.formats", "export.exporters",
+    "export.exported", "export.cli", "export.__main__", "mine.pace", "mine.passages", "mine.sections",
+    "mine.restructured", "mine.formats", "mine.documents", "mine.repeated", "mine.packing", "mine.chunker",
+    "mine.sides", "mine.protocol", "mine.call", "mine.progress", "mine.client", "mine.loose_json", "mine.answers",
+    "mine.prompts", "mine.llm", "mine.standalone", "mine.sentences", "mine.written", "mine.duplicates",
+    "mine.round_trip", "mine.funnel", "mine.real", "mine.former", "mine.knowledge", "mine.summary", "mine.mining",
+    "mine.config", "mine.cli", "mine.__main__", "compare", "compare.collected", "compare.groups", "compare.pairs",
+    "compare.shown", "compare.coordinates", "compare.pages", "compare.cli", "compare.__main__", "dashboard",
+    "dashboard.spec", "dashboard.views", "dashboard.cli", "dashboard.__main__", "drift", "drift.config",
+    "drift.differences", "drift.two_sample", "drift.today", "drift.shift", "drift.questions", "drift.recall",
+    "drift.verdict", "drift.drifting", "drift.shown", "drift.cli", "drift.__main__", "retrain", "retrain.config",
+    "retrain.pointer", "retrain.attempts", "retrain.recipe", "retrain.renewed", "retrain.comparing",
+    "retrain.decision", "retrain.retraining", "retrain.shown", "retrain.cli", "retrain.__main__",
 ]  # fmt: skip
 
 
@@ -52,11 +58,11 @@ def modules() -> dict[str, Path]:
 def imported(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "embexp":
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("embexp."):
-            found.add(node.module.removeprefix("embexp."))
-    return found
+        if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("embexp."):
+            package = node.module.removeprefix("embexp").removeprefix(".")
+            within = {f"{package}.{alias.name}".removeprefix(".") for alias in node.names}
+            found |= {package} | (within & set(ORDER))
+    return found - {""}
 
 
 def test_every_module_has_its_place_in_the_flow():

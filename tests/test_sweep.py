@@ -13,7 +13,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from embexp.runs import leaves
+from embexp.results.runs import leaves
 from embexp.sweep.reference import Address
 from embexp.sweep.storage import opened
 from tests.command import separate

@@ -41,7 +41,7 @@ CRASHING = """
 import os, signal, time
 from pathlib import Path
 from embexp.datasets.pairs import load
-from embexp.splits import limited
+from embexp.data.splits import limited
 
 def crash(path, columns, split, how):
     if how == "raise":

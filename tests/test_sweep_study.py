@@ -17,10 +17,11 @@ from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
-from embexp.checks import CONFIG_FOLDER, plain
-from embexp.components import build
+from embexp.config.checks import CONFIG_FOLDER, plain
+from embexp.config.components import build
 from embexp.errors import Pruned, UserError
-from embexp.job import DISK_FULL
+from embexp.jobs.job import DISK_FULL
+from embexp.jobs.workers import Ended
 from embexp.sweep import lease
 from embexp.sweep.crew import end_of
 from embexp.sweep.lease import BEAT, OWNER, PROCESS, this_process
@@ -30,7 +31,6 @@ from embexp.sweep.settings import mistakes_in, mistakes_in_search
 from embexp.sweep.storage import BLOCK, alone, is_away, opened
 from embexp.sweep.sweeper import seed_of
 from embexp.sweep.trial import REASON, Trial
-from embexp.workers import Ended
 from tests.studies import FORK, asked, mark, states, study_in
 
 

@@ -9,12 +9,12 @@ import pytest
 from optuna.pruners import MedianPruner
 from optuna.trial import TrialState
 
-from embexp.callbacks import Looks
 from embexp.errors import BusyError, Pruned
 from embexp.sweep import trial as trials
 from embexp.sweep.lease import BEAT, PROCESS, this_process
 from embexp.sweep.reference import Address, TrialReference
 from embexp.sweep.trial import REASON, RESULT, SUPERSEDED, Trial, attached, measured
+from embexp.training.callbacks import Looks
 from tests.studies import FORK, asked, mark, states, study_in
 
 MEDIAN = {"_target_": "optuna.pruners.MedianPruner", "n_startup_trials": 1, "n_warmup_steps": 0}

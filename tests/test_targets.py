@@ -14,10 +14,10 @@ import pytest
 import yaml
 from hydra.utils import get_object
 
-from embexp.components import build
+from embexp.config.components import build
+from embexp.config.targets import Definition, find, forbidden, parameters, resolve
+from embexp.config.value_types import mistake
 from embexp.errors import UserError
-from embexp.targets import Definition, find, forbidden, parameters, resolve
-from embexp.value_types import mistake
 from tests.command import REPOSITORY
 
 LOSSES = "sentence_transformers.sentence_transformer.losses"
@@ -59,7 +59,7 @@ def read_parameters(definition: Definition | None):
 def test_the_configs_name_losses_and_evaluators():
     assert len(CONFIGURED) >= 10
     nested = f"{LOSSES}.TripletDistanceMetric.COSINE"
-    assert {f"{LOSSES}.TripletLoss", nested, "embexp.evaluators.Pairs"} <= set(CONFIGURED)
+    assert {f"{LOSSES}.TripletLoss", nested, "embexp.evaluation.evaluators.Pairs"} <= set(CONFIGURED)
 
 
 @pytest.mark.parametrize("target", CONFIGURED)
@@ -121,7 +121,7 @@ def test_odd_signatures_are_read_as_python_reads_them(tmp_path, monkeypatch, nam
     ("target", "reason"),
     [
         (f"{LOSSES}.margin_mse.torch.load", "lives in the package 'torch'"),
-        ("embexp.models.torch.load", "lives in the package 'torch'"),
+        ("embexp.models.base.torch.load", "lives in the package 'torch'"),
         ("subprocess.Popen", "lives in the package 'subprocess'"),
         ("os.system", "was not found"),
         ("builtins.eval", "was not found"),
@@ -144,8 +144,8 @@ UTIL = "sentence_transformers.util"
     [
         f"{UTIL}.import_from_string", f"{UTIL}.http_get", f"{UTIL}.import_module_class",
         "sentence_transformers.SentenceTransformer", "sentence_transformers.CrossEncoder",
-        "embexp.hub.snapshot", "embexp.model_sources.snapshot", "embexp.cli.main", "embexp.result.write",
-        "embexp.cache.json_kept", "embexp.components.build",
+        "embexp.hub.snapshot", "embexp.models.sources.snapshot", "embexp.cli.main", "embexp.results.result.write",
+        "embexp.cache.json_kept", "embexp.config.components.build",
     ],
 )  # fmt: skip
 def test_what_fetches_writes_or_imports_is_refused_though_its_package_is_allowed(target):
@@ -157,7 +157,9 @@ def test_what_fetches_writes_or_imports_is_refused_though_its_package_is_allowed
     assert resolve(target, allowed=[target.partition(".")[0]])
 
 
-@pytest.mark.parametrize("target", ["embexp.models.Transformer.load", "embexp.models.Transformer.__init__.__globals__"])
+@pytest.mark.parametrize(
+    "target", ["embexp.models.base.Transformer.load", "embexp.models.base.Transformer.__init__.__globals__"]
+)
 def test_methods_and_private_parts_are_no_targets(target):
     with pytest.raises(UserError, match=r"is a method|private part"):
         resolve(target, allowed=[])
@@ -218,12 +220,12 @@ def test_a_package_can_be_allowed():
         (ARGUMENTS, "eval_strategy", "epoch", None),
         (f"{LOSSES}.MultipleNegativesRankingLoss", "scale", "high", "a number"),
         (f"{LOSSES}.MultipleNegativesRankingLoss", "partition_mode", "x", "one of joint, per_direction"),
-        ("embexp.models.Transformer", "max_seq_length", "x", "a whole number or null"),
-        ("embexp.models.Transformer", "max_seq_length", None, None),
-        ("embexp.models.Transformer", "prompts", {"query": 1}, "a mapping to a text or null"),
-        ("embexp.models.Transformer", "dtype", "half", "one of auto, float32, bfloat16"),
-        ("embexp.evaluators.Retrieval", "k_values", [1, "x"], "a list, each a whole number"),
-        ("embexp.evaluators.Retrieval", "k_values", [1, 3], None),
+        ("embexp.models.base.Transformer", "max_seq_length", "x", "a whole number or null"),
+        ("embexp.models.base.Transformer", "max_seq_length", None, None),
+        ("embexp.models.base.Transformer", "prompts", {"query": 1}, "a mapping to a text or null"),
+        ("embexp.models.base.Transformer", "dtype", "half", "one of auto, float32, bfloat16"),
+        ("embexp.evaluation.evaluators.Retrieval", "k_values", [1, "x"], "a list, each a whole number"),
+        ("embexp.evaluation.evaluators.Retrieval", "k_values", [1, 3], None),
         ("embexp.datasets.docstrings.load", "split", 3, "a Shares, written as a mapping with _target_"),
     ],
 )
@@ -233,7 +235,7 @@ def test_a_value_of_the_wrong_type_is_answered_in_words(target, name, value, wor
 
 READ_ALL = """
 import json, sys, time
-from embexp.targets import parameters, resolve
+from embexp.config.targets import parameters, resolve
 found = [parameters(resolve(target, allowed=[])) for target in json.loads(sys.argv[1])]
 heavy = [name for name in ("torch", "transformers", "sentence_transformers", "hydra", "numpy") if name in sys.modules]
 print(json.dumps([len(found), heavy, time.process_time()]))

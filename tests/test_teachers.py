@@ -9,14 +9,14 @@ import pytest
 import torch
 from sentence_transformers import CrossEncoder
 
-from embexp import teachers
-from embexp.arms import BM25
 from embexp.cache import kept_in
-from embexp.encoding import Encoder
+from embexp.encoding.encoder import Encoder
 from embexp.errors import UserError
-from embexp.models import Static
-from embexp.pair_scores import pair_scores
-from embexp.teachers import Cosines, CrossEncoderScores, Keywords, teacher_of
+from embexp.evaluation.search import BM25
+from embexp.models.base import Static
+from embexp.reranking.pair_scores import pair_scores
+from embexp.rows import teachers
+from embexp.rows.teachers import Cosines, CrossEncoderScores, Keywords, teacher_of
 from tests.tiny import tiny_cross_encoder
 
 QUERIES, PASSAGES = ["the apple", "bread", "the apple"], ["apple", "the chair", "apple"]
@@ -48,7 +48,7 @@ def test_scores_of_pairs_of_unlike_length_are_those_of_predict_in_the_order_of_t
     shapes = []
     model[0].register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0]["input_ids"].shape)))
     expected, one_way = model.predict(pairs), len(shapes)
-    monkeypatch.setattr("embexp.parts.TOKENS", 200)
+    monkeypatch.setattr("embexp.encoding.parts.TOKENS", 200)
     model.train()
     assert pair_scores(model, pairs, progress=None) == pytest.approx(expected, abs=1e-6)
     assert model.training

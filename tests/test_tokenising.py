@@ -10,7 +10,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from embexp.tokenising import Preprocess, preprocessing, token_counts
+from embexp.encoding.tokenising import Preprocess, preprocessing, token_counts
 from tests.tiny import tiny_transformer
 
 TEXTS = ["one two three", "", "  Two\n", "three " * 400, "Ünïcode one", "one"]

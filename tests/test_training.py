@@ -5,12 +5,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from embexp.callbacks import Saves
-from embexp.encoding import Encoder
-from embexp.models import Transformer
-from embexp.negatives import draw_random
-from embexp.shapes import to_rows
-from embexp.training import Task, train
+from embexp.encoding.encoder import Encoder
+from embexp.models.base import Transformer
+from embexp.rows.negatives import draw_random
+from embexp.rows.shapes import to_rows
+from embexp.training.callbacks import Saves
+from embexp.training.fine_tuning import Task, train
 from tests.conftest import toy_set
 from tests.tiny import tiny_transformer
 

@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from embexp import usage
-from embexp.models import Transformer
-from embexp.tuning import save
+from embexp.models.base import Transformer
+from embexp.reporting import usage
+from embexp.training.tuning import save
 from tests.command import REPOSITORY
 from tests.tiny import tiny_transformer
 

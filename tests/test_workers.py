@@ -17,12 +17,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from embexp import workers
 from embexp.errors import UserError
+from embexp.jobs import workers
+from embexp.jobs.workers import Ended, Worker, in_own_process, slots, wait_for_any
 from embexp.parallel.machine import Slot
 from embexp.sweep.crew import End, end_of
 from embexp.sweep.sweeper import _crew_for
-from embexp.workers import Ended, Worker, in_own_process, slots, wait_for_any
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and sends signals")
 
@@ -193,7 +193,7 @@ def test_a_worker_keeps_to_its_slot(tmp_path):
 
 
 def loaded():
-    return {"embexp.run", "embexp.training", "sentence_transformers"} <= sys.modules.keys()
+    return {"embexp.run", "embexp.training.fine_tuning", "sentence_transformers"} <= sys.modules.keys()
 
 
 def test_what_is_imported_beforehand_is_there_and_in_the_children(tmp_path):
@@ -280,9 +280,9 @@ FORKER_KILLED = """
 import os, signal, sys
 from multiprocessing import forkserver
 from pathlib import Path
-from embexp import workers
+from embexp.jobs import workers
 from tests.test_workers import ended, is_gone, pid_in, started
-workers.PRELOADED[:] = ["embexp.workers"]  # torch takes seconds
+workers.PRELOADED[:] = ["embexp.jobs.workers"]  # torch takes seconds
 folder = Path(sys.argv[1])
 worker = started(folder / "first", "sleep")
 os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
@@ -343,10 +343,10 @@ def test_a_function_whose_process_dies_is_a_child_process_error(how, code):
 PARENT = """
 import sys, threading, time
 from pathlib import Path
-from embexp import workers
+from embexp.jobs import workers
 from embexp.parallel.machine import Slot
 from tests.test_workers import Task, do_sleep, pid_of_mine
-workers.PRELOADED[:] = ["embexp.workers"]  # torch takes seconds
+workers.PRELOADED[:] = ["embexp.jobs.workers"]  # torch takes seconds
 folder = Path(sys.argv[1])
 worker = workers.Worker(Task(folder, "sleep"), Slot(), quiet=False)
 threading.Thread(target=workers.in_own_process, args=(pid_of_mine, folder / "function"), daemon=True).start()

@@ -10,13 +10,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from embexp import console, runs
+from embexp import console
 from embexp.compare import shown
 from embexp.compare.collected import collect
 from embexp.compare.groups import boards
 from embexp.compare.pairs import pair, pairs
 from embexp.errors import UserError
-from embexp.tables import markdown
+from embexp.reporting.tables import markdown
+from embexp.results import runs
 
 DESCRIPTION = "Compare runs: one table here and one page, compare.html, over all runs at or below the folders."
 EPILOG = """\

@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from embexp import runs
-from embexp.checks import nearest
+from embexp.config.checks import nearest
 from embexp.errors import UserError, listed
-from embexp.runs import Run, leaves
+from embexp.results import runs
+from embexp.results.runs import Run, leaves
 
 USUAL = ("outputs", "multirun")  # where runs lie unless they are sent elsewhere
 

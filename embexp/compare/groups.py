@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from embexp.report import judged_queries
-from embexp.runs import Run, leaves
+from embexp.reporting.report import judged_queries
+from embexp.results.runs import Run, leaves
 
 # what does not change a score, or is what a group is over
 APART = {
@@ -185,7 +185,7 @@ def _newest(found: Sequence[Run]) -> list[Run]:
 
 
 def _verdict(delta: Mapping[str, Any]) -> str:
-    from embexp.significance import Delta  # numpy and scipy: not for a thousand trials, which have none
+    from embexp.evaluation.significance import Delta  # numpy and scipy: not for a thousand trials, which have none
 
     return Delta(**delta).verdict
 

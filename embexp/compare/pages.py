@@ -12,7 +12,7 @@ from embexp.compare.groups import Board
 from embexp.compare.pairs import Pair
 from embexp.errors import counted
 from embexp.page.document import finite
-from embexp.runs import Run
+from embexp.results.runs import Run
 
 BEST = 20  # groups of a board that stand in a table without a script
 

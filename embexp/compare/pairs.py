@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from embexp.compare.groups import Board, Group
 from embexp.errors import UserError
-from embexp.runs import Run, leaves
+from embexp.results.runs import Run, leaves
 
 if TYPE_CHECKING:
-    from embexp.significance import Delta, Scores
+    from embexp.evaluation.significance import Delta, Scores
 
 MOST = 8  # groups of a board that are compared with each other
 
@@ -38,7 +38,7 @@ class Pair:
 
 def pairs(board: Board, *, most: int = MOST) -> tuple[list[Pair], list[str]]:
     """Each of the first groups of a board that were scored on test against those below it, and what is missing."""
-    from embexp.significance import compare
+    from embexp.evaluation.significance import compare
 
     scored: dict[int, Scores] = {}
     documents: dict[str, str] = {}
@@ -65,7 +65,7 @@ def pairs(board: Board, *, most: int = MOST) -> tuple[list[Pair], list[str]]:
 def pair(first: Run, second: Run, *, metric: str) -> Delta:
     """The second run minus the first on test. Raises UserError when their test sets are not the same, or the metric was
     not measured in both."""
-    from embexp.significance import compare
+    from embexp.evaluation.significance import compare
 
     if reason := difference(first, second, metric):
         raise UserError(f"{first.folder} and {second.folder} can't be compared: {reason}")
@@ -121,7 +121,7 @@ def _scores(found: Sequence[Run], metric: str) -> tuple[Scores, dict[str, str]]:
     import numpy as np
     import pyarrow.parquet
 
-    from embexp.significance import Scores
+    from embexp.evaluation.significance import Scores
 
     values: list[list[float]] = []
     table: dict[str, list[Any]] = {}

@@ -9,12 +9,12 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from embexp.arms_shown import NAMES, change
+from embexp.arms.shown import NAMES, change
 from embexp.compare.groups import Board, Group, Spread
 from embexp.compare.pairs import Pair
 from embexp.errors import counted, listed
-from embexp.runs import Run
-from embexp.tables import Block, Listing, Table, markdown, number
+from embexp.reporting.tables import Block, Listing, Table, markdown, number
+from embexp.results.runs import Run
 
 MOST_SHOWN = 20  # groups in the terminal; the page and --csv have all
 MOST_KEYS = 5  # columns for what differs

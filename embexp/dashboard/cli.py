@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 
-from embexp.checks import nearest
 from embexp.cli import ends_with_one
+from embexp.config.checks import nearest
 from embexp.dashboard.spec import KEYS, PLACES, dashboard, shown
 from embexp.errors import UserError, listed
 from embexp.tracking import first_line, has_key

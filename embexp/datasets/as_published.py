@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from embexp.data.retrieval_set import RetrievalSet, Splits, validated
+from embexp.data.splits import slices_of
 from embexp.datasets import pubmedqa
 from embexp.datasets.mined import RECORD
 from embexp.datasets.pairs import READERS
 from embexp.errors import UserError, listed
-from embexp.retrieval_set import RetrievalSet, Splits, validated
-from embexp.splits import slices_of
 
 CAVEAT = "for comparison with the published figures only: rows are split, so articles leak"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from embexp.data.retrieval_set import RetrievalSet, Splits
+from embexp.data.splits import Shares, cut, cut_dev, given
 from embexp.datasets.pairs import READERS, opened
 from embexp.errors import UserError
-from embexp.retrieval_set import RetrievalSet, Splits
-from embexp.splits import Shares, cut, cut_dev, given
 
 
 def load(*, path: str, split: Shares) -> Splits:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from embexp.cache import json_kept
+from embexp.data.retrieval_set import RetrievalSet, Splits
+from embexp.data.splits import Shares, cut
 from embexp.errors import UserError
-from embexp.retrieval_set import RetrievalSet, Splits
-from embexp.splits import Shares, cut
 
 SKIPPED_FOLDERS = {"site-packages", "test", "tests", "idle_test", "idlelib", "lib2to3", "turtledemo", "ensurepip"}
 

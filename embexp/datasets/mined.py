@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from embexp.data.manifest import digest_of
+from embexp.data.retrieval_set import Mined, RetrievalSet, Splits
+from embexp.data.splits import given, only_test
 from embexp.datasets import beir
 from embexp.errors import UserError, listed
-from embexp.manifest import digest_of
-from embexp.retrieval_set import Mined, RetrievalSet, Splits
-from embexp.splits import given, only_test
 
 RECORD = "mining.json"  # written last
 

@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from embexp.data.retrieval_set import RetrievalSet, Splits, validated
+from embexp.data.splits import only_test, unified
 from embexp.datasets.parquet import folder_of, rows_of
 from embexp.errors import UserError, listed
-from embexp.retrieval_set import RetrievalSet, Splits, validated
-from embexp.splits import only_test, unified
 
 WHAT = "NanoBEIR"
 SUBSETS = [

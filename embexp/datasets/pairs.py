@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from embexp.data.retrieval_set import RetrievalSet, Splits
+from embexp.data.splits import Shares, cut, cut_dev, given
 from embexp.errors import UserError
-from embexp.retrieval_set import RetrievalSet, Splits
-from embexp.splits import Shares, cut, cut_dev, given
 
 Row = tuple[str, dict[str, Any]]  # where it stands, for messages, and its values by column
 SIDES = {"train": "train", "dev": "dev", "valid": "dev", "validation": "dev", "val": "dev", "test": "test"}

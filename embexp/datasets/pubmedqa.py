@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from embexp.data.retrieval_set import RetrievalSet, Splits
+from embexp.data.splits import Shares, cut
 from embexp.datasets.parquet import folder_of, rows_of
 from embexp.errors import UserError
-from embexp.retrieval_set import RetrievalSet, Splits
-from embexp.splits import Shares, cut
 
 COLUMNS = ["pubid", "question", "context"]  # the others (long_answer, final_decision) are not read
 

@@ -16,8 +16,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from embexp import cache, cli, exit_codes
-from embexp.arguments import checked_arguments
-from embexp.checks import CONFIG_FOLDER, plain
+from embexp.config.arguments import checked_arguments
+from embexp.config.checks import CONFIG_FOLDER, plain
 from embexp.drift.config import DRIFT
 from embexp.errors import UserError
 from embexp.starting import uncollected
@@ -58,7 +58,7 @@ def _run(run: str, config: Mapping[str, Any]) -> int:
     logging.getLogger("embexp").info("loading libraries ...")
     with uncollected():
         from embexp.drift.drifting import drift  # torch: seconds
-        from embexp.finished import opened
+        from embexp.results.finished import opened
     from embexp.drift import shown
 
     with cli.describes_errors():

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from embexp.checks import Program, Types
+from embexp.config.checks import Program, Types
 from embexp.datasets.pairs import READERS
 
 NUMBER, COUNT = (int, float), (int,)

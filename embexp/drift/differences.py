@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from embexp.manifest import Manifest, digest_of
+from embexp.data.manifest import Manifest, digest_of
 
 
 @dataclass(frozen=True)

@@ -15,21 +15,22 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from embexp import __version__, manifest
-from embexp.checks import CONFIG_FOLDER
-from embexp.components import build
+from embexp import __version__
+from embexp.config.checks import CONFIG_FOLDER
+from embexp.config.components import build
+from embexp.data import manifest
+from embexp.data.manifest import Manifest
 from embexp.drift import questions, recall, shift, today
 from embexp.drift.differences import Differences, between
 from embexp.drift.shift import Sides
 from embexp.drift.verdict import Found, verdict
-from embexp.encoding import Encoder
+from embexp.encoding.encoder import Encoder
 from embexp.errors import UserError, counted, listed
-from embexp.finished import Finished, opened
-from embexp.manifest import Manifest
-from embexp.mine.budget import Budget
 from embexp.mine.client import Client
 from embexp.mine.passages import Miner
 from embexp.mine.summary import unanswered
+from embexp.results.finished import Finished, opened
+from embexp.service.budget import Budget
 
 log = logging.getLogger(__name__)
 

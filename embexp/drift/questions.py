@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from embexp.data.manifest import Manifest
+from embexp.data.splits import asked
 from embexp.datasets.pairs import READERS
 from embexp.errors import UserError
-from embexp.finished import Finished
-from embexp.manifest import Manifest
-from embexp.splits import asked
+from embexp.results.finished import Finished
 
 # mined questions are worded as no user would word them: a log always differs from them
 MINED = ("unseen", "seen", "paraphrase")

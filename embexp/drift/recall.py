@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from embexp.arms import Dense
+from embexp.data.retrieval_set import RetrievalSet
+from embexp.data.splits import unified
 from embexp.drift.shift import Sides, drawn
 from embexp.drift.today import Today
-from embexp.encoding import Encoder
-from embexp.evaluators import graded
-from embexp.metrics import recall
+from embexp.encoding.encoder import Encoder
+from embexp.evaluation.evaluators import graded
+from embexp.evaluation.metrics import recall
+from embexp.evaluation.search import Dense
+from embexp.evaluation.significance import Difference, difference_of_means
 from embexp.mine import written
 from embexp.mine.funnel import Funnel
 from embexp.mine.passages import Miner, Passage, Question, Wanted
-from embexp.retrieval_set import RetrievalSet
-from embexp.significance import Difference, difference_of_means
-from embexp.splits import unified
 
 SIDES = ("new", "known")
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from embexp.data.manifest import Manifest
 from embexp.drift.differences import Differences
 from embexp.drift.today import Today
 from embexp.drift.two_sample import Tested, kernel_of, tested
-from embexp.encoding import Encoder
-from embexp.manifest import Manifest
+from embexp.encoding.encoder import Encoder
 from embexp.mine.passages import hashed
 
 Groups = Mapping[str, Sequence[str]]  # unit -> the ids of its texts

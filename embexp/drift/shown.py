@@ -11,7 +11,7 @@ from typing import Any
 
 from embexp.durable import write_whole
 from embexp.page import document
-from embexp.tables import Block, Listing, Table, markdown, number
+from embexp.reporting.tables import Block, Listing, Table, markdown, number
 
 SIGNS = {"ok": "＝", "watch": "▲", "retrain": "▼"}
 SHOWN = ("shift", "recall", "share")  # of the settings

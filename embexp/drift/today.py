@@ -11,16 +11,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from embexp.components import build
+from embexp.config.components import build
+from embexp.data.manifest import Manifest
+from embexp.data.retrieval_set import Splits
 from embexp.errors import UserError
-from embexp.finished import Finished
-from embexp.manifest import Manifest
 from embexp.mine import knowledge
 from embexp.mine.knowledge import Knowledge
 from embexp.mine.passages import Passage
 from embexp.mine.sides import Sides
-from embexp.result import data_digests
-from embexp.retrieval_set import Splits
+from embexp.results.finished import Finished
+from embexp.results.result import data_digests
 
 
 @dataclass(frozen=True)

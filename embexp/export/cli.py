@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embexp import cache
-from embexp.checks import nearest
 from embexp.cli import ends_with_one
+from embexp.config.checks import nearest
 from embexp.errors import UserError
 from embexp.export import formats
 
@@ -50,7 +50,7 @@ def main(words: Sequence[str]) -> None:
         logging.getLogger("embexp").setLevel(logging.INFO)
         print("loading ...", file=sys.stderr)
         from embexp.export.exported import export  # torch, transformers: seconds
-        from embexp.finished import opened
+        from embexp.results.finished import opened
 
         run = opened(order.run)
         with cache.kept_in(run.cache_folder):

@@ -19,23 +19,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from embexp import result as results
 from embexp import runtimes, stamp
-from embexp.arms import Dense
-from embexp.components import build
+from embexp.config.components import build
+from embexp.data.retrieval_set import RetrievalSet
 from embexp.durable import write_whole
-from embexp.encoding import Encoder
+from embexp.encoding.encoder import Encoder
 from embexp.errors import UserError
-from embexp.evaluators import Evaluation, evaluate
+from embexp.evaluation.evaluators import Evaluation, evaluate
+from embexp.evaluation.search import Dense
 from embexp.experiment import EVALUATION_NEGATIVES
 from embexp.export.exporters import WRITERS
 from embexp.export.formats import FORMATS
-from embexp.finished import Finished
-from embexp.model_folder import EXPORT, hashes
-from embexp.models import EmbeddingModel, Transformer
-from embexp.report import HEADLINE
-from embexp.retrieval_set import RetrievalSet
-from embexp.tables import aligned, number
+from embexp.models.base import EmbeddingModel, Transformer
+from embexp.models.folder import EXPORT, hashes
+from embexp.reporting.report import HEADLINE
+from embexp.reporting.tables import aligned, number
+from embexp.results import result as results
+from embexp.results.finished import Finished
 
 log = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ from decimal import Decimal
 from functools import partial
 from typing import Any
 
-from embexp.mine.budget import Budget, Cost, Price
-from embexp.mine.journal import Answer, Journal
 from embexp.mine.protocol import Takes, answer_in, body_of
-from embexp.mine.request import Request
-from embexp.mine.server import (
+from embexp.service.budget import Budget, Cost, Price
+from embexp.service.journal import Answer, Journal
+from embexp.service.request import Request
+from embexp.service.server import (
     FIRST_WAIT,
     LONGEST_BACKOFF,
     LOOK_AGAIN,

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from embexp import cache, cli, resume
-from embexp.checks import CONFIG_FOLDER, plain
+from embexp.config.checks import CONFIG_FOLDER, plain
 from embexp.errors import UserError, described, explained
 from embexp.mine.config import MINE, STARTING
 from embexp.starting import uncollected

@@ -18,12 +18,12 @@ from types import TracebackType
 from typing import Any
 
 from embexp.errors import UserError
-from embexp.mine.budget import Budget, price_of, unpriced
 from embexp.mine.call import Caller
-from embexp.mine.journal import Answer, Journal, Spending
 from embexp.mine.progress import Progress
-from embexp.mine.request import Request
-from embexp.mine.server import Server
+from embexp.service.budget import Budget, price_of, unpriced
+from embexp.service.journal import Answer, Journal, Spending
+from embexp.service.request import Request
+from embexp.service.server import Server
 
 AHEAD = 4  # requests handed over for each call in flight, so that a caller at work keeps none waiting
 MESSAGE_TOKENS, REPLY_TOKENS = 4, 3  # that OpenAI's template puts around a message and before the reply

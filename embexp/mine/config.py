@@ -7,11 +7,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from embexp.checks import Program, Types, nearest
-from embexp.components import build
-from embexp.config import OWN_KEYS
+from embexp.config.checks import Program, Types, nearest
+from embexp.config.components import build
+from embexp.config.experiment import OWN_KEYS
 from embexp.errors import UserError
-from embexp.mine.budget import unpriced
+from embexp.service.budget import unpriced
 
 QUICKLY_MADE = ["llm", "split", "chunker", "filter"]  # their modules load nothing heavy
 KINDS = ["question", "keywords", "problem"]

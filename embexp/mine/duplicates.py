@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from embexp.copies import near_duplicates
+from embexp.data.copies import near_duplicates
 from embexp.mine.passages import Passage, Question
 from embexp.mine.standalone import nameless
 
@@ -30,7 +30,7 @@ def without_duplicates(
 ) -> tuple[list[Question], Reasons]:
     """The questions that stay, with further passages where several were asked the same, and why the others go.
 
-    threshold: from this similarity on (embexp.copies) two questions are nearly the same; None only drops a question
+    threshold: from this similarity on (embexp.data.copies) two questions are nearly the same; None only drops one
     that stands twice on one passage.
     """
     reasons: Reasons = {}

@@ -12,12 +12,12 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from embexp.components import build
+from embexp.config.components import build
+from embexp.data.retrieval_set import RetrievalSet, Splits
 from embexp.errors import UserError, listed
 from embexp.mine import documents
 from embexp.mine.passages import Document, Passage, hashed
-from embexp.models import EmbeddingModel
-from embexp.retrieval_set import RetrievalSet, Splits
+from embexp.models.base import EmbeddingModel
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from embexp.mine.answers import parse, truth
 from embexp.mine.client import Client
 from embexp.mine.passages import Mined, Question, Wanted, hashed
 from embexp.mine.prompts import Prompt
-from embexp.mine.request import Request, Schema
+from embexp.service.request import Request, Schema
 
 KINDS = {
     "question": "a natural question, as a person would ask it",

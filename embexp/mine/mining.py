@@ -14,10 +14,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from embexp.components import build
+from embexp.config.components import build
 from embexp.errors import BusyError, UserError
 from embexp.mine import former, knowledge, real, summary, written
-from embexp.mine.budget import Budget
 from embexp.mine.client import Client
 from embexp.mine.former import Former
 from embexp.mine.funnel import Sifted, complete
@@ -27,7 +26,8 @@ from embexp.mine.passages import Judge, Miner, Passage, Question, Wanted, hashed
 from embexp.mine.real import Real
 from embexp.mine.sides import Sides
 from embexp.mine.written import DataSet, Query
-from embexp.model_sources import identified
+from embexp.models.sources import identified
+from embexp.service.budget import Budget
 
 log = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import time
 
-from embexp.mine.journal import Answer, Spending
 from embexp.progress import Count, moves
+from embexp.service.journal import Answer, Spending
 
 log = logging.getLogger(__name__)
 

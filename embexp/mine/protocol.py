@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from embexp.mine.journal import Answer
-from embexp.mine.request import Request, estimated_tokens
-from embexp.mine.server import NoCompletionError, Parameter, Server, without_key
+from embexp.service.journal import Answer
+from embexp.service.request import Request, estimated_tokens
+from embexp.service.server import NoCompletionError, Parameter, Server, without_key
 
 
 @dataclass(frozen=True)

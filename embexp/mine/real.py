@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from embexp.data.retrieval_set import Qrels, RetrievalSet, Splits
 from embexp.datasets.pairs import READERS
 from embexp.errors import UserError, listed
 from embexp.mine.passages import Judge, Passage, hashed
-from embexp.retrieval_set import Qrels, RetrievalSet, Splits
 
 if TYPE_CHECKING:
-    from embexp.models import EmbeddingModel
+    from embexp.models.base import EmbeddingModel
 
 CANDIDATES = 10  # passages per question that the judge looks at, of keyword search and of the model each
 
@@ -117,8 +117,8 @@ def _judged(
             f"real_questions={path}: {len(queries)} questions have no passage ids, and only an LLM can look for them. "
             "Set judge=true with an llm, or add a column passages with ids from corpus.jsonl"
         )
-    from embexp.arms import BM25, Arm, Dense
-    from embexp.encoding import Encoder  # slow to import
+    from embexp.encoding.encoder import Encoder  # slow to import
+    from embexp.evaluation.search import BM25, Arm, Dense
 
     corpus = {passage.id: passage.whole for passage in passages.values()}
     data = RetrievalSet(queries, corpus, {}, {})

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from embexp.data.retrieval_set import RetrievalSet
 from embexp.errors import UserError
 from embexp.mine.passages import Judge, Passage, Question
 from embexp.mine.sentences import KINDS as PSEUDO
 from embexp.mine.sentences import without
-from embexp.retrieval_set import RetrievalSet
 
 if TYPE_CHECKING:
-    from embexp.encoding import Encoder
+    from embexp.encoding.encoder import Encoder
 
 REWORDED = ("problem",)  # kinds that avoid the words of their passage
 
@@ -93,13 +93,13 @@ class Search:
 
     def by_keywords(self) -> dict[str, int]:
         """Question id -> the place of its first passage by BM25, from 1."""
-        from embexp.arms import keyword_scores
+        from embexp.evaluation.search import keyword_scores
 
         return self._places(keyword_scores(self.data))
 
     def by_model(self, encoder: Encoder) -> dict[str, int]:
         """Question id -> the place of its first passage by an embedding model, from 1."""
-        from embexp.arms import cosine_scores
+        from embexp.evaluation.search import cosine_scores
 
         return self._places(cosine_scores(self.data, encoder))
 
@@ -146,7 +146,7 @@ def complete(
     asked = [question for question in questions if question.kind not in PSEUDO]
     if not asked or top < 1:
         return {}
-    from embexp.arms import BM25, Arm, Dense
+    from embexp.evaluation.search import BM25, Arm, Dense
 
     search = Search.over(asked, passages)
     arms: list[Arm] = [BM25(), *([Dense(encoder_of(model))] if model else [])]
@@ -167,8 +167,8 @@ def complete(
 
 def encoder_of(model: str) -> Encoder:
     """An embedding model that is not the one tuned. Raises UserError when it can't be had."""
-    from embexp.encoding import Encoder
-    from embexp.models import Transformer
+    from embexp.encoding.encoder import Encoder
+    from embexp.models.base import Transformer
 
     class Judging(Transformer):
         """The filter's own."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from embexp.copies import near_duplicates
+from embexp.data.copies import near_duplicates
 from embexp.errors import UserError
 from embexp.mine.passages import Passage, Question, Rejected, Wanted, hashed
 

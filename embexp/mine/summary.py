@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from embexp import __version__
-from embexp.metrics import FEWEST_DOCUMENTS
+from embexp.evaluation.metrics import FEWEST_DOCUMENTS
 from embexp.mine.client import Client, Estimate
 from embexp.mine.funnel import Sifted
 from embexp.mine.knowledge import Knowledge

@@ -6,9 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from embexp import console, runs
+from embexp import console
 from embexp.errors import UserError, described
 from embexp.page.writing import make
+from embexp.results import runs
 
 
 def main() -> None:

@@ -12,14 +12,16 @@ from typing import Any
 
 import yaml
 
-from embexp import arms_shown, forgotten, reranker_shown
-from embexp import report as reports
-from embexp.details import details
+from embexp.arms import shown as arms_shown
 from embexp.errors import counted
+from embexp.forgetting import shown as forgotten
 from embexp.page.figures import NAMES, Point, at_every_k, beside, curve, deltas
 from embexp.page.queries import PerQuery, examples, read, table
-from embexp.runs import Run
-from embexp.tables import Block, Listing, Table, number
+from embexp.reporting import report as reports
+from embexp.reporting.details import details
+from embexp.reporting.tables import Block, Listing, Table, number
+from embexp.reranking import shown as reranker_shown
+from embexp.results.runs import Run
 
 ARMS = ("tuned", "base", "bm25")
 SIGNS = {"better": "▲", "worse": "▼", "no difference": "="}

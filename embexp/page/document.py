@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from embexp.durable import write_whole
-from embexp.tables import Listing, Table
+from embexp.reporting.tables import Listing, Table
 
 HERE = Path(__file__).parent
 

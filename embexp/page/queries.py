@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow.parquet
 from pyarrow import ArrowInvalid
 
-from embexp.changes import deepest_mrr, gains
+from embexp.evaluation.significance import interval_of_mean
 from embexp.page.document import finite
-from embexp.significance import interval_of_mean
+from embexp.results.changes import deepest_mrr, gains
 
 ROOM = 500_000  # bytes for the rows of the table, so that a page with thousands of queries still opens at once
 LONGEST = 200  # characters of a query in the table

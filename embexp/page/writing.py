@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from embexp import libraries, runs
+from embexp import libraries
+from embexp.results import runs
 
 log = logging.getLogger(__name__)
 

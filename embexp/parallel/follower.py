@@ -21,16 +21,16 @@ from torch.distributed import FileStore  # type: ignore[attr-defined]
 
 from embexp import libraries
 from embexp.cache import folder_of, kept_in
-from embexp.components import build
-from embexp.embedding import encode_share
+from embexp.config.components import build
+from embexp.encoding.embedding import encode_share
 from embexp.errors import UserError
-from embexp.low_rank import low_rank
-from embexp.models import EmbeddingModel
+from embexp.models.base import EmbeddingModel
+from embexp.models.low_rank import low_rank
 from embexp.parallel import meeting
 from embexp.parallel.machine import Launched, Slot, end_with, keep_to, threads_of, usable_gpus
 from embexp.parallel.processes import LostError, Processes
 from embexp.parallel.shares import same_weights, set_generators
-from embexp.training import Task, train
+from embexp.training.fine_tuning import Task, train
 
 
 def main() -> None:

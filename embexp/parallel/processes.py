@@ -2,7 +2,7 @@
 
 Process 0 runs the experiment and gives the orders; the others, its followers, carry them out. Libraries see none of
 this: torch's default group stays unset, so that each process's trainer believes that it is alone. Used by `embedding`,
-`shares`, `preparing`, `tuning` and `training`; how the processes come together is told in `joining`.
+`shares`, `preparing`, `tuning` and `fine_tuning`; how the processes come together is told in `joining`.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from embexp import cache, cli, exit_codes
-from embexp.arguments import checked_arguments
-from embexp.checks import CONFIG_FOLDER, plain
+from embexp.config.arguments import checked_arguments
+from embexp.config.checks import CONFIG_FOLDER, plain
 from embexp.durable import write_whole
 from embexp.errors import UserError
 from embexp.retrain import recipe, shown
@@ -112,7 +112,7 @@ def _retrain(run: Path, models: Models, config: Mapping[str, Any], further: Sequ
     logging.getLogger("embexp").setLevel(logging.INFO)
     logging.getLogger("embexp").info("loading libraries ...")
     with uncollected():
-        from embexp.finished import opened
+        from embexp.results.finished import opened
         from embexp.retrain.retraining import retrain  # torch: seconds
 
     with cli.describes_errors():

@@ -8,16 +8,16 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from embexp.arms import Dense
-from embexp.components import build
-from embexp.copies import near_duplicates
+from embexp.config.components import build
+from embexp.data.copies import near_duplicates
+from embexp.data.manifest import Manifest
+from embexp.data.retrieval_set import Splits
 from embexp.drift.differences import Differences
-from embexp.evaluators import evaluate
+from embexp.evaluation.evaluators import evaluate
+from embexp.evaluation.search import Dense
+from embexp.evaluation.significance import Scores, compare
 from embexp.experiment import EVALUATION_NEGATIVES
-from embexp.finished import Finished
-from embexp.manifest import Manifest
-from embexp.retrieval_set import Splits
-from embexp.significance import Scores, compare
+from embexp.results.finished import Finished
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from embexp.checks import Program, Types
+from embexp.config.checks import Program, Types
 from embexp.datasets.pairs import READERS
 
 CHOICES = {"start": ("base", "tuned"), "if_drift": (None, "watch", "retrain")}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from embexp.errors import counted
-from embexp.metrics import FEWEST_DOCUMENTS
+from embexp.evaluation.metrics import FEWEST_DOCUMENTS
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from embexp import resume, runs, stamp
-from embexp.arguments import checked_arguments
-from embexp.checks import CONFIG_FOLDER
-from embexp.config import EXPERIMENT
+from embexp import resume, stamp
+from embexp.config.arguments import checked_arguments
+from embexp.config.checks import CONFIG_FOLDER
+from embexp.config.experiment import EXPERIMENT
 from embexp.errors import UserError
-from embexp.model_folder import STAMP
+from embexp.models.folder import STAMP
+from embexp.results import runs
 from embexp.retrain import attempts
 
 WORDS = "words"  # of an attempt's state

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from embexp.data.manifest import Manifest
 from embexp.drift.today import Today, mining_of, places_of, replaced
 from embexp.errors import UserError, counted
 from embexp.experiment import splits_of
-from embexp.finished import Finished
-from embexp.manifest import Manifest
 from embexp.mine import written
 from embexp.mine.mining import mine
-from embexp.result import data_digests
+from embexp.results.finished import Finished
+from embexp.results.result import data_digests
 from embexp.resume import quoted
 from embexp.retrain.attempts import Attempt, of_run
 

@@ -17,9 +17,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from embexp import __version__, cli, manifest
+from embexp import __version__, cli
 from embexp.cache import digest
-from embexp.checks import CONFIG_FOLDER
+from embexp.config.checks import CONFIG_FOLDER
+from embexp.data import manifest
+from embexp.data.manifest import Manifest
+from embexp.data.retrieval_set import Splits
+from embexp.data.splits import Shares
 from embexp.drift import shown as drift_shown
 from embexp.drift import today
 from embexp.drift.differences import Differences, between
@@ -29,9 +33,8 @@ from embexp.drift.verdict import LEVELS
 from embexp.errors import UserError
 from embexp.exit_codes import FORGOTTEN
 from embexp.experiment import splits_of
-from embexp.finished import Finished, opened
-from embexp.manifest import Manifest
-from embexp.report import read as read_result
+from embexp.reporting.report import read as read_result
+from embexp.results.finished import Finished, opened
 from embexp.retrain import attempts, recipe
 from embexp.retrain.attempts import Attempt
 from embexp.retrain.comparing import compared, fair_of
@@ -39,8 +42,6 @@ from embexp.retrain.decision import Decision, decided
 from embexp.retrain.pointer import PROMOTED, STARTED, Models
 from embexp.retrain.recipe import Recipe
 from embexp.retrain.renewed import UNKNOWN, former_of, learnt_by, new_to_train, refuse_cut_anew, renewed
-from embexp.retrieval_set import Splits
-from embexp.splits import Shares
 
 log = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from embexp.reporting.tables import Block, Table, markdown, number
 from embexp.retrain import attempts
 from embexp.retrain.attempts import Attempt
 from embexp.retrain.pointer import Models
-from embexp.tables import Block, Table, markdown, number
 
 if TYPE_CHECKING:  # torch
     from embexp.retrain.retraining import Outcome

@@ -27,7 +27,7 @@ from embexp.cli import ends_with_one
 from embexp.errors import UserError, counted
 
 if TYPE_CHECKING:  # torch and transformers take seconds, which --help need not wait for
-    from embexp.finished import Finished
+    from embexp.results.finished import Finished
     from embexp.search.lookup import Finder, Found, Known
 
 CAPS = {"usd": float, "tokens": int, "calls": int}
@@ -65,7 +65,7 @@ def main(words: Sequence[str]) -> None:
 def _answer_all(arguments: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s", force=True)
     print("loading ...", file=sys.stderr)
-    paid = logging.getLogger("embexp.remote")
+    paid = logging.getLogger("embexp.models.remote")
     paid.setLevel(logging.INFO)  # what an endpoint is about to be sent is said first
     with contextlib.redirect_stdout(sys.stderr):  # what libraries print is no answer
         finders, known = _loaded(arguments)
@@ -76,7 +76,7 @@ def _answer_all(arguments: argparse.Namespace) -> None:
 
 def _loaded(arguments: argparse.Namespace) -> tuple[dict[str, Finder], dict[str, Known]]:
     start = time.perf_counter()
-    from embexp.finished import opened
+    from embexp.results.finished import opened
     from embexp.search.lookup import known_questions
 
     caps = {cap: value for cap in CAPS if (value := getattr(arguments, cap)) is not None}
@@ -132,7 +132,7 @@ def _questions() -> Iterator[str]:
 def _answer(
     question: str, finders: Mapping[str, Finder], known: Mapping[str, Known], *, top: int, as_json: bool
 ) -> None:
-    from embexp.splits import asked
+    from embexp.data.splits import asked
 
     start = time.perf_counter()
     of_data = known.get(asked(question))

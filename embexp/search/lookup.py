@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from embexp.encoding import Encoder
-from embexp.retrieval_set import Splits
-from embexp.splits import asked
-from embexp.teachers import Judge
+from embexp.data.retrieval_set import Splits
+from embexp.data.splits import asked
+from embexp.encoding.encoder import Encoder
+from embexp.rows.teachers import Judge
 
 
 @dataclass(frozen=True)

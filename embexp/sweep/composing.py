@@ -13,12 +13,12 @@ from hydra.core.utils import run_job
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from embexp.checks import plain
-from embexp.config import EXPERIMENT
+from embexp.config.checks import plain
+from embexp.config.experiment import EXPERIMENT
 from embexp.errors import UserError, listed
-from embexp.job import Job
+from embexp.jobs.job import Job
+from embexp.results.runs import leaves
 from embexp.resume import changes, own_folders
-from embexp.runs import leaves
 from embexp.sweep.reference import TrialReference
 from embexp.sweep.space import Space
 

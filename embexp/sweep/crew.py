@@ -7,9 +7,9 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
-from embexp.job import DISK_FULL, INTERRUPTED, Job
+from embexp.jobs.job import DISK_FULL, INTERRUPTED, Job
+from embexp.jobs.workers import Ended, Worker, slots, wait_for_any
 from embexp.sweep.study import Study
-from embexp.workers import Ended, Worker, slots, wait_for_any
 
 FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 

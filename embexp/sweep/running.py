@@ -17,9 +17,9 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from embexp import report as reports
 from embexp.errors import UserError
-from embexp.job import Job
+from embexp.jobs.job import Job
+from embexp.reporting import report as reports
 from embexp.sweep import summary
 from embexp.sweep.crew import Crew, End
 from embexp.sweep.settings import Settings

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from embexp import targets, value_types
-from embexp.checks import Types, nearest
-from embexp.config import metrics_made
+from embexp.config import targets, value_types
+from embexp.config.checks import Types, nearest
+from embexp.config.experiment import metrics_made
 from embexp.errors import UserError, listed
 from embexp.sweep.reference import SCHEMES
 

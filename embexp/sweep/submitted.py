@@ -19,7 +19,7 @@ from hydra.core.utils import configure_log
 from omegaconf import OmegaConf
 
 from embexp.errors import UserError
-from embexp.job import Job
+from embexp.jobs.job import Job
 from embexp.parallel.machine import Slot, keep_to
 from embexp.sweep.crew import End, end_with
 from embexp.sweep.lease import RENEWALS

@@ -21,8 +21,8 @@ from optuna.trial import FrozenTrial, TrialState
 from embexp import libraries
 from embexp.durable import write_whole
 from embexp.errors import counted
+from embexp.reporting.tables import aligned, number
 from embexp.sweep.trial import MEASURED, REASON, RESULT
-from embexp.tables import aligned, number
 
 STATUS = {TrialState.COMPLETE: "completed", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 FEWEST_FOR_IMPORTANCE = 4  # completed trials

@@ -21,10 +21,11 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.trial import TrialState
 
 from embexp import exit_codes
-from embexp.checks import plain
-from embexp.components import build
+from embexp.config.checks import plain
+from embexp.config.components import build
 from embexp.errors import UserError, described, explained
-from embexp.job import Job
+from embexp.jobs.job import Job
+from embexp.jobs.workers import in_own_process
 from embexp.sweep import space as spaces
 from embexp.sweep import summary
 from embexp.sweep.composing import Composer
@@ -36,7 +37,6 @@ from embexp.sweep.storage import said_first
 from embexp.sweep.study import Study
 from embexp.sweep.submitted import SubmittedCrew
 from embexp.tracking import to_upload
-from embexp.workers import in_own_process
 
 log = logging.getLogger("embexp")
 

@@ -1,7 +1,7 @@
 """A trial from the side of the run that carries it out: reports, pruning, the lease, how it ended.
 
 Made from plain values in the run's own process, which may be on another machine. Called by `job`; `experiment` and
-`training` only see that something watches the run.
+`fine_tuning` only see that something watches the run.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
-from embexp.components import build
+from embexp.config.components import build
 from embexp.errors import FullError, NotNowError, Pruned, described, is_full
-from embexp.report import dimension_of
+from embexp.reporting.report import dimension_of
 from embexp.sweep.lease import BEAT, OWNER, PROCESS, renewed, this_process
 from embexp.sweep.reference import TrialReference
 from embexp.sweep.storage import is_away, opened, patiently

@@ -1,0 +1,1 @@
+"""`experiment=arms`: was tuning the right lever? Further ways to search on one report, with what they cost."""

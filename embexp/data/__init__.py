@@ -1,0 +1,1 @@
+"""The one form of data: queries, passages and who answers whom, cut by document and held against leaks."""

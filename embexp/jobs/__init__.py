@@ -1,0 +1,1 @@
+"""Runs as jobs in processes of their own: Hydra's launcher."""

@@ -1,0 +1,1 @@
+"""A cross-encoder that orders the first passages anew: trained or only loaded, and measured."""

@@ -1,0 +1,1 @@
+"""Fine-tunes a base model: losses, the trainer, looks at dev, checkpoints."""
