@@ -95,6 +95,28 @@ def changed(folder, **keys):
     return folder
 
 
+def test_an_arm_has_its_interval_in_one_run_and_its_spread_over_several(tmp_path):
+    def arm(difference):
+        delta = {"absolute": difference, "ci_low": difference - 0.1, "ci_high": difference + 0.1}
+        scores = {"recall@10": 0.5 + difference}
+        return {"dev": scores, "test": scores, "delta": {"recall@10": delta} if difference else None}
+
+    def shown_of(*gains):
+        folders = [
+            changed(
+                run_folder(tmp_path / f"{len(gains)}-{seed}", seed=seed),
+                arms={"base": arm(0), "hybrid_tuned": arm(gain)}, arms_verdict={"cheapest": "hybrid_tuned"},
+            )
+            for seed, gain in enumerate(gains)
+        ]  # fmt: skip
+        (board,) = boards(read_all(*folders), metric=None)
+        table = shown.arms_table(board)
+        return {line[1]: line[table.header.index("minus base")] for line in table.lines}
+
+    assert list(shown_of(0.2).values()) == ["-", "+0.200 (+0.100 to +0.300)"]
+    assert list(shown_of(0.1, 0.3).values()) == ["-", "+0.200 ± 0.141"]  # of 0.1 and 0.3 by n - 1
+
+
 def test_the_same_config_on_other_training_data_is_another_setting_and_the_data_are_what_differs(tmp_path):
     folders = [run_folder(tmp_path / name, seed=seed) for seed, name in enumerate("ab")]
     found = json.loads((folders[1] / "result.json").read_text())["fingerprint"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 
 import numpy as np
@@ -236,6 +237,9 @@ def test_what_was_lost_is_said_with_its_interval_and_what_may_be():
     result = {**said(), "forgetting": measured(most=0.05).told}
     assert forgotten.warning(result) == ""
     assert forgotten.findings(result).endswith("; max_forgetting=0.05 is the most that it may fall.")
+    for documents, words in ((20, r"to [-+.\d]+; max"), (19, r"\(it has only 19 documents, too few to be sure\); max")):
+        result["forgetting"]["delta"][METRIC]["documents"] = documents
+        assert re.search(words, forgotten.findings(result))
 
 
 @pytest.mark.parametrize(

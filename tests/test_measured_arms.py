@@ -142,6 +142,7 @@ def read(file):
         (["arms=[hybrid]", "metric=similarity.spearman_cosine", "evaluator=similarity"], "compares rankings"),
         (["arms=hybrid"], "must be a list of hybrid, adapter, merged"),
         (["margin=0"], "margin=0 must be above 0"),
+        (["margin=2"], "margin=2 must be from 0 to 1"),
     ],
 )
 def test_arms_that_can_not_be_made_are_refused_before_anything_loads(overrides, words):

@@ -211,6 +211,8 @@ def test_every_mistake_is_said_at_once_and_nothing_is_made(call, place):
     assert "lies in documents=." in call("run", "documents=.", code=1)
     assert "name the run first" in call("documents=later", code=1)
     assert "holds no models" in call("rollback", "run", code=1)
+    (place / "empty").mkdir()
+    assert f"{place / 'empty'} holds no models" in call("status", "empty", code=1)
     assert exit_codes.OF_RETRAINING == {"promoted": 0, "nothing to do": 0, "not promoted": 5}
 
 

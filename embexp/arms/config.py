@@ -27,10 +27,13 @@ AT_LEAST = {"margin": 0, "adapter_arm.per_device_train_batch_size": 2, "adapter_
 
 def mistakes_in(config: Mapping[str, Any]) -> list[str]:
     """Arms that there are none of, and what these can't be combined with."""
-    arms, curve = config["arms"], config["learning_curve"] is True
+    arms, curve, margin = config["arms"], config["learning_curve"] is True, config["margin"]
+    problems = []
+    if isinstance(margin, int | float) and margin > 1:
+        problems.append(f"margin={margin} must be from 0 to 1: 0.02 is two points of the metric")
     if not isinstance(arms, list) or not (arms or curve):
-        return []
-    problems = [
+        return problems
+    problems += [
         f"arms={listed(arms)}: there is no arm {arm};{nearest(str(arm), ARMS)} there are {listed(ARMS)}"
         for arm in arms
         if arm not in ARMS

@@ -52,9 +52,17 @@ def arms_table(board: Board) -> Table:
             those = [result["arms"][arm] for result in results if arm in result["arms"]]
             means = [number(sum(each[side][board.metric] for each in those) / len(those)) for side in ("dev", "test")]
             named = sum(result["arms_verdict"]["cheapest"] == arm for result in results)
-            interval = change(those[0]["delta"], board.metric)
-            lines.append([str(group.number), NAMES[arm], str(len(those)), *means, interval, str(named)])
-    return Table(["#", "arm", "seeds", "dev", "test", "minus base (first seed)", "arm to run"], lines)
+            lines.append(
+                [str(group.number), NAMES[arm], str(len(those)), *means, _above_base(those, board.metric), str(named)]
+            )
+    return Table(["#", "arm", "seeds", "dev", "test", "minus base", "arm to run"], lines)
+
+
+def _above_base(arms: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """One arm's difference with its interval, or the mean over seeds with its deviation; nothing for the base."""
+    if len(arms) == 1 or not all(arm["delta"] for arm in arms):
+        return change(arms[0]["delta"], metric)
+    return spread(Spread.of([arm["delta"][metric]["absolute"] for arm in arms]), signed=True)
 
 
 def left_out(board: Board) -> str:

@@ -69,6 +69,8 @@ def _loses_too_much(merge: Mapping[str, Any], result: Mapping[str, Any]) -> bool
 
 def _change(result: Mapping[str, Any]) -> str:
     forgetting, metric = result["forgetting"], result["metric"]
+    from embexp.evaluation.metrics import FEWEST_DOCUMENTS  # here, since --help needs this module and no numpy
+
     delta, allowed = forgetting["delta"][metric], forgetting["max_forgetting"]
     base, tuned = (forgetting[arm]["test"][metric] for arm in ("base", "tuned"))
     line = (
@@ -77,6 +79,8 @@ def _change(result: Mapping[str, Any]) -> str:
     )
     if delta["documents"] >= FEWEST_FOR_INTERVAL:
         line += f", 95 % interval {interval(delta)}"
+    if delta["documents"] < FEWEST_DOCUMENTS:
+        line += f" (it has only {counted(delta['documents'], 'document')}, too few to be sure)"
     return line + ("." if allowed is None else f"; max_forgetting={allowed:g} is the most that it may fall.")
 
 

@@ -97,6 +97,8 @@ def _act(action: str, run: Path | None, own: Sequence[str], further: Sequence[st
         raise UserError(f"{action} takes models=<folder> alone, and has {' '.join(others)}")
     config = _composed([*own, "documents=none"])
     models = models_of(run, config["models"])
+    if not models.history() and config["models"] is None and run is not None and not (run / "result.json").is_file():
+        models = Models(run.absolute())  # no run: the folder itself was meant
     if not models.history():
         raise UserError(f"{models.folder} holds no models of embexp.retrain; name their folder: models=<folder>")
     if action == "rollback":
