@@ -4,6 +4,7 @@ import argparse
 import ast
 import importlib.util
 import json
+import logging
 import os
 import re
 import runpy
@@ -28,6 +29,26 @@ def bench(*arguments):
     call = [sys.executable, "benchmarks/training.py", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     return subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, env=environment)
+
+
+@pytest.fixture
+def printed(monkeypatch, capsys):
+    """Runs a benchmark in this process and returns what it prints; the libraries are loaded once for all of them."""
+
+    def run(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        capsys.readouterr()
+        runpy.run_path(str(REPOSITORY / "benchmarks" / script), run_name="__main__")
+        return capsys.readouterr().out
+
+    yield run
+    logging.disable(logging.NOTSET)
+
+
+def lines_of(output):
+    """The cells of each line of the tables, without their heads."""
+    lines = [line.split("|")[1:-1] for line in output.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line] for line in lines][2:]
 
 
 def test_the_training_benchmark_prints_a_line_for_each_arm(tmp_path):
@@ -55,13 +76,9 @@ def test_the_training_benchmark_says_what_the_framework_costs_at_identical_setti
     assert "At identical settings embexp takes" in ended.stdout
 
 
-def test_the_encoding_benchmark_finds_the_same_embeddings(tmp_path):
-    model = tiny_transformer(tmp_path / "tiny")
-    call = [sys.executable, "benchmarks/encoding.py", "--quick", "--model", str(model)]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    ended = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, env=environment)
-    assert ended.returncode == 0, ended.stderr
-    (row,) = [line.split("|")[1:-1] for line in ended.stdout.splitlines() if line.startswith("| docstrings")]
+def test_the_encoding_benchmark_finds_the_same_embeddings(tmp_path, printed):
+    output = printed("encoding.py", "--quick", "--model", tiny_transformer(tmp_path / "tiny"))
+    (row,) = [line for line in lines_of(output) if line[0].startswith("docstrings")]
     assert float(row[7]) < 1e-5
     theirs, ours = row[8].split(",")
     assert float(theirs) == float(ours) > 0
@@ -104,20 +121,18 @@ def test_the_benchmark_of_pairs_sums_its_stages_and_compares_the_largest_size_wi
     assert "3 times the rows take 3.0 times the time" in printed
 
 
-def test_the_benchmark_of_looks_compares_both_measures_at_each_step_and_times_the_looks():
-    call = [sys.executable, "benchmarks/looks.py", "--quick"]
-    ended = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 0, ended.stderr
-    assert "Shares are of the training's time without looks." in ended.stdout
-    lines = [line.split("|")[1:-1] for line in ended.stdout.splitlines() if line.startswith("| static")]
-    assert [line[0].strip() for line in lines] == ["static, 0.01", "static, 0.1"]
+def test_the_benchmark_of_looks_compares_both_measures_at_each_step_and_times_the_looks(printed):
+    output = printed("looks.py", "--quick")
+    assert "Shares are of the training's time without looks." in output
+    lines = lines_of(output)
+    assert [line[0] for line in lines] == ["static, 0.01", "static, 0.1"]
     for line in lines:
         but_the_last, every = (float(cell.split("%")[0]) for cell in line[3:5])
         assert int(line[1]) >= 1
         assert 0 <= but_the_last < every
-        assert float(line[5].strip().rstrip("%")) > 0
+        assert float(line[5].rstrip("%")) > 0
         assert -1 <= float(line[6].split()[0]) <= 1
-    assert "(as configured; 20 dev queries): over 8 sets of weights the rank correlation is" in ended.stdout
+    assert "(as configured; 20 dev queries): over 8 sets of weights the rank correlation is" in output
 
 
 def test_the_share_of_looks_is_of_the_training_without_them():
@@ -312,18 +327,11 @@ def test_only_make_bench_names_the_machine():
     assert names == ["measuring.py", "tables.py"]
 
 
-@pytest.mark.parametrize("job", [[], ["--recipe"]])
-def test_the_gpu_benchmark_measures_tiny_models_anywhere(job):
-    call = [sys.executable, "benchmarks/gpu.py", "--quick", *job]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    ended = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, env=environment)
-    assert ended.returncode == 0, ended.stderr
-    if job:
-        assert "396 rows trained; no GPU" in ended.stdout
-        return
-    lines = [line.split("|")[1:-1] for line in ended.stdout.splitlines() if line.startswith("| tiny")]
-    assert [line[0].strip() for line in lines] == ["tiny, mnrl, sdpa", "tiny, cached_mnrl, sdpa"]
+def test_the_gpu_benchmark_measures_tiny_models_anywhere(printed):
+    lines = lines_of(printed("gpu.py", "--quick"))
+    assert [line[0] for line in lines] == ["tiny, mnrl, sdpa", "tiny, cached_mnrl, sdpa"]
     assert all(float(line[3].replace(",", "")) > 0 for line in lines)
+    assert "396 rows trained; no GPU" in printed("gpu.py", "--quick", "--recipe")
 
 
 def test_the_search_benchmark_finds_what_its_peers_find():
@@ -357,23 +365,16 @@ def test_the_startup_benchmark_has_a_line_for_each_command_and_run():
     assert [bool(line[2]) for line in lines] == [False] * 5 + [True] * 3
 
 
-def test_the_benchmark_of_a_reranker_has_its_scores_and_times_it_beside_the_library(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["reranker.py", "--quick"])
-    runpy.run_path(str(REPOSITORY / "benchmarks" / "reranker.py"), run_name="__main__")
-    lines = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    firsts = [line[0].strip() for line in lines]
-    assert firsts[2:6] == ["base", "base + reranker", "tuned", "tuned + reranker"]
-    assert [word in firsts[place] for place, word in ((8, "training"), (9, "scoring"))] == [True, True]
-    assert all(float(line[4]) > 0 for line in lines[8:])
+def test_the_benchmark_of_a_reranker_has_its_scores_and_times_it_beside_the_library(printed):
+    lines = lines_of(printed("reranker.py", "--quick"))
+    firsts = [line[0] for line in lines]
+    assert firsts[:4] == ["base", "base + reranker", "tuned", "tuned + reranker"]
+    assert [word in firsts[place] for place, word in ((6, "training"), (7, "scoring"))] == [True, True]
+    assert all(float(line[4]) > 0 for line in lines[6:])
 
 
-def test_the_benchmark_of_adapters_has_a_line_for_each_and_an_epoch_of_the_peer():
-    call = [sys.executable, "benchmarks/adapters.py", "--quick"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
-    ended = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, env=environment)
-    assert ended.returncode == 0, ended.stderr
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in ended.stdout.splitlines() if line[0:1] == "|"]
-    found = {line[0]: line[1:] for line in lines[2:]}
+def test_the_benchmark_of_adapters_has_a_line_for_each_and_an_epoch_of_the_peer(printed):
+    found = {line[0]: line[1:] for line in lines_of(printed("adapters.py", "--quick"))}
     there = ["lora"] if importlib.util.find_spec("peft") else []
     peer = "linear, base in the loop (sentence-transformers), one epoch"
     assert list(found) == ["nothing (base)", "linear", "mlp", "query_linear", *there, "full tuning", peer]
@@ -383,15 +384,23 @@ def test_the_benchmark_of_adapters_has_a_line_for_each_and_an_epoch_of_the_peer(
     assert float(found[peer][7]) > 0
 
 
-def test_the_benchmark_of_forgetting_has_a_line_for_each_share_and_says_which_a_run_keeps():
-    call = [sys.executable, "benchmarks/forgetting.py", "--quick"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
-    ended = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, env=environment)
-    assert ended.returncode == 0, ended.stderr
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in ended.stdout.splitlines() if line[0:1] == "|"]
-    found = {line[0]: line[1:] for line in lines[2:]}
+def test_the_benchmark_of_forgetting_has_a_line_for_each_share_and_says_which_a_run_keeps(printed):
+    output = printed("forgetting.py", "--quick")
+    found = {line[0]: line[1:] for line in lines_of(output)}
     assert list(found) == ["0", "0.25", "0.5", "0.75", "1"]
     assert sum("merge=true" in line[-1] for line in found.values()) == 1
     (kept,) = (line for line in found.values() if "merge=true" in line[-1])
     assert float(kept[0]) == max(float(line[0]) for line in found.values())
-    assert f"sentence-transformers finds {kept[3].partition(',')[0]} on the guard set's test" in ended.stdout
+    assert f"sentence-transformers finds {kept[3].partition(',')[0]} on the guard set's test" in output
+
+
+def test_the_benchmark_of_arms_has_a_line_for_each_and_names_the_one_to_run(printed):
+    output = printed("arms.py", "--quick")
+    found = {line[0]: line[1:] for line in lines_of(output)}
+    arms = ["BM25", "base", "BM25 + base", "tuned", "BM25 + tuned", "adapter", "merged", "tuned + reranker"]
+    assert set(arms) - set(found) == set()
+    assert all(0 <= float(score) <= 1 for line in found.values() for score in line[:3])
+    assert all(float(line[5]) > 0 for line in found.values())  # milliseconds of a question
+    theirs, ours = (float(found) for found in re.search(r"mrr@10 ([\d.]+), by embexp ([\d.]+),", output).groups())
+    assert theirs == ours > 0
+    assert "takes embexp" in output
