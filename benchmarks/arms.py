@@ -38,14 +38,14 @@ def data_words(data: str) -> list[str]:
 
 def lines(result: Mapping[str, Any]) -> list[list[Any]]:
     """A line an arm."""
-    from embexp.arms.shown import NAMES, change
+    from embexp.arms.shown import change, names
 
     found = []
     for name, arm in result["arms"].items():
         cost = [f"{arm['cost'][key]:.1f}" for key in ("query_ms", "index_mib", "index_s", "training_s")]
         scores = [arm["test"]["recall@1"], arm["dev"][METRIC], arm["test"][METRIC]]
         changes = [change(arm[key], METRIC) for key in ("delta", "against_best")]
-        found.append([NAMES[name], *(f"{score:.3f}" for score in scores), *changes, *cost])
+        found.append([names(result)[name], *(f"{score:.3f}" for score in scores), *changes, *cost])
     return found
 
 
@@ -112,7 +112,7 @@ def answering(splits: Any, folder: Path, *, rounds: int) -> str:
 
     from embexp.arms.costs import FOUND, KeywordIndex, Serving, _finder
     from embexp.encoding.encoder import Encoder
-    from embexp.models.base import Transformer
+    from embexp.models.embedding_model import Transformer
 
     texts, questions = list(splits.test.corpus.values())[:2000], list(splits.test.queries.values())
     model = Transformer(path=str(folder / "model")).load([])

@@ -96,7 +96,7 @@ def report(title: str, words: Sequence[str], guard_words: Sequence[str]) -> None
     from embexp.evaluation.search import Dense
     from embexp.experiment import splits_of
     from embexp.forgetting.merging import SHARES, Mixture, weights_of
-    from embexp.models.base import Transformer
+    from embexp.models.embedding_model import Transformer
 
     with tempfile.TemporaryDirectory() as folder:
         result = run_of(words, Path(folder))

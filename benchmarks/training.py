@@ -191,7 +191,7 @@ def one(arm: str, data: str, model: str, steps: int) -> dict[str, Any]:
     from embexp.encoding.encoder import Encoder
     from embexp.evaluation.evaluators import Retrieval
     from embexp.evaluation.search import Dense
-    from embexp.models.base import Transformer
+    from embexp.models.embedding_model import Transformer
     from embexp.rows.negatives import draw_random
     from embexp.rows.shapes import to_rows
 

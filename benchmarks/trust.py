@@ -36,7 +36,7 @@ from embexp.evaluation.evaluators import graded
 from embexp.evaluation.metrics import ndcg, recall
 from embexp.evaluation.search import nearest
 from embexp.evaluation.significance import Scores, compare
-from embexp.models.base import EmbeddingModel
+from embexp.models.embedding_model import EmbeddingModel
 
 NOISE = 300  # noisy copies for each kind of noise
 DRAWS = 1000  # of the bootstrap here; a run draws 10,000

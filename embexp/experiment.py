@@ -17,7 +17,7 @@ from embexp.encoding.encoder import Encoder
 from embexp.evaluation.evaluators import Evaluation, Evaluator, evaluate
 from embexp.evaluation.search import Arm, Dense
 from embexp.forgetting import merging
-from embexp.models.base import EmbeddingModel
+from embexp.models.embedding_model import EmbeddingModel
 from embexp.preparing import base_of, begun, data_of, note, rows_of, train_set_of
 from embexp.results import result as results
 from embexp.rows.negatives import draw_random

@@ -1,6 +1,6 @@
 """Fetches a model or data set from the Hugging Face Hub, or finds it in the Hub's cache, at a recorded commit.
 
-Called by `models.base` and `datasets.parquet`. Without a network the cache answers, else the error says what to do.
+Called by `models.sources` and `datasets.parquet`. Without a network the cache answers, else the error says what to do.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from embexp.starting import uncollected
 # the lowest level that is shown of a library's log, where it is not the usual WARNING
 LOWEST = {
     # how a model is loaded, that a text is too long for it (result.json counts them), what a checkpoint lacks (which
-    # `models.base` and `checkpoints` refuse): nothing that a user could mend, and nothing that embexp does not say
+    # `embedding_model` and `checkpoints` refuse): nothing that a user could mend, and nothing that embexp does not say
     "transformers": logging.ERROR,
     "sentence_transformers.base.model": logging.ERROR,  # that an embedding model becomes a cross-encoder, as was asked
     "bm25s": logging.WARNING,  # it asks for DEBUG itself: a line for each index

@@ -21,7 +21,7 @@ from embexp.encoding.encoder import Encoder
 from embexp.encoding.tokens import count_truncated
 from embexp.errors import UserError, counted
 from embexp.forgetting.guard import Guard, Score, guard_of
-from embexp.models.base import EmbeddingModel, refuse_unfit
+from embexp.models.embedding_model import EmbeddingModel, refuse_unfit
 from embexp.models.sources import identified
 from embexp.reporting import report as reports
 from embexp.results import result as results

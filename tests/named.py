@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from sentence_transformers.sentence_transformer.losses import AdaptiveLayerLoss, MultipleNegativesRankingLoss
 
-from embexp.models.base import EmbeddingModel
+from embexp.models.embedding_model import EmbeddingModel
 
 
 class LearnedScale(MultipleNegativesRankingLoss):

@@ -21,7 +21,7 @@ from embexp.encoding.encoder import Encoder
 from embexp.errors import UserError
 from embexp.export import exporters
 from embexp.models.adapters import adapter_of, layers, whole
-from embexp.models.base import Transformer
+from embexp.models.embedding_model import Transformer
 from embexp.models.facts import facts_of
 from embexp.reporting import usage
 from embexp.reporting.card import _usage

@@ -17,7 +17,7 @@ from embexp.errors import UserError
 from embexp.evaluation import search as arms
 from embexp.evaluation.ranking import Ranking
 from embexp.evaluation.search import BM25, Dense, Hybrid, fused, nearest, ranked
-from embexp.models.base import Static
+from embexp.models.embedding_model import Static
 
 
 def set_of(passages, queries, relevant):

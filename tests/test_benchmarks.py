@@ -32,14 +32,14 @@ def bench(*arguments):
 
 
 @pytest.fixture
-def printed(monkeypatch, capsys):
+def printed(monkeypatch, capfd):
     """Runs a benchmark in this process and returns what it prints; the libraries are loaded once for all of them."""
 
     def run(script, *arguments):
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        capsys.readouterr()
+        capfd.readouterr()
         runpy.run_path(str(REPOSITORY / "benchmarks" / script), run_name="__main__")
-        return capsys.readouterr().out
+        return capfd.readouterr().out
 
     yield run
     logging.disable(logging.NOTSET)

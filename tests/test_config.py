@@ -115,6 +115,8 @@ def test_all_mistakes_are_listed_at_once_with_the_nearest_name():
         ("loss=gist loss.needs=[x]", "loss.needs=['x'] must be transformer, or null for any model"),
         ("model=static model.kind=3", "model.kind=3 must be a word for what it is, such as static"),
         ("reranker=trained reranker.depth=0", "reranker.depth=0 must be at least 1"),
+        ("reranker=pretrained reranker.weight=2", "reranker.weight=2 must be from 0 to 1, or null"),
+        ("reranker=trained reranker.weight=-1", "reranker.weight=-1 must be"),
         ("reranker=trained reranker.negatives.per_query=0", "reranker.negatives.per_query=0 must be at least 1"),
         ("reranker=trained reranker.negatives.rank_rang=[1,2]", "did you mean reranker.negatives.rank_range?"),
         ("reranker=pretrained reranker.num_train_epochs=2", "there is no such key"),

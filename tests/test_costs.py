@@ -11,7 +11,7 @@ from embexp.arms import costs as module
 from embexp.arms.costs import Serving, costs, training_seconds
 from embexp.encoding.encoder import Encoder
 from embexp.evaluation.search import BM25, Dense, Hybrid, KeywordIndex
-from embexp.models.base import Static
+from embexp.models.embedding_model import Static
 from embexp.reranking.reordering import Reranked
 from tests.conftest import toy_set
 

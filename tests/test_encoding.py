@@ -18,7 +18,7 @@ from embexp.encoding import parts, tokens
 from embexp.encoding.encoder import Encoder
 from embexp.encoding.tokens import count_truncated, token_lengths
 from embexp.errors import UserError
-from embexp.models.base import Static, Transformer
+from embexp.models.embedding_model import Static, Transformer
 from embexp.rows.shapes import Rows
 from embexp.training import fine_tuning as training
 from tests.conftest import TOPICS

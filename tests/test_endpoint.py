@@ -22,7 +22,7 @@ from embexp.errors import UserError
 from embexp.export.exported import export
 from embexp.models import remote
 from embexp.models.adapters import adapter_of, head_of
-from embexp.models.base import Transformer
+from embexp.models.embedding_model import Transformer
 from embexp.models.endpoint import OpenAIEmbeddings
 from embexp.reporting.usage import OF_LAYERS
 from embexp.results.finished import opened

@@ -17,7 +17,7 @@ from embexp.encoding.encoder import Encoder
 from embexp.errors import UserError
 from embexp.evaluation.evaluators import Evaluation, Pairs, Retrieval, evaluate
 from embexp.evaluation.search import BM25, Dense
-from embexp.models.base import Transformer
+from embexp.models.embedding_model import Transformer
 from embexp.rows.negatives import draw_random
 from embexp.rows.shapes import to_rows
 from tests.hits import ranking_of

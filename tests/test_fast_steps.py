@@ -15,7 +15,7 @@ from sentence_transformers.sentence_transformer.losses import (
 )
 
 from embexp.data.retrieval_set import RetrievalSet
-from embexp.models.base import Transformer
+from embexp.models.embedding_model import Transformer
 from embexp.rows.negatives import draw_random
 from embexp.rows.shapes import to_rows
 from embexp.tracking import Tracker

@@ -10,7 +10,7 @@ from huggingface_hub import constants
 
 from embexp.errors import UserError
 from embexp.hub import snapshot
-from embexp.models.base import Transformer
+from embexp.models.embedding_model import Transformer
 from embexp.models.sources import model_folder
 
 COMMIT, OLDER = "a" * 40, "b" * 40

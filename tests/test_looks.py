@@ -10,7 +10,7 @@ import pytest
 from embexp.cache import kept_in
 from embexp.data.retrieval_set import RetrievalSet
 from embexp.evaluation.evaluators import Evaluation, Retrieval
-from embexp.models.base import Static
+from embexp.models.embedding_model import Static
 from embexp.training.looks import Asked, asked_of, every_look, plan_of, planned
 from tests.hits import ranking_of
 

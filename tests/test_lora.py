@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from embexp.config.experiment import mistakes_in
 from embexp.encoding.encoder import Encoder
 from embexp.errors import UserError
-from embexp.models.base import Static, Transformer
+from embexp.models.embedding_model import Static, Transformer
 from embexp.models.lora import INSTALL, Lora
 from embexp.models.low_rank import low_rank
 from embexp.training.tuning import save

@@ -14,7 +14,7 @@ from embexp.encoding.encoder import Encoder
 from embexp.experiment import splits_of
 from embexp.forgetting.merging import SHARES, Mixture, Scored, better, merge, shares_of, weights_of
 from embexp.models.adapters import adapter_of
-from embexp.models.base import Static, Transformer
+from embexp.models.embedding_model import Static, Transformer
 from embexp.models.low_rank import low_rank
 from embexp.rows.negatives import draw_random
 from embexp.rows.shapes import to_rows

@@ -11,7 +11,7 @@ import torch
 
 from embexp.errors import UserError
 from embexp.models import sources as model_sources
-from embexp.models.base import Transformer
+from embexp.models.embedding_model import Transformer
 from embexp.models.folder import refuse_unsafe
 from embexp.rows.teachers import CrossEncoderScores
 from tests.tiny import tiny_cross_encoder, tiny_transformer

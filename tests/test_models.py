@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 
 from embexp.encoding.encoder import Encoder
 from embexp.errors import UserError
-from embexp.models.base import Static, Transformer
+from embexp.models.embedding_model import Static, Transformer
 from embexp.models.folder import hashes
 from tests.command import REPOSITORY
 from tests.tiny import tiny_qwen, tiny_transformer

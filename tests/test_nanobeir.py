@@ -13,7 +13,7 @@ from embexp.errors import UserError
 from embexp.evaluation.evaluators import Retrieval
 from embexp.evaluation.search import Dense
 from embexp.forgetting.guard import averaged, guard_of
-from embexp.models.base import Static
+from embexp.models.embedding_model import Static
 from embexp.preparing import data_of
 from tests.conftest import TOPICS
 from tests.test_config import composed

@@ -26,7 +26,7 @@ from embexp.encoding import embedding
 from embexp.encoding.encoder import Encoder
 from embexp.errors import Pruned, UserError
 from embexp.forgetting.merging import Mixture, weights_of
-from embexp.models.base import Transformer
+from embexp.models.embedding_model import Transformer
 from embexp.parallel import machine
 from embexp.parallel.joining import joined
 from embexp.parallel.machine import Launched, agreed, launched
@@ -85,7 +85,10 @@ def followers(of=None):
 
 def loaded(processes, target, **parameters):
     """A model that all processes hold, as the experiment loads it, in float64."""
-    source = {"_target_": "tests.named.Doubled", "inner": {"_target_": f"embexp.models.base.{target}", **parameters}}
+    source = {
+        "_target_": "tests.named.Doubled",
+        "inner": {"_target_": f"embexp.models.embedding_model.{target}", **parameters},
+    }
     texts = [*toy_set().corpus.values(), *toy_set().queries.values()]
     model = build(source, allowed=["tests"]).load(texts)
     if processes is not None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from functools import partial
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -176,7 +178,7 @@ def test_looks_at_dev_cost_their_share_of_the_training(monkeypatch):
 
 
 def test_a_run_trains_a_reranker_measures_it_and_another_run_learns_from_it(run):
-    first = run("trainer=none", "reranker=trained", "reranker.num_train_epochs=3")
+    first = run("trainer=none", "reranker=trained", "reranker.num_train_epochs=3", "reranker.weight=1")
     found = first.result["reranker"]
     assert found.keys() >= {"dev", "test", "delta", "path", "depth", "of", "verdict", "pairs", "steps", "negatives"}
     spent = first.result["seconds"]
@@ -201,8 +203,9 @@ def test_a_run_trains_a_reranker_measures_it_and_another_run_learns_from_it(run)
     assert "| test      |  base | base + reranker |" in card
     assert str(first.folder) not in card
     lines = {}
-    exec(usage.RERANKER.replace(usage.RERANKER_FOLDER, str(first.folder / "reranker")), lines)
-    assert sorted(hit["text"] for hit in lines["ranked"]) == ["Go to the lobby.", "Open Settings and choose Security."]
+    exec(usage.reranker_lines(1.0).replace(usage.RERANKER_FOLDER, str(first.folder / "reranker")), lines)
+    assert sorted(lines["ranked"]) == ["Go to the lobby.", "Open Settings and choose Security."]
+    assert lines["order"].tolist() == np.argsort(-lines["judged"]).tolist()
     teacher = f"loss.teacher={first.folder / 'reranker'}"
     second = run("loss=margin_mse", teacher, "negatives.per_query=2", "trainer=smoke")
     assert second.result["status"] == "completed", second.output
@@ -235,6 +238,38 @@ def test_a_pretrained_one_re_orders_without_training(run, tmp_path):
     assert found["fingerprint"]["helpers"]["reranker.path"]["content"]
     for side in ("dev", "test"):
         assert found["reranker"][side]["recall@5"] == found["base"][side]["recall@5"]  # the same five, in another order
+
+
+def test_dev_chooses_the_weight_and_search_and_card_use_it(run, tmp_path):
+    found = run("trainer=none", "reranker=trained", "reranker.num_train_epochs=1", "reranker.depth=5")
+    reranked = found.result["reranker"]
+    assert reranked["weights"][f"{reranked['weight']:g}"] == max(reranked["weights"].values())
+    assert reranked["dev"]["recall@10"] == reranked["weights"][f"{reranked['weight']:g}"]
+    assert reranked["dev"]["recall@10"] >= found.result["base"]["dev"]["recall@10"]  # weight 0 is one of them
+    assert f"Its scores have the weight {reranked['weight']:g}, the best on dev, those of the search" in found.output
+    card = (found.folder / "reranker" / "README.md").read_text()
+    assert usage.reranker_lines(reranked["weight"]) in card
+    for weight, order in ((0.2, [0, 1]), (0.8, [1, 0])):  # the search has 0.41 before 0.38
+        lines = {}
+        source = usage.reranker_lines(weight).replace(usage.RERANKER_FOLDER, str(found.folder / "reranker"))
+        stand_in = "judged = np.array([0.1, 0.9])\n\n"
+        exec(re.sub(r"judged = .*\n\n", stand_in, source), lines)
+        assert lines["order"].tolist() == order
+
+
+def test_without_dev_nothing_chooses_a_weight_and_the_run_says_so(embexp, tiny, tmp_path):
+    data, judge = tmp_path / "beir", tiny_cross_encoder(tmp_path / "judge")
+    (data / "qrels").mkdir(parents=True)
+    for name, text in (("corpus", "all about the"), ("queries", "what is the")):
+        lines = [json.dumps({"_id": f"{name[0]}{word}", "text": f"{text} {word}"}) + "\n" for word in TOPICS]
+        (data / f"{name}.jsonl").write_text("".join(lines))
+    qrels = ["query-id\tcorpus-id\tscore\n", *(f"q{word}\tc{word}\t1\n" for word in TOPICS)]
+    (data / "qrels" / "test.tsv").write_text("".join(qrels))
+    words = ["dataset=beir", f"dataset.path={data}", "model=local", f"model.path={tiny}", "logger=none"]
+    found = embexp(*words, "trainer=none", "reranker=pretrained", f"reranker.path={judge}")
+    assert found.code == 0, found.output
+    assert (found.result["reranker"]["weight"], found.result["reranker"]["weights"]) == (1.0, None)
+    assert "without dev questions nothing chooses reranker.weight" in found.output
 
 
 def test_a_pretrained_one_that_can_not_be_had_fails_at_once_and_says_what_to_do(run):

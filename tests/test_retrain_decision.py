@@ -153,7 +153,13 @@ def test_going_on_from_the_current_model_takes_sides_that_stay(toy):
 
 def test_a_start_from_the_current_model_trains_on_as_it_was_trained_but_for_what_is_said_now(tmp_path):
     lora = {"_target_": "embexp.models.lora.Lora", "rank": 64, "alpha": 128, "target_modules": ["query", "value"]}
-    node = {"_target_": "embexp.models.base.Transformer", "path": "x", "peft": "lora", "lora": lora, "dropout": None}
+    node = {
+        "_target_": "embexp.models.embedding_model.Transformer",
+        "path": "x",
+        "peft": "lora",
+        "lora": lora,
+        "dropout": None,
+    }
     (tmp_path / ".hydra").mkdir()
     OmegaConf.save({"model": node}, tmp_path / ".hydra" / "config.yaml")
     further = ["seed=3", "model.lora.alpha=32", "++model.dropout=0.2"]

@@ -11,7 +11,7 @@ import pytest
 
 from embexp import stamp
 from embexp.errors import UserError
-from embexp.models.base import Transformer
+from embexp.models.embedding_model import Transformer
 from embexp.stamp import ReembedError
 from embexp.training.tuning import save
 from tests.tiny import tiny_transformer

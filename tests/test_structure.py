@@ -15,7 +15,7 @@ ORDER = [
     "datasets.docstrings", "datasets.parquet", "datasets.pubmedqa", "datasets.nanobeir", "datasets.pairs",
     "datasets.beir", "datasets.mined", "datasets.as_published", "models", "models.folder", "stamp", "models.facts",
     "models.sources", "models.lora", "mine", "service", "service.journal", "service.budget", "service.request",
-    "service.server", "models.vector_store", "models.remote", "models.base", "models.endpoint", "encoding",
+    "service.server", "models.vector_store", "models.remote", "models.embedding_model", "models.endpoint", "encoding",
     "encoding.parts", "encoding.tokenising", "encoding.embedding", "encoding.encoder", "encoding.tokens",
     "data.paraphrases", "evaluation", "evaluation.ranking", "evaluation.rough", "evaluation.search", "reranking",
     "reranking.pair_scores", "rows", "rows.teachers", "rows.negatives", "reranking.reordering", "rows.shapes",

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from hydra.utils import get_object
 
+from embexp.config import targets
 from embexp.config.components import build
 from embexp.config.targets import Definition, find, forbidden, parameters, resolve
 from embexp.config.value_types import mistake
@@ -121,7 +122,7 @@ def test_odd_signatures_are_read_as_python_reads_them(tmp_path, monkeypatch, nam
     ("target", "reason"),
     [
         (f"{LOSSES}.margin_mse.torch.load", "lives in the package 'torch'"),
-        ("embexp.models.base.torch.load", "lives in the package 'torch'"),
+        ("embexp.models.embedding_model.torch.load", "lives in the package 'torch'"),
         ("subprocess.Popen", "lives in the package 'subprocess'"),
         ("os.system", "was not found"),
         ("builtins.eval", "was not found"),
@@ -145,7 +146,9 @@ UTIL = "sentence_transformers.util"
         f"{UTIL}.import_from_string", f"{UTIL}.http_get", f"{UTIL}.import_module_class",
         "sentence_transformers.SentenceTransformer", "sentence_transformers.CrossEncoder",
         "embexp.hub.snapshot", "embexp.models.sources.snapshot", "embexp.cli.main", "embexp.results.result.write",
-        "embexp.cache.json_kept", "embexp.config.components.build",
+        "embexp.cache.json_kept", "embexp.config.components.build", "embexp.mine.written.write",
+        "embexp.mine.mining.mine", "embexp.mine.client.Client", "embexp.tracking.Tracker", "embexp.service.journal.Journal",
+        "embexp.data.manifest.write",
     ],
 )  # fmt: skip
 def test_what_fetches_writes_or_imports_is_refused_though_its_package_is_allowed(target):
@@ -158,7 +161,11 @@ def test_what_fetches_writes_or_imports_is_refused_though_its_package_is_allowed
 
 
 @pytest.mark.parametrize(
-    "target", ["embexp.models.base.Transformer.load", "embexp.models.base.Transformer.__init__.__globals__"]
+    "target",
+    [
+        "embexp.models.embedding_model.Transformer.load",
+        "embexp.models.embedding_model.Transformer.__init__.__globals__",
+    ],
 )
 def test_methods_and_private_parts_are_no_targets(target):
     with pytest.raises(UserError, match=r"is a method|private part"):
@@ -220,10 +227,10 @@ def test_a_package_can_be_allowed():
         (ARGUMENTS, "eval_strategy", "epoch", None),
         (f"{LOSSES}.MultipleNegativesRankingLoss", "scale", "high", "a number"),
         (f"{LOSSES}.MultipleNegativesRankingLoss", "partition_mode", "x", "one of joint, per_direction"),
-        ("embexp.models.base.Transformer", "max_seq_length", "x", "a whole number or null"),
-        ("embexp.models.base.Transformer", "max_seq_length", None, None),
-        ("embexp.models.base.Transformer", "prompts", {"query": 1}, "a mapping to a text or null"),
-        ("embexp.models.base.Transformer", "dtype", "half", "one of auto, float32, bfloat16"),
+        ("embexp.models.embedding_model.Transformer", "max_seq_length", "x", "a whole number or null"),
+        ("embexp.models.embedding_model.Transformer", "max_seq_length", None, None),
+        ("embexp.models.embedding_model.Transformer", "prompts", {"query": 1}, "a mapping to a text or null"),
+        ("embexp.models.embedding_model.Transformer", "dtype", "half", "one of auto, float32, bfloat16"),
         ("embexp.evaluation.evaluators.Retrieval", "k_values", [1, "x"], "a list, each a whole number"),
         ("embexp.evaluation.evaluators.Retrieval", "k_values", [1, 3], None),
         ("embexp.datasets.docstrings.load", "split", 3, "a Shares, written as a mapping with _target_"),
@@ -249,3 +256,17 @@ def test_reading_every_configured_target_imports_nothing_heavy_and_takes_under_h
     count, heavy, seconds = json.loads(answer)
     assert (count, heavy) == (len(asked), [])
     assert seconds < 0.5  # of processor time, the interpreter's own start included
+
+
+@pytest.mark.parametrize("module", targets.MOVED)
+def test_a_stored_config_of_an_earlier_version_is_built_and_a_new_one_is_told_the_place(module):
+    places = [place for place in targets.MOVED.values() if place.startswith("embexp.")]
+    assert all(targets.find(place) is not None for place in places)
+    assert targets.moved(f"{module}.Any") == f"{targets.MOVED[module]}.Any"
+    with pytest.raises(UserError, match=re.escape(f"; it is {targets.MOVED[module]}.Any now")):
+        resolve(f"{module}.Any", allowed=[])
+
+
+def test_a_stored_node_of_an_earlier_version_is_built():
+    node = {"_target_": "embexp.splits.Shares", "test": 0.2, "dev": 0.1}
+    assert type(build(node, allowed=[])).__module__ == "embexp.data.splits"

@@ -13,7 +13,7 @@ from embexp.cache import kept_in
 from embexp.encoding.encoder import Encoder
 from embexp.errors import UserError
 from embexp.evaluation.search import BM25
-from embexp.models.base import Static
+from embexp.models.embedding_model import Static
 from embexp.reranking.pair_scores import pair_scores
 from embexp.rows import teachers
 from embexp.rows.teachers import Cosines, CrossEncoderScores, Keywords, teacher_of

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from embexp.encoding.encoder import Encoder
-from embexp.models.base import Transformer
+from embexp.models.embedding_model import Transformer
 from embexp.rows.negatives import draw_random
 from embexp.rows.shapes import to_rows
 from embexp.training.callbacks import Saves

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from embexp.models.base import Transformer
+from embexp.models.embedding_model import Transformer
 from embexp.reporting import usage
 from embexp.training.tuning import save
 from tests.command import REPOSITORY

@@ -22,7 +22,7 @@ from embexp.cache import kept_in
 from embexp.encoding.embedding import Embeddings
 from embexp.encoding.encoder import Encoder
 from embexp.evaluation.search import FUSED, SMOOTHING, KeywordIndex
-from embexp.models.base import EmbeddingModel
+from embexp.models.embedding_model import EmbeddingModel
 
 PASSAGES = 256  # that are embedded to see how long the corpus would take
 QUESTIONS = 30
@@ -136,6 +136,7 @@ def _finder(arm: Serving, index: KeywordIndex, texts: Sequence[str], vectors: Em
 
     def again(question: str, top: int) -> np.ndarray:
         places = find(question, arm.depth)
+        # by the scorer alone: to weigh it against the search takes no time
         scores = scorer([question] * len(places), [texts[place] for place in places.tolist()])
         return places[np.argsort(-scores, kind="stable")][:top]
 

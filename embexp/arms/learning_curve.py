@@ -22,7 +22,7 @@ from embexp.evaluation.evaluators import Evaluation
 from embexp.evaluation.metrics import FEWEST_DOCUMENTS
 from embexp.evaluation.search import Arm, Dense
 from embexp.evaluation.significance import Delta, Scores, compare
-from embexp.models.base import EmbeddingModel
+from embexp.models.embedding_model import EmbeddingModel
 from embexp.results import result as results
 from embexp.rows.shapes import Rows
 from embexp.training import tuning

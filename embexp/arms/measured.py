@@ -19,7 +19,7 @@ from embexp.evaluation.evaluators import Evaluation
 from embexp.evaluation.search import BM25, Arm, Dense, Hybrid
 from embexp.forgetting import merging
 from embexp.forgetting.guard import Guard, Score
-from embexp.models.base import EmbeddingModel
+from embexp.models.embedding_model import EmbeddingModel
 from embexp.models.facts import facts_of
 from embexp.reranking.reranker import rerank
 from embexp.results import result as results

@@ -12,12 +12,12 @@ from typing import Any
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 
-from embexp.config.targets import forbidden, nodes, refuse_place, resolve
+from embexp.config.targets import forbidden, moved, nodes, refuse_place, resolve
 from embexp.errors import UserError
 
 
 def build(node: Mapping[str, Any], *, allowed: Sequence[str], without: Sequence[str] = ()) -> Any:
-    """Instantiate a config node; data is never passed through here.
+    """Instantiate a config node; data is never passed through here. Names of earlier versions are taken.
 
     allowed: packages that a target may live in beside targets.PLACES. without: keys that are ours and not the targets',
     here and in the nodes below. Raises UserError when a target, nested ones included, lives outside them, before it is
@@ -38,6 +38,8 @@ def build(node: Mapping[str, Any], *, allowed: Sequence[str], without: Sequence[
 
 def _without(node: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     kept = {key: value for key, value in node.items() if key not in keys}
+    if isinstance(target := kept.get("_target_"), str):
+        kept["_target_"] = moved(target)
     inner = {
         key: _without(value, keys) for key, value in kept.items() if isinstance(value, Mapping) and "_target_" in value
     }

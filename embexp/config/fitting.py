@@ -37,7 +37,9 @@ def _reranker_mistakes(config: Mapping[str, Any]) -> list[str]:
     reranker, model, metric = config["reranker"], config["model"], config["metric"]
     if not isinstance(reranker, Mapping) or not isinstance(model, Mapping):
         return []
-    problems = []
+    problems, weight = [], reranker.get("weight")
+    if isinstance(weight, int | float) and not 0 <= weight <= 1:
+        problems.append(f"reranker.weight={weight} must be from 0 to 1, or null for the best on dev")
     if isinstance(metric, str) and metric.partition("@")[0] not in MEASURES:
         problems.append(
             f"metric={metric} says nothing of a ranking, all that a reranker changes; choose such as recall@10"

@@ -20,13 +20,28 @@ from embexp.errors import UserError
 
 # where a target may live without being allowed: nothing here fetches, writes or imports what its arguments name
 PLACES = (
-    "embexp.data.splits", "embexp.datasets", "embexp.evaluation.evaluators", "embexp.mine", "embexp.models.base",
-    "embexp.models.endpoint", "embexp.models.lora", "embexp.reranking.reordering", "embexp.rows.negatives",
-    "embexp.service.budget", "embexp.service.server", "embexp.tracking", "embexp.training.losses",
+    "embexp.data.splits", "embexp.datasets", "embexp.evaluation.evaluators", "embexp.mine.chunker",
+    "embexp.mine.funnel", "embexp.mine.llm", "embexp.mine.round_trip", "embexp.mine.sentences", "embexp.mine.sides",
+    "embexp.models.embedding_model", "embexp.models.endpoint", "embexp.models.lora", "embexp.reranking.reordering",
+    "embexp.rows.negatives", "embexp.service.budget", "embexp.service.server", "embexp.tracking.WandbMirror",
+    "embexp.training.losses",
     "sentence_transformers.base.evaluation", "sentence_transformers.base.losses",
     "sentence_transformers.sentence_transformer.evaluation", "sentence_transformers.sentence_transformer.losses",
     "sentence_transformers.sentence_transformer.training_args", "sentence_transformers.util.similarity",
 )  # fmt: skip
+# what configs of earlier versions, as finished runs and mined data sets keep them, call these modules
+MOVED = {
+    "embexp.endpoint": "embexp.models.endpoint",
+    "embexp.evaluators": "embexp.evaluation.evaluators",
+    "embexp.lora": "embexp.models.lora",
+    "embexp.losses": "embexp.training.losses",
+    "embexp.mine.budget": "embexp.service.budget",
+    "embexp.mine.server": "embexp.service.server",
+    "embexp.models": "embexp.models.embedding_model",
+    "embexp.negatives": "embexp.rows.negatives",
+    "embexp.reranking": "embexp.reranking.reordering",
+    "embexp.splits": "embexp.data.splits",
+}
 SECRETS = {"token", "hub_token", "auth_token", "use_auth_token", "access_token", "api_key", "password", "secret"}
 Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
@@ -64,7 +79,8 @@ def resolve(target: str, *, allowed: Sequence[str]) -> Definition:
         raise UserError(f"_target_ {target!r} has a private part; it must be the dotted path of a class or function")
     definition = find(target)
     if definition is None:
-        raise UserError(f"_target_ {target!r} was not found; it must be the dotted path of a class or function")
+        now = f"; it is {moved(target)} now" if moved(target) != target else ""
+        raise UserError(f"_target_ {target!r} was not found; it must be the dotted path of a class or function{now}")
     if isinstance(definition.node, ast.Module):
         raise UserError(f"_target_ {target!r} is a module; it must be a class or function in it")
     refuse_place(target, definition.module, allowed=allowed)
@@ -75,10 +91,17 @@ def resolve(target: str, *, allowed: Sequence[str]) -> Definition:
     return definition
 
 
+def moved(target: str) -> str:
+    """The dotted path that a target of an earlier version has now; any other as it is."""
+    module, _, name = target.rpartition(".")
+    return f"{MOVED.get(module, module)}.{name}"
+
+
 def refuse_place(target: str, module: str, *, allowed: Sequence[str]) -> None:
     """Raise UserError when what `target` names lives in a `module` that a config can't name."""
     package = module.partition(".")[0]
-    if package in allowed or any(module == place or module.startswith(f"{place}.") for place in PLACES):
+    places = {module, f"{module}.{target.rpartition('.')[2]}"}  # the object itself may be a place
+    if package in allowed or any(f"{each}.".startswith(f"{place}.") for each in places for place in PLACES):
         return
     if package in {place.partition(".")[0] for place in PLACES}:
         raise UserError(

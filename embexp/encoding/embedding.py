@@ -13,7 +13,7 @@ import torch
 
 from embexp.encoding.parts import Features, computed, tokenised
 from embexp.encoding.tokenising import COMPARED, Preprocess
-from embexp.models.base import EmbeddingModel
+from embexp.models.embedding_model import EmbeddingModel
 from embexp.progress import counting
 
 TOLD = 4096  # texts, to a process at a time: a million are never all on their way at once

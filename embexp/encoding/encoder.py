@@ -14,7 +14,7 @@ import torch
 from embexp.cache import arrays_kept, digest
 from embexp.encoding.embedding import Embeddings, embedded
 from embexp.errors import UserError
-from embexp.models.base import EmbeddingModel
+from embexp.models.embedding_model import EmbeddingModel
 
 ROWS_AT_ONCE = 10_000  # that are looked at in one go, so that memory stays flat
 

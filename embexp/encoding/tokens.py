@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from embexp.cache import arrays_kept, digest
 from embexp.data.retrieval_set import RetrievalSet
 from embexp.encoding.tokenising import token_counts
-from embexp.models.base import EmbeddingModel
+from embexp.models.embedding_model import EmbeddingModel
 
 TEXTS_AT_ONCE = 20_000  # fewer are soon tokenised whole, more would fill the memory
 

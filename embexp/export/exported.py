@@ -30,7 +30,7 @@ from embexp.evaluation.search import Dense
 from embexp.experiment import EVALUATION_NEGATIVES
 from embexp.export.exporters import WRITERS
 from embexp.export.formats import FORMATS
-from embexp.models.base import EmbeddingModel, Transformer
+from embexp.models.embedding_model import EmbeddingModel, Transformer
 from embexp.models.folder import EXPORT, hashes
 from embexp.reporting.report import HEADLINE
 from embexp.reporting.tables import aligned, number

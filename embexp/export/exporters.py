@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from embexp.errors import UserError
 from embexp.export.formats import ONNX_FILE, OPENVINO_FILE
-from embexp.models.base import EmbeddingModel
+from embexp.models.embedding_model import EmbeddingModel
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OUTPUT = "sentence_embedding"

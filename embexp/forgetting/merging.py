@@ -17,7 +17,7 @@ import torch
 from embexp.encoding.encoder import Encoder
 from embexp.evaluation.search import Arm, Dense
 from embexp.forgetting.guard import ROUNDING, Guard
-from embexp.models.base import EmbeddingModel
+from embexp.models.embedding_model import EmbeddingModel
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from embexp.data.retrieval_set import RetrievalSet, Splits
 from embexp.errors import UserError, listed
 from embexp.mine import documents
 from embexp.mine.passages import Document, Passage, hashed
-from embexp.models.base import EmbeddingModel
+from embexp.models.embedding_model import EmbeddingModel
 
 log = logging.getLogger(__name__)
 

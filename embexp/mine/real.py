@@ -17,7 +17,7 @@ from embexp.errors import UserError, listed
 from embexp.mine.passages import Judge, Passage, hashed
 
 if TYPE_CHECKING:
-    from embexp.models.base import EmbeddingModel
+    from embexp.models.embedding_model import EmbeddingModel
 
 CANDIDATES = 10  # passages per question that the judge looks at, of keyword search and of the model each
 

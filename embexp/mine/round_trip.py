@@ -168,7 +168,7 @@ def complete(
 def encoder_of(model: str) -> Encoder:
     """An embedding model that is not the one tuned. Raises UserError when it can't be had."""
     from embexp.encoding.encoder import Encoder
-    from embexp.models.base import Transformer
+    from embexp.models.embedding_model import Transformer
 
     class Judging(Transformer):
         """The filter's own."""

@@ -18,7 +18,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Module, Normalize, Router
 
 from embexp.encoding.encoder import Encoder
-from embexp.models.base import Adapter, EmbeddingModel
+from embexp.models.embedding_model import Adapter, EmbeddingModel
 from embexp.rows.shapes import Rows
 
 

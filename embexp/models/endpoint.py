@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from embexp import cache
 from embexp.errors import UserError
-from embexp.models.base import Adapter, EmbeddingModel
+from embexp.models.embedding_model import Adapter, EmbeddingModel
 from embexp.models.facts import Facts, machine
 from embexp.models.remote import Remote
 from embexp.models.vector_store import VectorStore

@@ -1,6 +1,7 @@
-"""What has to be known of a model before it is used: read from a loaded one, kept by content. Called by `models.base`.
+"""What has to be known of a model before it is used: read from a loaded one, kept by content.
 
-With these at hand embeddings that are kept can be found and checked without loading the model.
+Called by `embedding_model`. With these at hand embeddings that are kept can be found and checked without loading the
+model.
 """
 
 from __future__ import annotations

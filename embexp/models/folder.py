@@ -1,7 +1,7 @@
 """Looks through a model's folder before anything in it is loaded, and refuses what could run code or reach outside.
 
 sentence-transformers imports the classes that a folder's files name, and reads a pickle where safetensors are missing.
-Called by `models.base`; reads JSON and file names only.
+Called by `models.embedding_model`; reads JSON and file names only.
 """
 
 from __future__ import annotations

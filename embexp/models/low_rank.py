@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from embexp.errors import UserError
-from embexp.models.base import EmbeddingModel
+from embexp.models.embedding_model import EmbeddingModel
 from embexp.models.lora import Lora
 
 

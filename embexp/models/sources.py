@@ -1,6 +1,7 @@
 """Where a model's files are: a local folder, an installed package or the Hub; downloaded if need be.
 
-Called by `models.base` and `teachers` for what they load, by `preparing` and `mine.mining` for what is only identified.
+Called by `embedding_model` and `teachers` for what they load, by `preparing` and `mine.mining` for what is only
+identified.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from embexp.cache import folder_of, kept_in
 from embexp.config.components import build
 from embexp.encoding.embedding import encode_share
 from embexp.errors import UserError
-from embexp.models.base import EmbeddingModel
+from embexp.models.embedding_model import EmbeddingModel
 from embexp.models.low_rank import low_rank
 from embexp.parallel import meeting
 from embexp.parallel.machine import Launched, Slot, end_with, keep_to, threads_of, usable_gpus

@@ -20,12 +20,23 @@ scores = model.similarity(queries, passages)
 """
 
 RERANKER_FOLDER = "path/to/reranker"  # the same for a run's reranker/
-RERANKER = """\
+_RERANKER = """\
+import numpy as np
 from sentence_transformers import CrossEncoder
 
 reranker = CrossEncoder("path/to/reranker")
-found = ["Go to the lobby.", "Open Settings and choose Security."]
-ranked = reranker.rank("How do I reset my password?", found, return_documents=True)
+question = "How do I reset my password?"
+found = ["Go to the lobby.", "Open Settings and choose Security."]  # the first passages of a search
+searched = np.array([0.41, 0.38])  # and their scores there
+judged = reranker.predict([(question, passage) for passage in found])
+
+
+def share(scores):
+    return (scores - scores.min()) / max(scores.max() - scores.min(), 1e-9)
+
+
+order = np.argsort(-({search:g} * share(searched) + {weight:g} * share(judged)))
+ranked = [found[place] for place in order]
 """
 
 LANGCHAIN = """\
@@ -52,6 +63,12 @@ embed_model = HuggingFaceEmbedding(
 query = embed_model.get_query_embedding("How do I reset my password?")
 passages = embed_model.get_text_embedding_batch(["Open Settings and choose Security."])
 """
+
+
+def reranker_lines(weight: float) -> str:
+    """Lines of Python that put found passages in the order of the reranker in the folder `RERANKER_FOLDER`, which has
+    this weight beside the search."""
+    return _RERANKER.format(search=round(1 - weight, 3), weight=weight)
 
 
 def lines(prompts: Mapping[str, str], *, routed: bool = False) -> dict[str, str]:

@@ -32,7 +32,8 @@ def card(result: Mapping[str, Any], names: Mapping[str, str], metrics: list[str]
     sections = {
         "Is the order better with it?": markdown(blocks(result, metrics)),
         "How to use it": (
-            f"sentence-transformers:\n\n```python\n{usage.RERANKER}```\n\n`{usage.RERANKER_FOLDER}` is this folder. "
+            f"sentence-transformers:\n\n```python\n{usage.reranker_lines(result['reranker']['weight'])}```\n\n"
+            f"`{usage.RERANKER_FOLDER}` is this folder. The weights are those that it was measured with. "
             "Each pair takes time: give it the first passages of a search, as many as it was measured on."
         ),
         "How it was trained": _training(result),

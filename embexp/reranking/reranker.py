@@ -22,11 +22,11 @@ from embexp.errors import UserError
 from embexp.evaluation.evaluators import Evaluation
 from embexp.evaluation.ranking import Ranking
 from embexp.evaluation.search import Arm, Dense
-from embexp.models.base import Transformer
+from embexp.models.embedding_model import Transformer
 from embexp.models.sources import model_folder
 from embexp.preparing import note
 from embexp.reranking.pair_scores import pair_scores
-from embexp.reranking.reordering import Pretrained, Reranked, Trained
+from embexp.reranking.reordering import Pretrained, Reranked, Trained, weighed
 from embexp.results import result as results
 from embexp.rows.negatives import second_look
 from embexp.rows.shapes import Rows, to_rows
@@ -44,10 +44,10 @@ FOLDER = "reranker"  # in a run's folder
 TRAINING = 3  # times what scoring a pair costs: forward once, backward twice as much
 AT_A_LOOK = 20  # passages of each query that are scored at a look at dev, fewer than at the end
 QUERIES = 100  # a score of fewer says little
-WORSE = (
-    "with the reranker {metric} on dev is {reranked:.3f}, without it {first:.3f}: leave it out, train it for longer "
-    "(reranker.num_train_epochs) or choose a stronger one (reranker=pretrained)"
-)
+BETTER = "train it for longer (reranker.num_train_epochs), or choose a stronger one (reranker=pretrained)"
+WORSE = f"with the reranker {{metric}} on dev is {{reranked:.3f}}, without it {{first:.3f}}: leave it out, {BETTER}"
+NO_USE = f"no weight of the reranker is better on dev than none: leave it out, {BETTER}"
+NO_DEV = "without dev questions nothing chooses reranker.weight: the order is the reranker's alone (reranker.weight=1)"
 Evaluated = Callable[[Arm, RetrievalSet], Evaluation]
 
 
@@ -61,15 +61,15 @@ def rerank(
     evaluated: Evaluated,
     stage: Timer,
 ) -> tuple[dict[str, Evaluation], Judge]:
-    """What `first` comes to when re-ordered, by side, and by what scorer; its scores and what it is go into the
-    result's `reranker`."""
+    """What `first` comes to when re-ordered, by side, and by what scorer; its scores, its weight and what it is go into
+    the result's `reranker`."""
     config, result = run.config, run.result
     with stage("reranker"):
         scorer = reranker_of(
             config, first, train_set, splits.dev, source=source, evaluated=evaluated, folder=run.folder, result=result
         )
     with stage("reranked"):
-        arm = Reranked(first, scorer, depth=config["reranker"]["depth"])
+        arm = _weighed(Reranked(first, scorer, depth=config["reranker"]["depth"]), config, sides, evaluated, result)
         found = {side: evaluated(arm, data) for side, data in sides.items()}
         result["reranker"] |= results.metrics_of(found, splits)
         _say_if_worse(result)
@@ -114,6 +114,24 @@ def reranker_of(
     return CrossEncoderScores(str(folder / FOLDER), setting="reranker")
 
 
+def _weighed(
+    arm: Reranked, config: Mapping[str, Any], sides: Mapping[str, RetrievalSet], evaluated: Evaluated,
+    result: dict[str, Any],
+) -> Reranked:  # fmt: skip
+    """The arm with the weight that the config sets, or else dev; which goes into the result."""
+    weight, tried = config["reranker"].get("weight"), None
+    if weight is None and "dev" in sides:
+        weight, tried = weighed(arm, lambda each: evaluated(each, sides["dev"]).metrics, metric=config["metric"])
+        log.info("reranker.weight=%g is the best on dev", weight)
+    elif weight is None:
+        weight = 1.0
+        note(result, NO_DEV)
+    if weight == 0 and tried is not None:
+        note(result, NO_USE)
+    result["reranker"] |= {"weight": weight, "weights": tried}
+    return arm.weighing(weight)
+
+
 def _start(settings: Trained, source: Any) -> Path:
     if settings.path is not None:
         return model_folder(settings.path, setting="reranker.path")[0]
@@ -156,7 +174,11 @@ def _looks(
         def scorer(queries: Any, passages: Any) -> np.ndarray:
             return pair_scores(model, list(zip(queries, passages, strict=True)), progress=None)
 
-        return evaluated(Reranked(found, scorer, depth=depth), part).metrics[metric]
+        arm = Reranked(found, scorer, depth=depth)
+        if settings.weight is not None:
+            return evaluated(arm.weighing(settings.weight), part).metrics[metric]
+        weight, by_weight = weighed(arm, lambda each: evaluated(each, part).metrics, metric=metric)
+        return by_weight[f"{weight:g}"]
 
     return looks(score, most, f"dev {metric}, {len(part.queries)} queries")
 
@@ -176,8 +198,8 @@ class _Already:
 
 
 def _say_if_worse(result: dict[str, Any]) -> None:
-    """Note what dev says against the reranker."""
+    """Note what dev, where there is one, says against the reranker."""
     metric = result["metric"]
-    reranked, first = (arm["dev"][metric] for arm in (result["reranker"], result["tuned"] or result["base"]))
-    if reranked < first:
-        note(result, WORSE.format(metric=metric, reranked=reranked, first=first))
+    reranked, first = (arm["dev"] for arm in (result["reranker"], result["tuned"] or result["base"]))
+    if reranked is not None and reranked[metric] < first[metric]:
+        note(result, WORSE.format(metric=metric, reranked=reranked[metric], first=first[metric]))

@@ -39,4 +39,6 @@ def line(result: Mapping[str, Any]) -> str:
     if "pairs" in found:
         what = f"a cross-encoder trained on {counted(found['pairs'], 'pair')}"
     said = {"better": "is better", "worse": "is worse", "no difference": "makes no sure difference"}[found["verdict"]]
-    return f"The reranker ({what}), on the first {found['depth']} passages of {found['of']}, {said} by {metric}."
+    line = f"The reranker ({what}), on the first {found['depth']} passages of {found['of']}, {said} by {metric}."
+    chosen = ", the best on dev" if found.get("weights") else ""
+    return f"{line} Its scores have the weight {found.get('weight', 1.0):g}{chosen}, those of the search the rest."

@@ -27,7 +27,7 @@ from transformers.trainer_callback import PrinterCallback
 from embexp.data.retrieval_set import RetrievalSet
 from embexp.encoding.tokenising import token_counts
 from embexp.errors import UserError, counted, listed
-from embexp.models.base import LOADING_ERRORS, SAFETENSORS_ONLY
+from embexp.models.embedding_model import LOADING_ERRORS, SAFETENSORS_ONLY
 from embexp.models.facts import dropouts, has_fast_bfloat16, missing_weights
 from embexp.models.folder import why_not_loaded
 from embexp.progress import Count

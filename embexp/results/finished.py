@@ -22,7 +22,7 @@ from embexp.data.retrieval_set import Splits
 from embexp.encoding.encoder import Encoder
 from embexp.errors import UserError
 from embexp.experiment import splits_of
-from embexp.models.base import EmbeddingModel, Transformer
+from embexp.models.embedding_model import EmbeddingModel, Transformer
 from embexp.models.folder import hashes, refuse_unsafe
 from embexp.reporting import report as reports
 from embexp.reranking.reranker import FOLDER
@@ -114,14 +114,14 @@ class Finished:
         model = Transformer(path=str(self.folder / "model"), **chosen).load([])
         return model, Encoder(model, progress="tuned model", content=model.origin["content"])
 
-    def reranker(self) -> tuple[Judge, int]:
-        """What re-ordered the first passages, and how many. Raises UserError when nothing did."""
+    def reranker(self) -> tuple[Judge, int, float]:
+        """What re-ordered the first passages, how many, and with what weight. Raises UserError when nothing did."""
         found = self.result.get("reranker")  # an older run has no such key
         if not found:
             raise UserError(f"the run in {self.folder} has no reranker; reranker=trained makes a run with one")
         path = str(self.folder / FOLDER) if found["path"] == FOLDER else found["path"]
         with self.started_from():
-            return CrossEncoderScores(path, setting="reranker.path"), found["depth"]
+            return CrossEncoderScores(path, setting="reranker.path"), found["depth"], found.get("weight", 1.0)
 
     @property
     def behind(self) -> str | None:

@@ -19,7 +19,7 @@ from embexp.data.retrieval_set import RetrievalSet
 from embexp.encoding.encoder import Encoder
 from embexp.errors import UserError
 from embexp.evaluation.search import keyword_scores
-from embexp.models.base import LOADING_ERRORS, SAFETENSORS_ONLY
+from embexp.models.embedding_model import LOADING_ERRORS, SAFETENSORS_ONLY
 from embexp.models.folder import hashes, why_not_loaded
 from embexp.models.sources import model_folder
 from embexp.reranking.pair_scores import pair_scores

@@ -107,8 +107,8 @@ def _finders(run: Finished, splits: Any, model: str, *, rerank: bool) -> dict[st
     encoders = {arm: (run.base(splits) if arm == "base" else run.tuned())[1] for arm in wanted}
     finders = {arm: Finder(encoder, corpus) for arm, encoder in encoders.items()}
     if rerank:
-        scorer, depth = run.reranker()
-        finders[RERANKED] = Finder(encoders[wanted[-1]], corpus, scorer=scorer, depth=depth)
+        scorer, depth, weight = run.reranker()
+        finders[RERANKED] = Finder(encoders[wanted[-1]], corpus, scorer=scorer, depth=depth, weight=weight)
     return finders
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from embexp.data.retrieval_set import Splits
 from embexp.data.splits import asked
 from embexp.encoding.encoder import Encoder
+from embexp.reranking.reordering import blended
 from embexp.rows.teachers import Judge
 
 
@@ -46,10 +47,12 @@ class Finder:
     """Searches a corpus that is embedded once."""
 
     def __init__(
-        self, encoder: Encoder, corpus: Mapping[str, str], *, scorer: Judge | None = None, depth: int = 0
-    ) -> None:
-        """scorer: puts the first `depth` passages in another order; None leaves them."""
+        self, encoder: Encoder, corpus: Mapping[str, str], *, scorer: Judge | None = None, depth: int = 0,
+        weight: float = 1.0,
+    ) -> None:  # fmt: skip
+        """scorer: puts the first `depth` passages in another order, with this weight (`blended`); None leaves them."""
         self._encoder, self._texts, self._scorer, self._depth = encoder, corpus, scorer, depth
+        self._weight = weight
         self._ids = list(corpus)
         self._row = {passage: row for row, passage in enumerate(self._ids)}
         self._vectors = encoder.passages(list(corpus.values()))
@@ -77,10 +80,11 @@ class Finder:
     def _again(
         self, scorer: Judge, question: str, order: list[tuple[int, float]], answers: Collection[str]
     ) -> list[tuple[int, float]]:
-        """The first ones by the scorer, the others as they were."""
-        rows = [row for row, _ in order[: self._depth]]
+        """The first ones by the scorer, with its weight; the others as they were."""
+        rows, first = zip(*order[: self._depth], strict=True)
         judged = scorer([question] * len(rows), [self._texts[self._ids[row]] for row in rows])
-        return self._ordered(dict(zip(rows, judged.tolist(), strict=True)), answers) + order[self._depth :]
+        scores = blended(np.zeros(len(rows), dtype=int), np.array(first), judged, weight=self._weight)
+        return self._ordered(dict(zip(rows, scores.tolist(), strict=True)), answers) + order[self._depth :]
 
     def _places(self, order: list[tuple[int, float]]) -> Iterator[tuple[int, str]]:
         return ((place, self._ids[row]) for place, (row, _) in enumerate(order, start=1))

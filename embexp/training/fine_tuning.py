@@ -27,7 +27,7 @@ from embexp.encoding.encoder import Encoder
 from embexp.encoding.tokenising import preprocessing
 from embexp.encoding.tokens import lengths
 from embexp.errors import UserError, counted
-from embexp.models.base import EmbeddingModel
+from embexp.models.embedding_model import EmbeddingModel
 from embexp.parallel.shares import generators
 from embexp.rows.batches import ConflictFreeBatchSampler
 from embexp.rows.conflicts import Conflicts

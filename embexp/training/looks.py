@@ -1,8 +1,7 @@
-"""
+"""Chooses what of dev is measured while training, and how often, so that it costs a set share of the training's time.
 
-Called by Chooses what of dev is measured while training, and how often, so that it costs a set share of the
-training's time. Called by `experiment`; `fine_tuning` counts steps with it. What it chooses depends on data, base
-model and config alone, never on the clock, so that a resumed run looks as often as one that never stopped.
+Called by `experiment`; `fine_tuning` counts steps with it. What it chooses depends on data, base model and config
+alone, never on the clock, so that a resumed run looks as often as one that never stopped.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from embexp.encoding.tokens import lengths
 from embexp.errors import counted
 from embexp.evaluation.evaluators import Evaluation, Evaluator, evaluate
 from embexp.evaluation.search import Arm
-from embexp.models.base import EmbeddingModel
+from embexp.models.embedding_model import EmbeddingModel
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from sentence_transformers.sentence_transformer.losses import (
 )
 
 from embexp.errors import UserError
-from embexp.models.base import Transformer
+from embexp.models.embedding_model import Transformer
 
 OWN_KEYS = ("shape", "accepts", "teacher", "needs")  # of a file in conf/loss, beside the parameters of its target
 

@@ -20,7 +20,7 @@ from embexp.cache import digest
 from embexp.data.retrieval_set import RetrievalSet
 from embexp.encoding.encoder import Encoder
 from embexp.evaluation.search import Dense
-from embexp.models.base import EmbeddingModel
+from embexp.models.embedding_model import EmbeddingModel
 from embexp.models.facts import is_routed
 from embexp.models.low_rank import low_rank
 from embexp.rows.shapes import TAUGHT, Rows
