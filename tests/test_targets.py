@@ -14,7 +14,7 @@ import pytest
 import yaml
 from hydra.utils import get_object
 
-from embexp.config import targets
+from embexp.config import places
 from embexp.config.components import build
 from embexp.config.targets import Definition, find, forbidden, parameters, resolve
 from embexp.config.value_types import mistake
@@ -147,7 +147,8 @@ UTIL = "sentence_transformers.util"
         "sentence_transformers.SentenceTransformer", "sentence_transformers.CrossEncoder",
         "embexp.hub.snapshot", "embexp.models.sources.snapshot", "embexp.cli.main", "embexp.results.result.write",
         "embexp.cache.json_kept", "embexp.config.components.build", "embexp.mine.written.write",
-        "embexp.mine.mining.mine", "embexp.mine.client.Client", "embexp.tracking.Tracker", "embexp.service.journal.Journal",
+        "embexp.mine.mining.mine", "embexp.mine.client.Client", "embexp.tracking.Tracker",
+        "embexp.service.journal.Journal",
         "embexp.data.manifest.write",
     ],
 )  # fmt: skip
@@ -258,12 +259,11 @@ def test_reading_every_configured_target_imports_nothing_heavy_and_takes_under_h
     assert seconds < 0.5  # of processor time, the interpreter's own start included
 
 
-@pytest.mark.parametrize("module", targets.MOVED)
+@pytest.mark.parametrize("module", places.MOVED)
 def test_a_stored_config_of_an_earlier_version_is_built_and_a_new_one_is_told_the_place(module):
-    places = [place for place in targets.MOVED.values() if place.startswith("embexp.")]
-    assert all(targets.find(place) is not None for place in places)
-    assert targets.moved(f"{module}.Any") == f"{targets.MOVED[module]}.Any"
-    with pytest.raises(UserError, match=re.escape(f"; it is {targets.MOVED[module]}.Any now")):
+    assert find(places.MOVED[module]) is not None
+    assert places.moved(f"{module}.Any") == f"{places.MOVED[module]}.Any"
+    with pytest.raises(UserError, match=re.escape(f"; it is {places.MOVED[module]}.Any now")):
         resolve(f"{module}.Any", allowed=[])
 
 

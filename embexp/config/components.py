@@ -12,14 +12,15 @@ from typing import Any
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 
-from embexp.config.targets import forbidden, moved, nodes, refuse_place, resolve
+from embexp.config.places import moved, refuse_place
+from embexp.config.targets import forbidden, nodes, resolve
 from embexp.errors import UserError
 
 
 def build(node: Mapping[str, Any], *, allowed: Sequence[str], without: Sequence[str] = ()) -> Any:
     """Instantiate a config node; data is never passed through here. Names of earlier versions are taken.
 
-    allowed: packages that a target may live in beside targets.PLACES. without: keys that are ours and not the targets',
+    allowed: packages that a target may live in beside places.PLACES. without: keys that are ours and not the targets',
     here and in the nodes below. Raises UserError when a target, nested ones included, lives outside them, before it is
     imported where that can be.
     """
