@@ -51,8 +51,11 @@ def peer(words: Sequence[str], seed: int) -> dict[str, Any]:
     import torch
     from datasets import Dataset
     from hydra import compose, initialize_config_dir
-    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
-    from sentence_transformers import SentenceTransformerTrainingArguments as Arguments
+    from sentence_transformers import (
+        SentenceTransformer,
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments as Arguments,
+    )
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
     from embexp.config.checks import CONFIG_FOLDER, plain

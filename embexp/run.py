@@ -22,8 +22,7 @@ from embexp.page import writing
 from embexp.parallel.joining import joined
 from embexp.parallel.machine import Launched, number_of
 from embexp.progress import doing
-from embexp.reporting import card
-from embexp.reporting import report as reports
+from embexp.reporting import card, report as reports
 from embexp.results import result as results
 from embexp.tracking import Tracker, open_beside
 from embexp.training.tuning import Run

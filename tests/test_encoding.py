@@ -13,8 +13,7 @@ from sentence_transformers import SentenceTransformer
 
 from embexp import cache
 from embexp.cache import kept_in
-from embexp.encoding import encoder as encoding
-from embexp.encoding import parts, tokens
+from embexp.encoding import encoder as encoding, parts, tokens
 from embexp.encoding.encoder import Encoder
 from embexp.encoding.tokens import count_truncated, token_lengths
 from embexp.errors import UserError

@@ -18,8 +18,7 @@ from tokenizers.models import WordLevel
 
 from embexp import runtimes, stamp
 from embexp.errors import UserError
-from embexp.export import cli as export
-from embexp.export import exporters, formats
+from embexp.export import cli as export, exporters, formats
 from embexp.results.finished import Finished
 from embexp.stamp import ReembedError
 from tests.command import QUICK, REPOSITORY

@@ -4,8 +4,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from embexp.cache import kept_in
 from embexp.data.retrieval_set import RetrievalSet

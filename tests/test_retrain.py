@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from embexp import cli as main_command
-from embexp import exit_codes
+from embexp import cli as main_command, exit_codes
 from embexp.config.arguments import checked_arguments
 from embexp.config.checks import CONFIG_FOLDER, plain
 from embexp.data import manifest

@@ -7,9 +7,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from hypothesis import given as for_all
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import given as for_all, settings, strategies as st
 from sklearn.feature_extraction.text import HashingVectorizer
 
 from embexp.data import copies

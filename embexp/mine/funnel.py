@@ -17,8 +17,7 @@ from embexp.errors import UserError
 from embexp.mine.duplicates import without_duplicates
 from embexp.mine.passages import Judge, Mined, Passage, Question, Rejected
 from embexp.mine.round_trip import RoundTrip, complete, places
-from embexp.mine.sentences import KINDS as PSEUDO
-from embexp.mine.sentences import WITHOUT_BLANKS
+from embexp.mine.sentences import KINDS as PSEUDO, WITHOUT_BLANKS
 from embexp.mine.standalone import leans_on
 
 __all__ = ["Funnel", "Sifted", "complete", "is_quoted"]

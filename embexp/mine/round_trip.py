@@ -17,8 +17,7 @@ import numpy as np
 from embexp.data.retrieval_set import RetrievalSet
 from embexp.errors import UserError
 from embexp.mine.passages import Judge, Passage, Question
-from embexp.mine.sentences import KINDS as PSEUDO
-from embexp.mine.sentences import without
+from embexp.mine.sentences import KINDS as PSEUDO, without
 
 if TYPE_CHECKING:
     from embexp.encoding.encoder import Encoder

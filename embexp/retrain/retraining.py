@@ -24,8 +24,7 @@ from embexp.data import manifest
 from embexp.data.manifest import Manifest
 from embexp.data.retrieval_set import Splits
 from embexp.data.splits import Shares
-from embexp.drift import shown as drift_shown
-from embexp.drift import today
+from embexp.drift import shown as drift_shown, today
 from embexp.drift.differences import Differences, between
 from embexp.drift.drifting import drift
 from embexp.drift.today import Today

@@ -26,8 +26,7 @@ from embexp.config.components import build
 from embexp.errors import UserError, described, explained
 from embexp.jobs.job import Job
 from embexp.jobs.workers import in_own_process
-from embexp.sweep import space as spaces
-from embexp.sweep import summary
+from embexp.sweep import space as spaces, summary
 from embexp.sweep.composing import Composer
 from embexp.sweep.crew import Crew, LocalCrew
 from embexp.sweep.reference import Address, TrialReference
