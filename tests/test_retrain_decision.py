@@ -86,6 +86,17 @@ def test_the_reasons_have_scores_intervals_questions_and_documents():
     assert any(reason.startswith(expected) for reason in reasons), reasons
 
 
+def test_the_interval_of_fewer_than_five_documents_is_not_said():
+    from embexp.retrain.shown import _compared
+
+    parts = {"all": SAME, "old": part(0.1, 0.3, documents=5), "new": part(0.2, 0.2, documents=4)}
+    _, old, new = decided({"parts": parts}, margin=0.02, forgetting=None).reasons[1:]
+    assert "(+0.200, 95 % interval +0.100 to +0.300; 80 questions on 5 documents)" in old
+    assert "(+0.200, too few documents for an interval; 80 questions on 4 documents)" in new
+    state = {"compared": {"metric": "ndcg@10", "parts": parts, "unfair": 0}, "base": {"ndcg@10": 0.5}, "bm25": {}}
+    assert [line[-2] for line in _compared(state)[0].lines] == ["-0.015 to +0.050", "+0.100 to +0.300", "too few"]
+
+
 def test_a_part_compares_both_models_on_its_questions_alone():
     ids = [f"q{number}" for number in range(60)]
     current = Scores(ids, values=np.array([0.0] * 30 + [1.0] * 30))
