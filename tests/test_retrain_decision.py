@@ -126,6 +126,19 @@ def test_questions_that_the_current_model_learnt_are_not_compared_nor_those_on_i
     assert fair({"miner": {}}, learnt=copy) == {"q2.0", "q4.0"}
 
 
+def test_questions_on_a_document_that_has_another_name_since_it_was_trained_on_are_not_compared(toy):
+    from embexp.data.manifest import Manifest
+    from embexp.data.retrieval_set import Splits
+
+    corpus = {**toy.corpus, "p2b": "what was added to the second document"}
+    documents = {**toy.documents, "p2": "renamed", "p2b": "renamed"}
+    today = replace(toy, corpus=corpus, documents=documents, qrels={**toy.qrels, "q2.1": {"p2b": 1}})
+    test = today.with_queries(["q2.0", "q2.1", "q3.0"])
+    splits = Splits(today.with_queries(["q0.0"]), today.with_queries(["q1.0"]), test, {})
+    known = Manifest({}, {"p2": "d2", "p3": "d3"}, frozenset({"d2"}), None)
+    assert comparing.fair_of(splits, known, {}, near_duplicate=0.9) == {"q3.0"}
+
+
 def test_a_further_word_takes_the_place_of_those_of_its_key_and_below_it():
     words = ["loss=triplet", "loss.margin=0.3", "model=static", "++model.dimension=16", "trainer=smoke"]
     assert joined(words, ["loss=mnrl", "model.dimension=8"]) == [
