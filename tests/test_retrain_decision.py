@@ -139,6 +139,38 @@ def test_questions_on_a_document_that_has_another_name_since_it_was_trained_on_a
     assert comparing.fair_of(splits, known, {}, near_duplicate=0.9) == {"q3.0"}
 
 
+@pytest.mark.parametrize(
+    ("document", "unreadable", "refused"),
+    [
+        ("a.pdf", {"a.pdf": "damaged"}, True),
+        ("a.pdf > Costs > Travel", {"a.pdf": "damaged"}, True),  # split.unit=section
+        ("faq.csv#k1", {"faq.csv": "permission denied"}, True),  # rows without a document
+        ("team/in/a.md", {"team": "permission denied"}, True),  # a folder
+        ("a.md", {".": "stale file handle"}, True),
+        ("refunds", {"faq.csv": "empty"}, True),  # a row's own name of its document
+        ("a.pdf", {"faq.csv": "empty"}, False),
+        ("other.csv#k1", {"faq.csv": "empty"}, False),
+        ("a.pdf", {"b.pdf": "damaged", "a.pdf.txt": "empty", "*.png (2 files)": "are not read"}, False),
+        ("faq.csv#k1", {"faq.csv": "rows without text: 1; the others were read"}, False),
+        ("kept.md", {"kept": "permission denied", ".": "stale file handle"}, False),  # lost a passage, and is there
+    ],
+)
+def test_passages_are_gone_with_an_unreadable_file_where_their_document_is_of_it(document, unreadable, refused):
+    from embexp.data.manifest import Manifest
+    from embexp.drift.differences import between
+    from embexp.drift.today import Today
+    from embexp.retrain.unread import refuse_lost
+
+    known = Manifest({"p1": 1, "p2": 2}, {"p1": document, "p2": "kept.md"}, frozenset(), {})
+    now = Today({}, {"p2": "kept.md"}, unreadable)
+    differences = between(known, {"p2": "text"}, now.units)
+    if not refused:
+        refuse_lost(known, now, differences)
+        return
+    with pytest.raises(UserError, match="1 file of documents= can't be read"):
+        refuse_lost(known, now, differences)
+
+
 def test_a_further_word_takes_the_place_of_those_of_its_key_and_below_it():
     words = ["loss=triplet", "loss.margin=0.3", "model=static", "++model.dimension=16", "trainer=smoke"]
     assert joined(words, ["loss=mnrl", "model.dimension=8"]) == [

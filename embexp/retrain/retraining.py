@@ -42,6 +42,7 @@ from embexp.retrain.decision import Decision, decided
 from embexp.retrain.pointer import PROMOTED, STARTED, Models
 from embexp.retrain.recipe import Recipe
 from embexp.retrain.renewed import UNKNOWN, former_of, learnt_by, new_to_train, refuse_cut_anew, renewed
+from embexp.retrain.unread import refuse_lost
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ def retrain(run: Path, models: Models, words: Sequence[str], config: Mapping[str
         if config["start"] == "tuned":
             refuse_cut_anew(now)
         differences = between(known, now.texts, now.units)
+        refuse_lost(known, now, differences)
         if not differences.fresh and not _new_questions(current, now):
             return Outcome(NOTHING, current.folder, [_unchanged(differences, now)])
         asked = _asked(now, words, config)
