@@ -197,6 +197,10 @@ def test_without_a_new_question_to_train_on_nothing_is_trained(call, place):
     (place / "hardly" / "note.md").write_text("# Note\n\nShort.\n\n## More\n\nSee there, or here, or ask somebody.\n")
     assert "no new question to train on" in call("run", "documents=hardly", code=5)
     assert not (place / "models" / "0001").exists()
+    out = call("run", "documents=hardly")
+    assert "nothing to do" in out
+    assert "no new question to train on" in out
+    assert "trained on already" not in out
 
 
 def test_a_known_file_that_is_unreadable_today_is_not_taken_for_a_deleted_one(call, place):

@@ -274,6 +274,23 @@ def test_new_or_corrected_questions_on_the_same_passages_are_something_to_train_
     assert _asked(same, [], config) == _asked(Today({}, {}, {}, splits=cut(toy, Shares())), [], config)
 
 
+def test_an_attempt_that_begins_again_with_other_documents_has_trained_nothing_yet(tmp_path):
+    from embexp.retrain.attempts import open_for
+    from embexp.retrain.pointer import Models
+    from embexp.retrain.retraining import DONE_ALREADY, _done_already
+
+    models = Models(tmp_path / "models")
+    models.folder.mkdir()
+    attempt = open_for(models, {"passages": "a"}, margin=0.02)
+    attempt.write(trained={"command": []})
+    again = open_for(models, {"passages": "b"}, margin=0.02)
+    assert again.folder == attempt.folder
+    again.write(decision={"promoted": False, "margin": 0.02, "reasons": ["no new question"]})
+    assert _done_already(models) == "no new question"
+    again.write(trained={"command": []})
+    assert _done_already(models) == DONE_ALREADY
+
+
 def test_no_margin_is_advised_and_how_often_a_test_has_decided_is_said(tmp_path):
     from embexp.results.finished import Finished
     from embexp.retrain import shown

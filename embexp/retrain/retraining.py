@@ -90,7 +90,7 @@ def retrain(run: Path, models: Models, words: Sequence[str], config: Mapping[str
             return Outcome(NOTHING, current.folder, reasons)
         attempt = attempts.open_for(models, asked, margin=config["margin"])
         if attempt is None:
-            return Outcome(NOTHING, current.folder, [DONE_ALREADY])
+            return Outcome(NOTHING, current.folder, [_done_already(models)])
 
         former = former_of(current, known, [each for each in attempts.all_in(models) if each.folder != attempt.folder])
         data = renewed(current, known, now, attempt, former, config)
@@ -145,6 +145,14 @@ def _asked(now: Today, words: Sequence[str], config: Mapping[str, Any]) -> dict[
         "budget": dict(config["budget"]),
         "real_questions": None if users is None else hashlib.sha256(Path(users).expanduser().read_bytes()).hexdigest(),
     }
+
+
+def _done_already(models: Models) -> str:
+    """Why there is nothing to do where the last attempt was asked the same: it trained, or why it did not."""
+    last = attempts.last(models)
+    if last is None or last.decision is None or last.state.get("trained"):
+        return DONE_ALREADY
+    return str(last.decision["reasons"][0])
 
 
 def _too_little_drift(
