@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from embexp.arms.choice import against, best_on, cheapest, verdict
-from embexp.arms.shown import arms_line, costs_line, costs_table
+from embexp.arms.shown import arms_line, change, costs_line, costs_table
 from embexp.data.retrieval_set import Splits
 from embexp.evaluation.significance import Delta, Scores, compare
 from tests.conftest import toy_set
@@ -89,7 +89,7 @@ def test_the_cheapest_answers_fast_then_is_small_then_trains_shortly(costs, chos
 
 ARM = {"dev": {"recall@1": 0.2, "recall@10": 0.4}, "test": {"recall@1": 0.25, "recall@10": 0.5}}
 COST = {"query_ms": 1.25, "index_mib": 3.0, "index_s": 2.0, "training_s": 0.0}
-CHANGE = {"absolute": -0.01, "ci_low": -0.015, "ci_high": 0.005, "queries": 400}
+CHANGE = {"absolute": -0.01, "ci_low": -0.015, "ci_high": 0.005, "queries": 400, "documents": 40}
 
 
 def result_of(**verdict):
@@ -122,6 +122,13 @@ def test_costs_of_a_sample_are_said_to_be_scaled():
     assert table.lines[0] == ["base", "1.2", "3.0", "2.0", "0.0"]
     assert "for 2,000 passages" in costs_line(result_of())
     assert "timed on 256 passages and scaled" in costs_line(result_of())
+
+
+@pytest.mark.parametrize(("documents", "said"), [(5, "+0.200 (+0.100 to +0.300)"), (4, "+0.200 (too few)")])
+def test_the_interval_of_fewer_than_five_documents_is_not_shown(documents, said):
+    found = {"absolute": 0.2, "ci_low": 0.1, "ci_high": 0.3, "documents": documents}
+    assert change({"recall@10": found}, "recall@10") == said
+    assert change(None, "recall@10") == "-"
 
 
 def test_the_benchmark_shows_each_arm_and_fuses_as_its_peer_does(tmp_path):

@@ -97,7 +97,7 @@ def changed(folder, **keys):
 
 def test_an_arm_has_its_interval_in_one_run_and_its_spread_over_several(tmp_path):
     def arm(difference):
-        delta = {"absolute": difference, "ci_low": difference - 0.1, "ci_high": difference + 0.1}
+        delta = {"absolute": difference, "ci_low": difference - 0.1, "ci_high": difference + 0.1, "documents": 40}
         scores = {"recall@10": 0.5 + difference}
         return {"dev": scores, "test": scores, "delta": {"recall@10": delta} if difference else None}
 

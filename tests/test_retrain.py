@@ -196,6 +196,27 @@ def test_without_a_new_question_to_train_on_nothing_is_trained(call, place):
     (place / "hardly" / "note.md").write_text("# Note\n\nShort.\n\n## More\n\nSee there, or here, or ask somebody.\n")
     assert "no new question to train on" in call("run", "documents=hardly", code=5)
     assert not (place / "models" / "0001").exists()
+    out = call("run", "documents=hardly")
+    assert "nothing to do" in out
+    assert "no new question to train on" in out
+    assert "trained on already" not in out
+
+
+def test_a_known_file_that_is_unreadable_today_is_not_taken_for_a_deleted_one(call, place):
+    later = place / "later"
+    (later / "broken.pdf").write_bytes(b"")
+    (later / "old1.md").write_bytes(b"")
+    (later / "old2.md").unlink()  # really gone
+    out = call("run", "documents=later", *LARGER, code=1)
+    assert "1 file of documents= can't be read" in out
+    assert "old1.md (empty)" in out
+    assert "remove them from documents= if they are really gone" in " ".join(out.split())
+    assert "broken.pdf" not in out
+    assert not (place / "models" / "attempts").exists()
+    shutil.copyfile(place / "documents" / "old1.md", later / "old1.md")  # as it was; what the run never knew is told
+    out = call("run", "documents=later", *LARGER)
+    assert "Not read: broken.pdf." in out
+    assert state(place, "0001")["remarks"] == ["Not read: broken.pdf."]
 
 
 def test_every_mistake_is_said_at_once_and_nothing_is_made(call, place):

@@ -86,6 +86,17 @@ def test_the_reasons_have_scores_intervals_questions_and_documents():
     assert any(reason.startswith(expected) for reason in reasons), reasons
 
 
+def test_the_interval_of_fewer_than_five_documents_is_not_said():
+    from embexp.retrain.shown import _compared
+
+    parts = {"all": SAME, "old": part(0.1, 0.3, documents=5), "new": part(0.2, 0.2, documents=4)}
+    _, old, new = decided({"parts": parts}, margin=0.02, forgetting=None).reasons[1:]
+    assert "(+0.200, 95 % interval +0.100 to +0.300; 80 questions on 5 documents)" in old
+    assert "(+0.200, too few documents for an interval; 80 questions on 4 documents)" in new
+    state = {"compared": {"metric": "ndcg@10", "parts": parts, "unfair": 0}, "base": {"ndcg@10": 0.5}, "bm25": {}}
+    assert [line[-2] for line in _compared(state)[0].lines] == ["-0.015 to +0.050", "+0.100 to +0.300", "too few"]
+
+
 def test_a_part_compares_both_models_on_its_questions_alone():
     ids = [f"q{number}" for number in range(60)]
     current = Scores(ids, values=np.array([0.0] * 30 + [1.0] * 30))
@@ -113,6 +124,51 @@ def test_questions_that_the_current_model_learnt_are_not_compared_nor_those_on_i
     copy = test.queries["q3.0"].upper() + "?"
     assert fair(None, learnt=copy) == {"q4.0"}
     assert fair({"miner": {}}, learnt=copy) == {"q2.0", "q4.0"}
+
+
+def test_questions_on_a_document_that_has_another_name_since_it_was_trained_on_are_not_compared(toy):
+    from embexp.data.manifest import Manifest
+    from embexp.data.retrieval_set import Splits
+
+    corpus = {**toy.corpus, "p2b": "what was added to the second document"}
+    documents = {**toy.documents, "p2": "renamed", "p2b": "renamed"}
+    today = replace(toy, corpus=corpus, documents=documents, qrels={**toy.qrels, "q2.1": {"p2b": 1}})
+    test = today.with_queries(["q2.0", "q2.1", "q3.0"])
+    splits = Splits(today.with_queries(["q0.0"]), today.with_queries(["q1.0"]), test, {})
+    known = Manifest({}, {"p2": "d2", "p3": "d3"}, frozenset({"d2"}), None)
+    assert comparing.fair_of(splits, known, {}, near_duplicate=0.9) == {"q3.0"}
+
+
+@pytest.mark.parametrize(
+    ("document", "unreadable", "refused"),
+    [
+        ("a.pdf", {"a.pdf": "damaged"}, True),
+        ("a.pdf > Costs > Travel", {"a.pdf": "damaged"}, True),  # split.unit=section
+        ("faq.csv#k1", {"faq.csv": "permission denied"}, True),  # rows without a document
+        ("team/in/a.md", {"team": "permission denied"}, True),  # a folder
+        ("a.md", {".": "stale file handle"}, True),
+        ("refunds", {"faq.csv": "empty"}, True),  # a row's own name of its document
+        ("a.pdf", {"faq.csv": "empty"}, False),
+        ("other.csv#k1", {"faq.csv": "empty"}, False),
+        ("a.pdf", {"b.pdf": "damaged", "a.pdf.txt": "empty", "*.png (2 files)": "are not read"}, False),
+        ("faq.csv#k1", {"faq.csv": "rows without text: 1; the others were read"}, False),
+        ("kept.md", {"kept": "permission denied", ".": "stale file handle"}, False),  # lost a passage, and is there
+    ],
+)
+def test_passages_are_gone_with_an_unreadable_file_where_their_document_is_of_it(document, unreadable, refused):
+    from embexp.data.manifest import Manifest
+    from embexp.drift.differences import between
+    from embexp.drift.today import Today
+    from embexp.retrain.unread import refuse_lost
+
+    known = Manifest({"p1": 1, "p2": 2}, {"p1": document, "p2": "kept.md"}, frozenset(), {})
+    now = Today({}, {"p2": "kept.md"}, unreadable)
+    differences = between(known, {"p2": "text"}, now.units)
+    if not refused:
+        refuse_lost(known, now, differences)
+        return
+    with pytest.raises(UserError, match="1 file of documents= can't be read"):
+        refuse_lost(known, now, differences)
 
 
 def test_a_further_word_takes_the_place_of_those_of_its_key_and_below_it():
@@ -216,6 +272,23 @@ def test_new_or_corrected_questions_on_the_same_passages_are_something_to_train_
     assert [_new_questions(current, each) for each in (same, mined, now)] == [False, False, True]
     assert _asked(same, [], config) != _asked(now, [], config)
     assert _asked(same, [], config) == _asked(Today({}, {}, {}, splits=cut(toy, Shares())), [], config)
+
+
+def test_an_attempt_that_begins_again_with_other_documents_has_trained_nothing_yet(tmp_path):
+    from embexp.retrain.attempts import open_for
+    from embexp.retrain.pointer import Models
+    from embexp.retrain.retraining import DONE_ALREADY, _done_already
+
+    models = Models(tmp_path / "models")
+    models.folder.mkdir()
+    attempt = open_for(models, {"passages": "a"}, margin=0.02)
+    attempt.write(trained={"command": []})
+    again = open_for(models, {"passages": "b"}, margin=0.02)
+    assert again.folder == attempt.folder
+    again.write(decision={"promoted": False, "margin": 0.02, "reasons": ["no new question"]})
+    assert _done_already(models) == "no new question"
+    again.write(trained={"command": []})
+    assert _done_already(models) == DONE_ALREADY
 
 
 def test_no_margin_is_advised_and_how_often_a_test_has_decided_is_said(tmp_path):

@@ -44,7 +44,7 @@ ORDER = [
     "dashboard", "dashboard.spec", "dashboard.views", "dashboard.cli", "dashboard.__main__", "drift", "drift.config",
     "drift.differences", "drift.two_sample", "drift.today", "drift.shift", "drift.questions", "drift.recall",
     "drift.verdict", "drift.drifting", "drift.shown", "drift.cli", "drift.__main__", "retrain", "retrain.config",
-    "retrain.pointer", "retrain.attempts", "retrain.recipe", "retrain.renewed", "retrain.comparing",
+    "retrain.pointer", "retrain.attempts", "retrain.recipe", "retrain.unread", "retrain.renewed", "retrain.comparing",
     "retrain.decision", "retrain.retraining", "retrain.shown", "retrain.cli", "retrain.__main__",
 ]  # fmt: skip
 

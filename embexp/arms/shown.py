@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from embexp.errors import counted
-from embexp.reporting.tables import Block, Table, number
+from embexp.reporting.tables import Block, Table, interval, number, signed
 
 NAMES = {
     "bm25": "BM25", "base": "base", "hybrid_base": "BM25 + base", "adapter": "adapter", "tuned": "tuned",
@@ -126,8 +126,8 @@ def curve_table(result: Mapping[str, Any]) -> Table:
 
 
 def change(deltas: Mapping[str, Any] | None, metric: str) -> str:
-    """A difference with its interval; a dash for none."""
+    """A difference with its interval, as `interval` has it; a dash for none."""
     if not deltas or metric not in deltas:
         return "-"
     delta = deltas[metric]
-    return f"{delta['absolute']:+.3f} ({delta['ci_low']:+.3f} to {delta['ci_high']:+.3f})"
+    return f"{signed(delta)} ({interval(delta)})"

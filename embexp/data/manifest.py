@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,10 @@ class Manifest:
     documents: Mapping[str, str]
     trained: frozenset[str]
     mining: Mapping[str, Any] | None
+
+    def was_trained(self, document: str, keys: Iterable[str]) -> bool:
+        """Whether training had a question on the document of these passages, under today's name or another."""
+        return document in self.trained or any(self.documents.get(key) in self.trained for key in keys)
 
 
 def digest_of(text: str) -> int:

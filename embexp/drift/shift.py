@@ -74,15 +74,10 @@ def sides_of(today: Today, differences: Differences, manifest: Manifest, *, leas
 def _with_training(new: Groups, same: Groups, manifest: Manifest, *, trained: bool) -> tuple[Groups, Groups]:
     """Of both, the documents that training had questions on, or those that it had none on."""
     kept = [
-        {name: keys for name, keys in side.items() if _was_trained(name, keys, manifest) is trained}
+        {name: keys for name, keys in side.items() if manifest.was_trained(name, keys) is trained}
         for side in (new, same)
     ]
     return kept[0], kept[1]
-
-
-def _was_trained(document: str, keys: Sequence[str], manifest: Manifest) -> bool:
-    """Whether training had a question on it, under today's name or another."""
-    return document in manifest.trained or any(manifest.documents.get(key) in manifest.trained for key in keys)
 
 
 def drawn(names: Sequence[str], *, most: int, seed: int) -> list[str]:

@@ -24,6 +24,7 @@ from embexp.mine.passages import Document, Passage
 
 TEXT_COLUMNS = ("text", "passage")
 ID_COLUMNS = ("_id", "id")
+OTHERS_READ = "the others were read"  # the end of why a file is unreadable in part
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def read(places: Sequence[str], *, without: Path | None = None) -> Read:
             unreadable[name] = f"damaged ({type(error).__name__}: {str(error).strip()[:80]})".replace(": )", ")")
         else:
             if empty:
-                unreadable[name] = f"rows without text: {empty}; the others were read"
+                unreadable[name] = f"rows without text: {empty}; {OTHERS_READ}"
             for passage in passages:
                 _put(ready, passage, name)
     if not documents and not ready:
@@ -167,7 +168,7 @@ class _Found:
     unknown: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, place: Path, root: Path) -> None:
-        for file in self._walk(place):
+        for file in self._walk(place, root):
             if self.without is not None and file.resolve().is_relative_to(self.without):
                 continue
             name = _named(file.relative_to(root))
@@ -185,7 +186,7 @@ class _Found:
                 else:
                     self.unknown.setdefault(ending, []).append(name)
 
-    def _walk(self, place: Path) -> Iterator[Path]:
+    def _walk(self, place: Path, root: Path) -> Iterator[Path]:
         """All files below, without hidden ones; a folder that links lead to again is walked once."""
         if not place.is_dir():
             yield place
@@ -198,7 +199,7 @@ class _Found:
             seen |= {*inner.values()}
             yield from (Path(folder, name) for name in sorted(files) if not _is_hidden(name))
         for error in closed:
-            self.unreadable[_named(Path(error.filename).relative_to(place))] = (error.strerror or "closed").lower()
+            self.unreadable[_named(Path(error.filename).relative_to(root))] = (error.strerror or "closed").lower()
 
     def _free(self, name: str, root: Path) -> str:
         """The name, behind its folder's or a number where another place has it."""

@@ -60,8 +60,7 @@ def number(value: float | None) -> str:
 def compared(score: float, delta: Mapping[str, Any]) -> list[str]:
     """The cells of a score and of its difference from another, as in result.json: under a heading, then COMPARED."""
     counts = "-" if delta["wins"] is None else f"{delta['wins']}/{delta['ties']}/{delta['losses']}"
-    few = delta["documents"] < FEWEST_FOR_INTERVAL
-    return [number(score), signed(delta), "too few" if few else interval(delta), counts]
+    return [number(score), signed(delta), interval(delta), counts]
 
 
 def signed(delta: Mapping[str, Any]) -> str:
@@ -70,5 +69,7 @@ def signed(delta: Mapping[str, Any]) -> str:
 
 
 def interval(delta: Mapping[str, Any]) -> str:
-    """The ends of a difference's interval."""
+    """The ends of a difference's interval, or that it is of too few documents to have one."""
+    if delta["documents"] < FEWEST_FOR_INTERVAL:
+        return "too few"
     return f"{delta['ci_low']:+.3f} to {delta['ci_high']:+.3f}"

@@ -121,7 +121,7 @@ def open_for(models: Models, asked: Mapping[str, Any], *, margin: float) -> Atte
     if newest is not None and newest.decision is None:
         if newest.state["asked"] != asked:
             _begin_again(newest)
-            newest.write(asked=dict(asked), compared=None, remarks=[], times=_times(newest, asked))
+            newest.write(asked=dict(asked), compared=None, trained=None, remarks=[], times=_times(newest, asked))
         return newest
     used = [
         *models.served(),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -59,14 +60,16 @@ def fair_of(splits: Splits, known: Manifest, learnt: Mapping[str, str], *, near_
     """Test questions that neither model was trained on, and that are near none of them.
 
     A mined data set keeps each document on its side; any other is cut anew, so that the current model may have learnt
-    what is tested now. learnt: id -> text of questions that models before the new one were trained on. Which of its own
-    are near test, a run refuses to start on.
+    what is tested now, also under another name of its document. learnt: id -> text of questions that models before the
+    new one were trained on. Which of its own are near test, a run refuses to start on.
     """
     asked = {query: splits.test.queries[query] for query in splits.judged}
     if known.mining is None:
-        asked = {
-            query: text for query, text in asked.items() if known.trained.isdisjoint(splits.test.documents_of(query))
-        }
+        passages: dict[str, list[str]] = defaultdict(list)
+        for key, document in splits.test.documents.items():
+            passages[document].append(key)
+        trained = {document for document, keys in passages.items() if known.was_trained(document, keys)}
+        asked = {query: text for query, text in asked.items() if trained.isdisjoint(splits.test.documents_of(query))}
     return asked.keys() - {query for query, _ in near_duplicates(asked, learnt, threshold=near_duplicate)}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from embexp.errors import counted
 from embexp.evaluation.metrics import FEWEST_DOCUMENTS
+from embexp.reporting.tables import FEWEST_FOR_INTERVAL, interval, signed
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,11 @@ _MORE = "more questions to test on: real ones (real_questions=), or a mined data
 
 def _told(where: str, part: Mapping[str, Any]) -> str:
     delta = part["delta"]
+    few = delta["documents"] < FEWEST_FOR_INTERVAL
+    sure = "too few documents for an interval" if few else f"95 % interval {interval(delta)}"
     return (
-        f"{where}: {part['current']:.3f} -> {part['new']:.3f} ({delta['absolute']:+.3f}, 95 % interval "
-        f"{delta['ci_low']:+.3f} to {delta['ci_high']:+.3f}; {counted(part['queries'], 'question')} on "
-        f"{counted(part['documents'], 'document')})"
+        f"{where}: {part['current']:.3f} -> {part['new']:.3f} ({signed(delta)}, {sure}; "
+        f"{counted(part['queries'], 'question')} on {counted(part['documents'], 'document')})"
     )
 
 

@@ -16,6 +16,7 @@ from embexp.mine.mining import mine
 from embexp.results.finished import Finished
 from embexp.results.result import data_digests
 from embexp.resume import quoted
+from embexp.retrain import unread
 from embexp.retrain.attempts import Attempt, of_run
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,8 @@ def renewed(
     if not (attempt.data / written.LAST).is_file():
         log.info("mining what is new ...")
         attempt.write(remarks=_mined(run, known.mining, now, attempt, former, places, config))
+    before = attempt.state.get("remarks", [])
+    attempt.write(remarks=[*before, *(line for line in unread.told(now) if line not in before)])
     return [f"dataset.path={quoted(attempt.data)}"]
 
 

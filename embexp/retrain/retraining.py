@@ -41,6 +41,7 @@ from embexp.retrain.decision import Decision, decided
 from embexp.retrain.pointer import PROMOTED, STARTED, Models
 from embexp.retrain.recipe import Recipe
 from embexp.retrain.renewed import UNKNOWN, former_of, learnt_by, new_to_train, refuse_cut_anew, renewed
+from embexp.retrain.unread import refuse_lost
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ def retrain(run: Path, models: Models, words: Sequence[str], config: Mapping[str
         if config["start"] == "tuned":
             refuse_cut_anew(now)
         differences = between(known, now.texts, now.units)
+        refuse_lost(known, now, differences)
         if not differences.fresh and not _new_questions(current, now):
             return Outcome(NOTHING, current.folder, [_unchanged(differences, now)])
         asked = _asked(now, words, config)
@@ -87,7 +89,7 @@ def retrain(run: Path, models: Models, words: Sequence[str], config: Mapping[str
             return Outcome(NOTHING, current.folder, reasons)
         attempt = attempts.open_for(models, asked, margin=config["margin"])
         if attempt is None:
-            return Outcome(NOTHING, current.folder, [DONE_ALREADY])
+            return Outcome(NOTHING, current.folder, [_done_already(models)])
 
         former = former_of(current, known, [each for each in attempts.all_in(models) if each.folder != attempt.folder])
         data = renewed(current, known, now, attempt, former, config)
@@ -142,6 +144,14 @@ def _asked(now: Today, words: Sequence[str], config: Mapping[str, Any]) -> dict[
         "budget": dict(config["budget"]),
         "real_questions": None if users is None else hashlib.sha256(Path(users).expanduser().read_bytes()).hexdigest(),
     }
+
+
+def _done_already(models: Models) -> str:
+    """Why there is nothing to do where the last attempt was asked the same: it trained, or why it did not."""
+    last = attempts.last(models)
+    if last is None or last.decision is None or last.state.get("trained"):
+        return DONE_ALREADY
+    return str(last.decision["reasons"][0])
 
 
 def _too_little_drift(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from embexp.reporting.tables import Block, Table, markdown, number
+from embexp.reporting.tables import Block, Table, interval, markdown, number
 from embexp.retrain import attempts
 from embexp.retrain.attempts import Attempt
 from embexp.retrain.pointer import Models
@@ -49,7 +49,7 @@ def _compared(state: Mapping[str, Any]) -> list[Block | str]:
         return []
     lines = [
         [NAMES.get(name, name), f"{part['queries']:,}", f"{part['documents']:,}", number(part["current"]),
-         number(part["new"]), f"{part['delta']['ci_low']:+.3f} to {part['delta']['ci_high']:+.3f}", part["verdict"]]
+         number(part["new"]), interval(part["delta"]), part["verdict"]]
         for name, part in found["parts"].items()
         if part is not None
     ]  # fmt: skip
