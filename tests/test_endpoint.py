@@ -139,9 +139,10 @@ def test_answers_in_flight_are_kept_when_another_call_fails():
 
     with Stub(plan) as stub:
         with pytest.raises(UserError, match="refuses a text of"):
-            Encoder(model_of(stub)).passages(PASSAGES)
+            Encoder(failed := model_of(stub)).passages(PASSAGES)
         model = model_of(stub)
         assert model.remote.store.lacking(PASSAGES) == PASSAGES[8:]  # the last call's, with igloo and jelly
+    assert failed.remote.sent == {"texts": 8, "calls": 2, "tokens": 24}  # what came while it was ending too
 
 
 def test_a_batch_that_is_too_large_is_halved_and_later_ones_are_no_larger():
