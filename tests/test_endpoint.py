@@ -272,6 +272,18 @@ def test_a_cap_counts_what_earlier_runs_sent():
     assert len(stub.calls) == 2
 
 
+def test_an_endpoint_that_is_loaded_again_has_spent_what_it_did_once():
+    with Stub(good) as stub:
+        Encoder(model_of(stub)).passages(["one", "two", "three"])  # 9 tokens
+        settings = {"base_url": stub.base_url, "api_key_env": None, "dimensions": SIZE, "budget": Budget(tokens=13)}
+        source = OpenAIEmbeddings(model="m", **settings)
+        first, again = (source.load([]) for _ in range(2))
+        Encoder(again).passages(["seven"])  # 2 tokens are reserved and 3 booked: 12 of 13 are spent
+        with pytest.raises(UserError, match=r"model\.budget\.tokens=13 would be exceeded: 12 spent"):
+            Encoder(first).passages(["eight"])
+    assert first.remote.sent == {"texts": 1, "calls": 1, "tokens": 3}
+
+
 def test_a_call_without_an_answer_counts_as_if_it_had_been_billed():
     with Stub(lambda call: Reply(hang=True)) as stub:
         with pytest.raises(UserError, match="no answer within"):
