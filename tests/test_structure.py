@@ -109,3 +109,11 @@ def test_every_row_of_the_fault_table_names_tests_that_exist():
         named = re.findall(r"`(test_\w+)`", row)
         assert named, row
         assert set(named) <= written, row
+
+
+def test_where_things_are_names_every_package_and_every_module_beside_them():
+    section = (REPOSITORY / "docs" / "extending.md").read_text().partition("## Where things are")[2]
+    named = set(re.findall(r"`(?:embexp/)?(\w+)(?:\.py)?`", section))
+    flat = {name for name, path in modules().items() if path.parent.name == "embexp"}
+    packages = {name for name, path in modules().items() if path.name == "__init__.py"}
+    assert sorted(flat | packages) == sorted(named - {"ORDER"})
