@@ -122,7 +122,7 @@ def test_an_arm_that_a_metric_says_nothing_of_has_dashes(tmp_path):
 
     def arm(**scores):
         shared = {"recall@10": 0.5} | scores
-        return {"dev": shared, "test": shared, "delta": {name: delta for name in shared}}
+        return {"dev": shared, "test": shared, "delta": dict.fromkeys(shared, delta)}
 
     base = arm(**{"dim64.recall@10": 0.25}) | {"delta": None}
     arms = {"bm25": arm(), "base": base, "tuned": arm(**{"dim64.recall@10": 0.5})}
