@@ -1,7 +1,7 @@
 """Embeddings of a server that speaks OpenAI's protocol: what is not kept is sent, in batches, and kept as it comes.
 
-Called by `embedding` for a model that `endpoint` describes. Keys, faults, waits and caps are those of mining's calls:
-https://platform.openai.com/docs/api-reference/embeddings
+Called by `endpoint`; `encoding.embedding` asks for the vectors. Keys, faults, waits and caps are those of
+mining's calls: https://platform.openai.com/docs/api-reference/embeddings
 """
 
 from __future__ import annotations
