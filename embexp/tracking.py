@@ -1,6 +1,6 @@
 """Where numbers go while a run is going on: metrics.jsonl is the record of truth, wandb a mirror that may fail.
 
-Called by `run`, `tuning` and `trainer`. Nothing here can stop or slow a run: wandb gets a few seconds to start and to
+Called by `run`, `tuning` and `callbacks`. Nothing here can stop or slow a run: wandb gets a few seconds to start and to
 end, and an error in it is logged once.
 """
 

@@ -117,6 +117,33 @@ def test_an_arm_has_its_interval_in_one_run_and_its_spread_over_several(tmp_path
     assert list(shown_of(0.1, 0.3).values()) == ["-", "+0.200 ± 0.141"]  # of 0.1 and 0.3 by n - 1
 
 
+def test_an_arm_that_a_metric_says_nothing_of_has_dashes(tmp_path):
+    delta = {"absolute": 0.25, "ci_low": 0.125, "ci_high": 0.375}
+
+    def arm(**scores):
+        shared = {"recall@10": 0.5} | scores
+        return {"dev": shared, "test": shared, "delta": dict.fromkeys(shared, delta)}
+
+    base = arm(**{"dim64.recall@10": 0.25}) | {"delta": None}
+    arms = {"bm25": arm(), "base": base, "tuned": arm(**{"dim64.recall@10": 0.5})}
+
+    def folder(seed):
+        folder = run_folder(tmp_path / str(seed), seed=seed)
+        tuned = {"dev": arms["tuned"]["dev"], "test": arms["tuned"]["test"]}
+        return changed(folder, arms=arms, tuned=tuned, arms_verdict={"cheapest": "tuned"})
+
+    def lines(*folders):
+        (board,) = boards(read_all(*folders), metric="dim64.recall@10")
+        assert "dim64.recall@10" in shown.text([board], {board.title: ([], [])}, [])
+        table = shown.arms_table(board)
+        assert table.header[3:6] == ["dev", "test", "minus base"]
+        return [line[3:6] for line in table.lines]
+
+    one, several = lines(folder(1)), lines(folder(2), folder(3))
+    assert one == [["-"] * 3, ["0.250", "0.250", "-"], ["0.500", "0.500", "+0.250 (+0.125 to +0.375)"]]
+    assert several == [["-"] * 3, ["0.250", "0.250", "-"], ["0.500", "0.500", "+0.250 ± 0.000"]]
+
+
 def test_the_same_config_on_other_training_data_is_another_setting_and_the_data_are_what_differs(tmp_path):
     folders = [run_folder(tmp_path / name, seed=seed) for seed, name in enumerate("ab")]
     found = json.loads((folders[1] / "result.json").read_text())["fingerprint"]

@@ -9,10 +9,12 @@ import pytest
 
 from embexp.arms import costs as module
 from embexp.arms.costs import Serving, costs, training_seconds
+from embexp.arms.measured import NAMES
 from embexp.encoding.encoder import Encoder
 from embexp.evaluation.search import BM25, Dense, Hybrid, KeywordIndex
 from embexp.models.embedding_model import Static
 from embexp.reranking.reordering import Reranked
+from tests.command import REPOSITORY
 from tests.conftest import toy_set
 
 TOY = toy_set()
@@ -87,6 +89,15 @@ def test_an_arm_that_takes_long_is_asked_fewer_questions(monkeypatch):
     monkeypatch.setattr(module.time, "perf_counter", Clock(*[0, 4] * 30))
     waited = module._in_turn({(1,): lambda text, top: None}, list("abcdefghijkl"))
     assert waited == {(1,): [4.0] * 5}  # beside the first
+
+
+def test_the_page_says_how_many_questions_are_asked_and_how_many_arms_are_compared():
+    page = " ".join((REPOSITORY / "docs" / "arms.md").read_text().split())
+    arms = set(NAMES) - {"fully_tuned"}  # stands for merged where the tuned model is merged itself
+    counted = {6: "sixth", 7: "seven"}
+    assert f"Up to {counted[len(arms) - 1]} arms are each held against the best" in page
+    assert f"up to {module.QUESTIONS + 1} questions to each arm. One that has taken {module.ENOUGH_S:g} s" in page
+    assert f"not before its {counted[module.FEWEST + 1]} question" in page
 
 
 @pytest.mark.parametrize("name", ["bm25", "base", "hybrid", "reranked"])

@@ -139,9 +139,10 @@ def test_answers_in_flight_are_kept_when_another_call_fails():
 
     with Stub(plan) as stub:
         with pytest.raises(UserError, match="refuses a text of"):
-            Encoder(model_of(stub)).passages(PASSAGES)
+            Encoder(failed := model_of(stub)).passages(PASSAGES)
         model = model_of(stub)
         assert model.remote.store.lacking(PASSAGES) == PASSAGES[8:]  # the last call's, with igloo and jelly
+    assert failed.remote.sent == {"texts": 8, "calls": 2, "tokens": 24}  # what came while it was ending too
 
 
 def test_a_batch_that_is_too_large_is_halved_and_later_ones_are_no_larger():
@@ -269,6 +270,18 @@ def test_a_cap_counts_what_earlier_runs_sent():
             Encoder(model_of(stub, budget=Budget(tokens=10))).passages(["seven"])  # 2 tokens
         Encoder(model_of(stub, budget=Budget(tokens=11))).passages(["seven"])
     assert len(stub.calls) == 2
+
+
+def test_an_endpoint_that_is_loaded_again_has_spent_what_it_did_once():
+    with Stub(good) as stub:
+        Encoder(model_of(stub)).passages(["one", "two", "three"])  # 9 tokens
+        settings = {"base_url": stub.base_url, "api_key_env": None, "dimensions": SIZE, "budget": Budget(tokens=13)}
+        source = OpenAIEmbeddings(model="m", **settings)
+        first, again = (source.load([]) for _ in range(2))
+        Encoder(again).passages(["seven"])  # 2 tokens are reserved and 3 booked: 12 of 13 are spent
+        with pytest.raises(UserError, match=r"model\.budget\.tokens=13 would be exceeded: 12 spent"):
+            Encoder(first).passages(["eight"])
+    assert first.remote.sent == {"texts": 1, "calls": 1, "tokens": 3}
 
 
 def test_a_call_without_an_answer_counts_as_if_it_had_been_billed():

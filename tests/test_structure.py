@@ -1,6 +1,7 @@
 """The shape of the code base: one direction of imports, every module and file described."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -49,6 +50,7 @@ ORDER = [
 ]  # fmt: skip
 
 
+@functools.cache
 def modules() -> dict[str, Path]:
     root = REPOSITORY / "embexp"
     names = {path: ".".join(path.relative_to(root).with_suffix("").parts) for path in root.rglob("*.py")}
@@ -65,6 +67,40 @@ def imported(path: Path) -> set[str]:
     return found - {""}
 
 
+def named_callers(docstring: str) -> list[str]:
+    """The names in the sentence that says who calls a module, up to its end or a semicolon."""
+    said = re.search(r"\bCalled by\b(.*?)(?:[;.](?=\s|$)|$)", docstring, re.DOTALL)
+    return re.findall(r"`(?:python -m embexp\.)?([\w.]+)`", said[1]) if said else []
+
+
+def meant(name: str, *, by: str) -> set[str]:
+    """The modules that a name in the docstring of `by` stands for; none where it could be of two packages.
+
+    Of its own package first, then one beside the packages, then by its full name, then all of a package, then the only
+    one of this last name.
+    """
+    others = [module for module in ORDER if module != by]
+    same = f"{by.rpartition('.')[0]}.{name}"
+    packages = {module for module, path in modules().items() if path.name == "__init__.py"}
+    if same in others:
+        return {same}
+    if name in packages:
+        return {name} | {module for module in others if module.startswith(f"{name}.")}
+    if name in others:
+        return {name}
+    leaves = {module for module in ORDER if module.rpartition(".")[2] == name}
+    return leaves if len(leaves) == 1 else set()
+
+
+@functools.cache
+def loaded(path: Path) -> set[str]:
+    """What a file imports, at once or when it is needed, by a statement or by its name."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    whole = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return imported(path) | {name.removeprefix("embexp.") for name in texts | whole if name.startswith("embexp.")}
+
+
 def test_every_module_has_its_place_in_the_flow():
     assert sorted(modules()) == sorted(ORDER)
 
@@ -78,6 +114,26 @@ def test_a_module_imports_only_from_earlier_ones(module):
 @pytest.mark.parametrize("module", ORDER)
 def test_a_module_opens_with_its_job(module):
     assert ast.get_docstring(ast.parse(modules()[module].read_text()))
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_a_module_is_called_by_those_that_its_docstring_names(module):
+    files = modules()
+    names = named_callers(ast.get_docstring(ast.parse(files[module].read_text())))
+    wrong = [name for name in names if not any(module in loaded(files[each]) for each in meant(name, by=module))]
+    by = sorted(each for each in ORDER if each != module and module in loaded(files[each]))
+    assert not wrong, f"{wrong} do not import it or may be of two packages; it is imported by {by}"
+
+
+def test_a_name_of_a_caller_is_read_as_it_is_written():
+    assert named_callers("Job. Called by `report`, by `page.content` and `python -m embexp.page`; `x` not. `y`.") == [
+        "report", "page.content", "page"]  # fmt: skip
+    assert meant("config", by="drift.recall") == {"drift.config"}
+    assert meant("cli", by="help") == {"cli"}
+    assert meant("follower", by="models.low_rank") == {"parallel.follower"}
+    assert meant("measured", by="forgetting.merging") == {"arms.measured"}
+    assert meant("card", by="reranking.card") == set()  # itself, or reporting.card
+    assert meant("training", by="reranking.reranker") == {"reranking.training"}
 
 
 @pytest.mark.parametrize("module", ORDER)
@@ -109,3 +165,11 @@ def test_every_row_of_the_fault_table_names_tests_that_exist():
         named = re.findall(r"`(test_\w+)`", row)
         assert named, row
         assert set(named) <= written, row
+
+
+def test_where_things_are_names_every_package_and_every_module_beside_them():
+    section = (REPOSITORY / "docs" / "extending.md").read_text().partition("## Where things are")[2]
+    named = set(re.findall(r"`(?:embexp/)?(\w+)(?:\.py)?`", section))
+    flat = {name for name, path in modules().items() if path.parent.name == "embexp"}
+    packages = {name for name, path in modules().items() if path.name == "__init__.py"}
+    assert sorted(flat | packages) == sorted(named - {"ORDER"})

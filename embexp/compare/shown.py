@@ -50,7 +50,9 @@ def arms_table(board: Board) -> Table:
         results = [run.result for run in group.runs if run.result and run.result["arms"]]
         for arm in results[0]["arms"] if results else ():
             those = [result["arms"][arm] for result in results if arm in result["arms"]]
-            means = [number(sum(each[side][board.metric] for each in those) / len(those)) for side in ("dev", "test")]
+            # None for what an arm has not, as BM25 no metric of vectors cut short
+            both = [Spread.of([each[side].get(board.metric) for each in those]) for side in ("dev", "test")]
+            means = [number(found and found.mean) for found in both]
             named = sum(result["arms_verdict"]["cheapest"] == arm for result in results)
             lines.append(
                 [str(group.number), NAMES[arm], str(len(those)), *means, _above_base(those, board.metric), str(named)]
@@ -59,8 +61,8 @@ def arms_table(board: Board) -> Table:
 
 
 def _above_base(arms: Sequence[Mapping[str, Any]], metric: str) -> str:
-    """One arm's difference with its interval, or the mean over seeds with its deviation; nothing for the base."""
-    if len(arms) == 1 or not all(arm["delta"] for arm in arms):
+    """One arm's difference with its interval, or the mean over seeds with its deviation; a dash for none."""
+    if len(arms) == 1 or not all(metric in (arm["delta"] or {}) for arm in arms):
         return change(arms[0]["delta"], metric)
     return spread(Spread.of([arm["delta"][metric]["absolute"] for arm in arms]), signed=True)
 

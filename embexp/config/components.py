@@ -1,7 +1,7 @@
 """Makes what a config node names, and nothing else: every `_target_` is held against the allowed packages once more.
 
 `targets` checks by reading source; here the object is at hand. Called by whatever reads a config: `run`, `preparing`,
-`tuning`, `follower`, `sweep`, `mine`.
+`training.fine_tuning`, `follower`, `sweep`, `mine`, `drift`.
 """
 
 from __future__ import annotations

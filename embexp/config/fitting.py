@@ -10,6 +10,8 @@ from typing import Any
 
 from embexp.service.server import problems_of
 
+# what a run reads of the reranker, so that a file of the user's own must have it too; the second where it is trained
+RERANKER_NEEDS, TRAINED_NEEDS = ["depth"], ["path", "max_length", "dropout"]
 MEASURES = ["recall", "precision", "accuracy", "mrr", "map", "ndcg"]
 
 
@@ -33,11 +35,13 @@ def _needs_mistakes(config: Mapping[str, Any]) -> list[str]:
 
 
 def _reranker_mistakes(config: Mapping[str, Any]) -> list[str]:
-    """A metric that does not look at a ranking, and a model that has no transformer to start from."""
+    """Keys left out, a metric that does not look at a ranking, and a model that has no transformer to start from."""
     reranker, model, metric = config["reranker"], config["model"], config["metric"]
     if not isinstance(reranker, Mapping) or not isinstance(model, Mapping):
         return []
-    problems, weight = [], reranker.get("weight")
+    needs = RERANKER_NEEDS + (TRAINED_NEEDS if "negatives" in reranker else [])
+    problems = [f"reranker.{key} must be set: reranker.{key}=..." for key in needs if key not in reranker]
+    weight = reranker.get("weight")
     if isinstance(weight, int | float) and not 0 <= weight <= 1:
         problems.append(f"reranker.weight={weight} must be from 0 to 1, or null for the best on dev")
     if isinstance(metric, str) and metric.partition("@")[0] not in MEASURES:

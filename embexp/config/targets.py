@@ -1,7 +1,7 @@
 """What a `_target_` in the config accepts, read from its source without importing it.
 
 Importing sentence_transformers takes seconds; reading one of its files takes milliseconds. So the config can be
-checked, and a forbidden target refused, before anything heavy loads. Called by `config.experiment`; knows nothing of
+checked, and a forbidden target refused, before anything heavy loads. Called by `config.checks`; knows nothing of
 Hydra.
 """
 

@@ -1,6 +1,6 @@
 """What values a type annotation accepts, read from source.
 
-Called by `config.experiment`, with parameters that `targets` found.
+Called by `checks` and `sweep.settings`; the parameters are found by `targets`.
 """
 
 from __future__ import annotations

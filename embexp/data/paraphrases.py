@@ -1,7 +1,7 @@
 """Drops train queries that ask what a dev or test query asks in other words.
 
 `splits` finds copies by their letters; this looks at the meaning, by the base model's embeddings. Called by
-`experiment` before rows are made; dev and test are never changed, so that runs compare.
+`preparing` before rows are made; dev and test are never changed, so that runs compare.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How long texts are in tokens. Called by `experiment`, `looks` and `fine_tuning`, before anything is embedded."""
+"""How long texts are in tokens. Called by `preparing`, `looks` and `fine_tuning`, before anything is embedded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is the difference between two models real? Paired bootstrap over documents. Called by `experiment`.
+"""Is the difference between two models real? Paired bootstrap over documents. Called by `evaluators`, `result`.
 
 Questions on one document are not independent, so whole documents are drawn (a cluster bootstrap; Cameron, Gelbach and
 Miller, 2008), always the same for both models, which pairs them. Percentiles of few documents, or of many of which few

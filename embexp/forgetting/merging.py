@@ -2,7 +2,7 @@
 
 Each weight becomes before + share (after - before): WiSE-FT (Wortsman et al., 2022, arXiv 2109.01903), which
 LM-Cocktail (Xiao et al., 2023, arXiv 2311.13534) does with embedding models. An adapter starts as the identity, so
-that its shares lie between the base and what it has become. Called by `arms.measured`.
+that its shares lie between the base and what it has become. Called by `arms.measured` and `experiment`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a report says of the guard set and of merging. Called by `report`, `page` and `card`, and by `job`.
+"""What a report says of the guard set and of merging. Called by `report`, `page` and `reporting.card`, and by `job`.
 
 Reads a result (the content of result.json) and nothing else; one of an earlier version has neither.
 """

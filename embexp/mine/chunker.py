@@ -1,4 +1,4 @@
-"""Cuts documents into passages that a model can read whole. Called by mining after `documents`; takes `sections` apart.
+"""Cuts documents into passages that a model can read whole. Comes after `documents`, takes `sections` apart.
 
 First along headings, then between paragraphs, lists, tables and code blocks, and only where one of these is too long
 inside it: between items, rows (with the table's head again), lines or sentences; at words if a sentence is too long.

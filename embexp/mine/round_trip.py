@@ -1,4 +1,4 @@
-"""Does a question find its passage again? And which other passages answer it? Called by `funnel` and `mining`.
+"""Does a question find its passage again? And which other passages answer it? Called by `funnel`.
 
 A question that no search leads back to its passage is vague, or about something else (Alberti et al., 2019;
 Promptagator, Dai et al., 2022, keeps what its retriever has first). Here the first 20 count, since a filter that wants

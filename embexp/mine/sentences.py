@@ -2,7 +2,7 @@
 
 That is the inverse cloze task (Lee et al., 2019): the sentence must find what it was taken from, 90 % of the time
 without its own words. Passages beside it in its section are to be found too, as two spans of a text are in Contriever
-(Izacard et al., 2022): a sentence is seldom about its own passage alone. Called by `mining`; what is chosen for a
+(Izacard et al., 2022): a sentence is seldom about its own passage alone. Named by conf/miner; what is chosen for a
 passage depends on its section alone, so documents that are added later change nothing.
 """
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 from embexp import cache
@@ -77,21 +78,23 @@ class OpenAIEmbeddings(Endpoint):
         origin = {"path": f"{self.model} at {self.address}", "commit": None, "weights": None, "content": content}
         return EmbeddingModel(
             self._not_here, facts, prompts["query"], prompts["passage"], bfloat16=False, eager_training=False,
-            origin=origin, adapter=self.adapter, remote=self._remote(content),
+            origin=origin, adapter=self.adapter, remote=self._remote,
         )  # fmt: skip
 
     @property
     def _about(self) -> Mapping[str, Any]:
         return {"address": self.address, "model": self.model, "dimensions": self.dimensions, "shorten": self.shorten}
 
-    def _remote(self, content: str) -> Remote:
+    @cached_property
+    def _remote(self) -> Remote:
+        """Of all its loads: one that is loaded again has spent what it did once, and one cap holds for all."""
         kept = cache.current.get()
         if kept is None:
             raise UserError(
                 "cache=false keeps nothing, and a run that is interrupted would pay for its vectors again; set cache= "
                 "to a folder"
             )
-        store = VectorStore(kept / "endpoints" / f"{content[:16]}.sqlite", about=self._about)
+        store = VectorStore(kept / "endpoints" / f"{self.content()[:16]}.sqlite", about=self._about)
         price = None if self.price is None else Price(input=self.price, output=0.0)
         return Remote(
             self, store, dimensions=self.dimensions, shorten=self.shorten, batch_size=self.batch_size,

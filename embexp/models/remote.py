@@ -1,7 +1,7 @@
 """Embeddings of a server that speaks OpenAI's protocol: what is not kept is sent, in batches, and kept as it comes.
 
-Called by `embedding` for a model that `endpoint` describes. Keys, faults, waits and caps are those of mining's calls:
-https://platform.openai.com/docs/api-reference/embeddings
+Called by `endpoint`; `encoding.embedding` asks for the vectors. Keys, faults, waits and caps are those of
+mining's calls: https://platform.openai.com/docs/api-reference/embeddings
 """
 
 from __future__ import annotations
@@ -98,9 +98,7 @@ class Remote:
             self._halted.clear()
             with counting(progress, len(new), unit="texts") as add:
                 for asked, sent in self._answers(new):
-                    self.store.add(asked, sent.rows, tokens=sent.tokens, counted=sent.counted)
-                    for name, number in (("texts", len(asked)), ("calls", 1), ("tokens", sent.tokens)):
-                        self.sent[name] += number
+                    self._keep(asked, sent)
                     add(len(asked))
             log.info("%s embedded by %s; %s tokens so far", counted(len(new), "text"), self._endpoint.model,
                      f"{self.sent['tokens']:,}")  # fmt: skip
@@ -132,9 +130,13 @@ class Remote:
                 self._halted.set()
                 for future, batch in flying.items():  # what is paid for anyway is kept
                     if not future.cancel() and future.exception() is None:
-                        sent = future.result()
-                        self.store.add(batch, sent.rows, tokens=sent.tokens, counted=sent.counted)
+                        self._keep(batch, future.result())
                 raise
+
+    def _keep(self, texts: Sequence[str], sent: Sent) -> None:
+        self.store.add(texts, sent.rows, tokens=sent.tokens, counted=sent.counted)
+        for name, number in (("texts", len(texts)), ("calls", 1), ("tokens", sent.tokens)):
+            self.sent[name] += number
 
     def _halve(self, batch: Sequence[str], error: _RefusedError) -> None:
         if len(batch) == 1:

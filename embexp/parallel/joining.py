@@ -1,4 +1,4 @@
-"""Brings the processes of a run together and tells which one was lost. Called by `run`, in the others by `follower`.
+"""Brings the processes of a run together and tells which one was lost. Called by `run`; starts `follower`.
 
 Process 0 starts its followers itself (trainer.processes), or torchrun has started all. They meet in a store: a file in
 a folder of the run's own, or torchrun's server.

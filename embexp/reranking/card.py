@@ -1,6 +1,6 @@
 """The model card of a trained reranker, reranker/README.md: what it does to a ranking, and how to use it.
 
-Called by `card`, which says what such a card must not hold.
+Called by `reporting.card`, which says what such a card must not hold.
 """
 
 from __future__ import annotations

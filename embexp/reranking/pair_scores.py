@@ -1,6 +1,6 @@
 """Pairs of query and passage through a cross-encoder: in parts of like length, on each core.
 
-Called by `teachers` for a model as it was saved, by `reranking.training` for one in training.
+Called by `rows.teachers` for a model as it was saved, by `reranker` for one in training.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Re-orders the first passages of an arm by a judge of pairs; and what the files in conf/reranker say of such a judge.
 
-Called by `reranker`, `costs` and `arms.measured`; knows nothing of how a judge is trained.
+Called by `reranker` and `search.lookup`; knows nothing of how a judge is trained.
 """
 
 from __future__ import annotations

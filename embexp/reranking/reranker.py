@@ -1,7 +1,7 @@
 """Has the reranker that conf/reranker names, trained first or only loaded, and measures what it does.
 
 Called by `arms.measured`. The training itself is in `reranking.training`, which is imported, with the libraries that it
-needs, once there is something to train. What re-orders is `reranking.Reranked`.
+needs, once there is something to train. What re-orders is `reordering.Reranked`.
 """
 
 from __future__ import annotations

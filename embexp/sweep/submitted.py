@@ -1,4 +1,4 @@
-"""Trials as jobs of a cluster, through the launchers of hydra-submitit-launcher. Called by `sweep.crew`.
+"""Trials as jobs of a cluster, through the launchers of hydra-submitit-launcher. Called by `sweep.sweeper`.
 
 The launcher's own `launch` submits a whole batch and waits for all of it; here each trial is a job of its own, so that
 a place is filled again as soon as one ends.

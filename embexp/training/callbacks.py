@@ -1,6 +1,6 @@
 """What happens between the steps of a training: looks that a study asks for, checkpoints, lines for the tracker.
 
-Called by `trainer`'s loop; `fine_tuning` chooses which of them.
+Called by `fine_tuning`, which chooses some; the loop in `trainer` runs them.
 """
 
 from __future__ import annotations
