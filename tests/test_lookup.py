@@ -8,7 +8,7 @@ import pytest
 from embexp.data.retrieval_set import RetrievalSet, Splits
 from embexp.evaluation.search import Dense
 from embexp.search.lookup import Finder, Known, known_questions
-from tests.test_arms import Planted
+from tests.test_evaluation_search import Planted
 
 CORPUS = {"east": "0", "north": "90", "west": "180", "also north": "90"}
 

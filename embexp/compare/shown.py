@@ -52,7 +52,7 @@ def arms_table(board: Board) -> Table:
             those = [result["arms"][arm] for result in results if arm in result["arms"]]
             # None for what an arm has not, as BM25 no metric of vectors cut short
             both = [Spread.of([each[side].get(board.metric) for each in those]) for side in ("dev", "test")]
-            means = [number(found and found.mean) for found in both]
+            means = [number(None if found is None else found.mean) for found in both]
             named = sum(result["arms_verdict"]["cheapest"] == arm for result in results)
             lines.append(
                 [str(group.number), NAMES[arm], str(len(those)), *means, _above_base(those, board.metric), str(named)]
