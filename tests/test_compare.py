@@ -118,7 +118,7 @@ def test_an_arm_has_its_interval_in_one_run_and_its_spread_over_several(tmp_path
 
 
 def test_an_arm_that_a_metric_says_nothing_of_has_dashes(tmp_path):
-    delta = {"absolute": 0.25, "ci_low": 0.125, "ci_high": 0.375}
+    delta = {"absolute": 0.25, "ci_low": 0.125, "ci_high": 0.375, "documents": 20}
 
     def arm(**scores):
         shared = {"recall@10": 0.5} | scores

@@ -19,7 +19,7 @@ from embexp.evaluation.evaluators import Evaluation
 from embexp.evaluation.significance import Scores
 from embexp.reporting import usage
 from embexp.reranking import reranker
-from embexp.reranking.reordering import Trained
+from embexp.reranking.reordering import Reranked, Trained
 from embexp.reranking.training import Looks, train
 from embexp.rows.negatives import draw_random
 from embexp.rows.shapes import Rows, to_rows
@@ -257,19 +257,18 @@ def test_dev_chooses_the_weight_and_search_and_card_use_it(run, tmp_path):
         assert lines["order"].tolist() == order
 
 
-def test_without_dev_nothing_chooses_a_weight_and_the_run_says_so(embexp, tiny, tmp_path):
-    data, judge = tmp_path / "beir", tiny_cross_encoder(tmp_path / "judge")
-    (data / "qrels").mkdir(parents=True)
-    for name, text in (("corpus", "all about the"), ("queries", "what is the")):
-        lines = [json.dumps({"_id": f"{name[0]}{word}", "text": f"{text} {word}"}) + "\n" for word in TOPICS]
-        (data / f"{name}.jsonl").write_text("".join(lines))
-    qrels = ["query-id\tcorpus-id\tscore\n", *(f"q{word}\tc{word}\t1\n" for word in TOPICS)]
-    (data / "qrels" / "test.tsv").write_text("".join(qrels))
-    words = ["dataset=beir", f"dataset.path={data}", "model=local", f"model.path={tiny}", "logger=none"]
-    found = embexp(*words, "trainer=none", "reranker=pretrained", f"reranker.path={judge}")
-    assert found.code == 0, found.output
-    assert (found.result["reranker"]["weight"], found.result["reranker"]["weights"]) == (1.0, None)
-    assert "without dev questions nothing chooses reranker.weight" in found.output
+def test_without_dev_nothing_chooses_a_weight_which_is_said():
+    result = {"reranker": {"dev": None}, "notes": [], "metric": "recall@1", "tuned": None, "base": {"dev": None}}
+    arm = Reranked(Ranks(), scorer=None, depth=5)
+    config = {"reranker": {"weight": None}, "metric": "recall@1"}
+    found = reranker._weighed(arm, config, {"test": toy_set()}, evaluated=None, result=result)
+    assert found._weight == 1
+    assert (result["reranker"]["weight"], result["reranker"]["weights"]) == (1, None)
+    assert result["notes"] == [reranker.NO_DEV]
+    reranker._say_if_worse(result)  # nothing to compare
+    assert result["notes"] == [reranker.NO_DEV]
+    reranker._weighed(arm, {"reranker": {"weight": 0.3}}, {"test": toy_set()}, evaluated=None, result=result)
+    assert result["reranker"]["weight"] == 0.3
 
 
 def test_a_pretrained_one_that_can_not_be_had_fails_at_once_and_says_what_to_do(run):
