@@ -40,9 +40,11 @@ def module(tmp_path, monkeypatch):
 
 def test_each_example_is_complete_code_and_a_config_file_and_no_longer_than_a_screen():
     sections = re.split(r"^## ", PAGE.read_text(), flags=re.MULTILINE)[1:]
-    assert [section.splitlines()[0] for section in sections] == ["A loss", "A model", "A data set", "An evaluator"]
+    *examples, where = sections
+    assert [each.splitlines()[0] for each in examples] == ["A loss", "A model", "A data set", "An evaluator"]
+    assert where.startswith("Where things are\n")
     shown = [block for block in blocks(PAGE) if block.language in ("python", "yaml")]
-    of_section = [[block for block in shown if block.text in section] for section in sections]
+    of_section = [[block for block in shown if block.text in section] for section in examples]
     for found in of_section:
         assert [block.language for block in found] == ["python", "yaml"]
         assert all(block.file for block in found)
