@@ -67,6 +67,21 @@ def test_a_scorer_puts_the_first_passages_in_another_order_and_places_are_those_
     assert found.places == {"north": 2, "west": 4}
 
 
+def test_a_weighed_scorer_orders_as_a_run_does():
+    def southern(questions, texts):
+        return np.array([0.25 if text == "90" else 0.5 for text in texts], np.float32)
+
+    corpus = {"east": "0", "north": "90", "west": "180", "north east": "60"}
+    # at 80 degrees north is nearer than north east: shares 1 and 0 of the search, 0 and 1 of the scorer
+    for weight, passages, scores in (
+        (0.25, ["north", "north east"], [0.75, 0.25]),
+        (0.75, ["north east", "north"], [0.75, 0.25]),
+    ):
+        found = Finder(Planted(), corpus, scorer=southern, depth=2, weight=weight).find("80", top=2)
+        assert [hit.passage for hit in found.hits] == passages
+        assert [hit.score for hit in found.hits] == pytest.approx(scores, abs=1e-5)
+
+
 def test_questions_are_known_by_their_words_and_test_comes_before_train():
     def side(prefix, *texts):
         queries = {f"{prefix}{place}": text for place, text in enumerate(texts)}

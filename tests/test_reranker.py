@@ -24,6 +24,7 @@ from embexp.reranking.training import Looks, train
 from embexp.rows.negatives import draw_random
 from embexp.rows.shapes import Rows, to_rows
 from embexp.rows.teachers import CrossEncoderScores
+from embexp.search import cli as search
 from tests.conftest import TOPICS, toy_set
 from tests.tiny import tiny_cross_encoder, tiny_transformer
 
@@ -255,6 +256,15 @@ def test_dev_chooses_the_weight_and_search_and_card_use_it(run, tmp_path):
         stand_in = "judged = np.array([0.1, 0.9])\n\n"
         exec(re.sub(r"judged = .*\n\n", stand_in, source), lines)
         assert lines["order"].tolist() == order
+
+
+def test_a_search_with_a_reranker_of_no_weight_says_so(run, capfd):
+    found = run("trainer=none", "reranker=trained", "reranker.num_train_epochs=1", "reranker.weight=0")
+    assert found.result["reranker"]["test"] == found.result["base"]["test"]
+    search.main([str(found.folder), "what is it?", "--rerank", "--model", "base"])
+    said = capfd.readouterr()
+    assert "the weight 0, so its order is that of the search" in said.err
+    assert "reranked" in said.out
 
 
 def test_without_dev_nothing_chooses_a_weight_which_is_said():

@@ -72,7 +72,7 @@ def left_out(board: Board) -> str:
     more = len(board.groups) - MOST_SHOWN
     keys = len(board.varied) - MOST_KEYS
     parts = [f"{more:,} more are in compare.html and --csv"] if more > 0 else []
-    parts += [f"{counted(keys, 'more key')} differ: {', '.join(board.varied[MOST_KEYS:][:5])}"] if keys > 0 else []
+    parts += [f"{counted(keys, 'more key')} differ: {listed(board.varied[MOST_KEYS:], most=5)}"] if keys > 0 else []
     return f"{'; '.join(parts)}." if parts else ""
 
 

@@ -108,6 +108,8 @@ def _finders(run: Finished, splits: Any, model: str, *, rerank: bool) -> dict[st
     finders = {arm: Finder(encoder, corpus) for arm, encoder in encoders.items()}
     if rerank:
         scorer, depth, weight = run.reranker()
+        if weight == 0:
+            print("dev gave this run's reranker the weight 0, so its order is that of the search", file=sys.stderr)
         finders[RERANKED] = Finder(encoders[wanted[-1]], corpus, scorer=scorer, depth=depth, weight=weight)
     return finders
 
