@@ -25,11 +25,6 @@ from tests.handbook import write_handbook
 TOPICS = ["apple", "bread", "chair", "daisy", "eagle", "flute", "grape", "horse", "igloo", "jelly"]
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One process more than there are cores: many tests wait for other processes, a server or a queue."""
-    return 1 + (os.cpu_count() or 1)
-
-
 def pytest_unconfigure() -> None:
     shutil.rmtree(os.environ["EMBEXP_CACHE"], ignore_errors=True)
 

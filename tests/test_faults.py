@@ -221,6 +221,9 @@ def test_wandbs_process_killed_in_the_middle_the_run_goes_on(tmp_path):
     pytest.importorskip("wandb", reason="needs the extra embexp[wandb]")
 
     def kill_wandb(process):
+        late = time.monotonic() + 60
+        while not [*tmp_path.rglob("*.wandb")] and time.monotonic() < late:  # it starts beside the run
+            time.sleep(0.1)
         below = processes_below(process.pid)
         killed = [pid for pid in below if "wandb" in Path(f"/proc/{pid}/cmdline").read_text()]
         assert killed

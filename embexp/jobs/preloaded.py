@@ -7,6 +7,7 @@ from embexp import libraries
 
 libraries.loaded()  # first, or what they say as they are imported is printed
 
+from embexp import run  # noqa: E402, F401
 from embexp.page import content  # noqa: E402, F401
 from embexp.sweep import trial  # noqa: E402, F401
-from embexp.training import fine_tuning as training  # noqa: E402, F401
+from embexp.training import fine_tuning, losses  # noqa: E402, F401
